@@ -1,0 +1,1 @@
+"""Penstock: asynchronous actor-learner reinforcement learning for language models."""

@@ -1,0 +1,1 @@
+"""The composition root: run files, Ray actors, placement, supervision. The only place that imports Ray."""

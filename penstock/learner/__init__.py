@@ -1,0 +1,1 @@
+"""Training: the algorithms, the DeepSpeed engine, the feed, the loop. Imports only `services`."""

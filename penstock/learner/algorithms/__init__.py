@@ -1,0 +1,1 @@
+"""One pure function per quantity, and one table with a row per algorithm."""

@@ -1,0 +1,1 @@
+"""Training stages beside reinforcement learning."""

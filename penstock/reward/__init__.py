@@ -1,0 +1,1 @@
+"""Judging completions: rules, reference log-probabilities, composition. Imports only `services`."""

@@ -1,0 +1,1 @@
+"""Generating: the prompt stream, the vLLM wrapper, the worker, evaluation. Imports only `services`."""

@@ -1,0 +1,1 @@
+"""What every role shares: records, contracts, the store, weights, staleness, metrics. Imports no role."""

@@ -1,0 +1,310 @@
+"""The seams between roles: small Protocols, the values that cross them, the errors they may raise.
+
+Roles are written against these; `deploy` puts the real parts behind them, tests may put others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from penstock.services.staleness import Forks
+from penstock.services.trajectory import Completion, Prompt, Sampling, Trajectory, Unfinished
+from penstock.services.versions import Version
+
+if TYPE_CHECKING:
+    import torch
+
+# --- the ledger -----------------------------------------------------------------------------------
+
+Closed = Literal["", "lag", "memory", "data_end", "draining"]
+"""Why a reservation came back short: the staleness gate, the store's memory bound, no prompts left, or
+the run is ending. Empty when all that was asked for was given."""
+
+
+class PenstockError(RuntimeError):
+    """Base of the errors that end a run with one clear message."""
+
+
+class StoreError(PenstockError):
+    """The store did not answer, answered nonsense, or holds another run."""
+
+
+class Fenced(PenstockError):
+    """A call with a fencing token that is no longer the current one: the lease expired and the group was
+    given to someone else. The caller forgets the group; nothing is lost."""
+
+
+class DeadlinePassed(PenstockError):
+    """A wait that took too long; the text says for what, since when, and who should have answered."""
+
+
+class WeightsError(PenstockError):
+    """Weights that are missing, do not match their checksums, or did not take effect in an engine."""
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """The right to play one group until the lease ends."""
+
+    index: int
+    """Which prompt of the stream."""
+    fence: int
+    """Fencing token, larger with every lease of this index."""
+    expires: float
+    """Unix seconds by the store's clock."""
+    partial: bytes | None = None
+    """An encoded PartialGroup to go on from, when another worker handed the group back."""
+
+
+@dataclass(frozen=True)
+class Reservation:
+    """The answer to `reserve`."""
+
+    tickets: tuple[Ticket, ...]
+    published: Version
+    """The newest version the learner has published: swap to it when behind."""
+    closed: Closed = ""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One group on its way to the learner."""
+
+    index: int
+    payload: bytes
+    """An encoded Group."""
+
+
+@dataclass(frozen=True)
+class Taken:
+    """The answer to `take`: everything held for this step so far, oldest first."""
+
+    groups: tuple[Stored, ...]
+    stale: int
+    """Groups that this call dropped because they were beyond `max_lag`."""
+    exhausted: bool
+    """True when nothing is stored, in flight or still to be issued: waiting longer is pointless."""
+
+
+STATES = ("returned", "reserved", "stored", "taken", "applied", "committed", "dropped")
+
+
+@dataclass(frozen=True)
+class LedgerCounts:
+    """How many of the issued prompts are in which state, read in one instant."""
+
+    issued: int
+    by_state: Mapping[str, int]
+    dropped: Mapping[str, int]
+    """By reason; sums to `by_state['dropped']`."""
+    payload_bytes: int
+    published: Version
+    redelivered: int = 0
+    """How many times a group was leased again after its first lease ended without a result."""
+
+    @property
+    def balanced(self) -> bool:
+        """The invariant: every prompt ever issued is in exactly one state."""
+        return self.issued == sum(self.by_state.values()) and self.by_state["dropped"] == sum(self.dropped.values())
+
+    @property
+    def outstanding(self) -> int:
+        return sum(self.by_state[s] for s in ("returned", "reserved", "stored", "taken"))
+
+
+@dataclass(frozen=True)
+class LedgerRules:
+    """What the store's scripts need to know of the run; written once when a learner attaches."""
+
+    max_lag: int
+    groups_per_step: int
+    prompts: int | None
+    """How many prompts may ever be issued; None for a stream without end."""
+    max_bytes: int
+    """The gate closes while the payloads in the store are larger than this."""
+
+
+class ReplayStore(Protocol):
+    """The ledger and its payloads. Every method may be repeated with the same arguments after a lost reply.
+
+    Any method raises StoreError when the store does not answer within its deadline.
+    """
+
+    def reserve(self, worker: str, version: Version, want: int, lease: float, request: str) -> Reservation:
+        """Lease up to `want` groups for `lease` seconds: returned ones first, then new prompts as far as
+        the gate admits at `version`. The same `request` again gives the same answer."""
+        ...
+
+    def renew(self, worker: str, tickets: Sequence[Ticket], lease: float) -> tuple[int, ...]:
+        """Extend leases; returns the indices that are no longer this worker's."""
+        ...
+
+    def put(self, ticket: Ticket, payload: bytes, binding: Version) -> None:
+        """reserved → stored. `binding` is `staleness.binding_version` of the group. Raises Fenced."""
+        ...
+
+    def release(self, ticket: Ticket, partial: bytes | None) -> None:
+        """reserved → returned, with what exists of the group. Raises Fenced."""
+        ...
+
+    def refuse(self, ticket: Ticket, reason: str) -> None:
+        """reserved → dropped(reason), for a group that cannot be completed. Raises Fenced."""
+        ...
+
+    def expire(self) -> int:
+        """reserved → returned for every lease that has ended; returns how many."""
+        ...
+
+    def take(self, version: Version, want: int) -> Taken:
+        """stored → taken for the train step that starts from `version`, until `want` are held.
+
+        Stored groups whose binding version lags more than `max_lag` are dropped(stale) first."""
+        ...
+
+    def discard(self, version: Version, indices: Sequence[int], reason: str) -> None:
+        """taken → dropped(reason), for groups taken for the step from `version`."""
+        ...
+
+    def advance(self, version: Version) -> None:
+        """The step that ends in `version` is done and published: its groups, taken → applied; gate opens."""
+        ...
+
+    def commit(self, version: Version) -> int:
+        """applied → committed for every step up to `version`, now that a checkpoint holds it."""
+        ...
+
+    def reconcile(self, checkpoint: Version, issued: int, request: str) -> Version:
+        """A learner starts from `checkpoint` (FIRST for a new run), which knew of `issued` prompts.
+
+        Opens a new lineage unless the store is new; applied and taken beyond the checkpoint → stored,
+        applied up to it → committed. An empty store with `issued` > 0 has lost its disk: those prompts are
+        counted as dropped(store_lost). Returns the version at which the learner goes on."""
+        ...
+
+    def drain(self, reason: str) -> int:
+        """End of the run: no more reservations; everything outstanding → dropped(reason)."""
+        ...
+
+    def published(self) -> Version: ...
+
+    def forks(self) -> Forks: ...
+
+    def counts(self) -> LedgerCounts: ...
+
+    def pin(self, version: Version, reader: str, seconds: float) -> None:
+        """Keep the weights of `version` from being deleted for a while."""
+        ...
+
+    def unpin(self, version: Version, reader: str) -> None: ...
+
+    def pinned(self) -> frozenset[Version]: ...
+
+
+# --- generation -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Request:
+    """One completion to be generated."""
+
+    key: str
+    """Unique within the generator."""
+    prompt: Prompt
+    sampling: Sampling
+    resume: Unfinished | None = None
+    """Tokens that another worker has already sampled; they count against `max_tokens`."""
+
+
+@dataclass(frozen=True)
+class SwapReport:
+    """What a weight swap cost, in seconds, and how many requests were in flight."""
+
+    version: Version
+    verify: float
+    pause: float
+    probe: float
+    in_flight: int
+
+
+class Generator(Protocol):
+    """Many completions at a time; token ids in, token ids out."""
+
+    @property
+    def version(self) -> Version: ...
+
+    def submit(self, request: Request) -> None: ...
+
+    def step(self) -> list[tuple[str, Completion]]:
+        """One engine step; the requests that ended in it."""
+        ...
+
+    @property
+    def in_flight(self) -> tuple[str, ...]: ...
+
+    def take_back(self, keys: Sequence[str]) -> dict[str, Unfinished]:
+        """Stop these requests and hand out what they have so far."""
+        ...
+
+    def cut(self, keys: Sequence[str]) -> list[tuple[str, Completion]]:
+        """End these requests now with finish `stale`."""
+        ...
+
+    def swap(self, version: Version) -> SwapReport:
+        """Change to the weights of `version`: verify, pause, load, resume, probe. Raises WeightsError, after
+        which the generator must not be used any more."""
+        ...
+
+    def close(self) -> None: ...
+
+
+# --- scoring --------------------------------------------------------------------------------------
+
+
+class Scorer(Protocol):
+    """Judges the completions of one prompt; never raises for a reward that failed."""
+
+    def submit(self, prompt: Prompt, completions: Sequence[Completion]) -> Future[tuple[Trajectory, ...]]: ...
+
+    def close(self) -> None: ...
+
+
+# --- weights --------------------------------------------------------------------------------------
+
+
+class WeightSender(Protocol):
+    """The learner's end of a weight transport."""
+
+    def publish(self, version: Version, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """Make `version` readable; returns when every receiver could fetch it."""
+        ...
+
+    def retire(self, keep: frozenset[Version]) -> list[Version]:
+        """Delete all versions but these; returns what was deleted."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class WeightReceiver(Protocol):
+    """A reader's end of a weight transport."""
+
+    def fetch(self, version: Version) -> AbstractContextManager[Mapping[str, torch.Tensor]]:
+        """The tensors of `version`, checksums verified. Raises WeightsError."""
+        ...
+
+
+# --- control --------------------------------------------------------------------------------------
+
+
+class RunControl(Protocol):
+    """What a person, a page or a guard may ask of a run."""
+
+    def stop(self, why: str) -> None:
+        """Finish the step, drain, checkpoint, write the summary."""
+        ...
+
+    def checkpoint(self) -> None: ...

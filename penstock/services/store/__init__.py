@@ -1,0 +1,1 @@
+"""The replay store: the ledger and the payloads, on Redis."""

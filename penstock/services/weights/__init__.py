@@ -1,0 +1,1 @@
+"""Versioned weights and their transports."""
