@@ -13,7 +13,7 @@ version is refused as that and not as damage.
 from __future__ import annotations
 
 import struct
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import msgspec
 import numpy as np
@@ -44,7 +44,7 @@ def _encode_array(value: Any) -> Any:
     raise NotImplementedError(f"no encoding for {type(value).__name__}")
 
 
-def _decode_array(kind: type, value: Any) -> Any:
+def _decode_array(_kind: type, value: Any) -> Any:
     if not isinstance(value, bytes) or value[:1].decode("latin-1") not in _DTYPES:
         raise ValueError("expected an array")
     dtype = _DTYPES[value[:1].decode()]
@@ -90,7 +90,7 @@ def decode(data: bytes, kind: type[R]) -> R:
     if xxhash.xxh3_64_intdigest(body) != checksum:
         raise CodecError(f"{wanted}: the checksum does not match, the record is damaged")
     try:
-        record: R = _DECODERS[wanted].decode(body)
+        record = _DECODERS[wanted].decode(body)
     except (msgspec.MsgspecError, RecordError, ValueError) as error:
         raise CodecError(f"{wanted}: {error}") from error
-    return record
+    return cast(R, record)

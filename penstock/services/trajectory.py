@@ -130,7 +130,8 @@ class Completion(Record, frozen=True, kw_only=True, eq=False, tag=True):
 
     tokens: TokenIds
     logprobs: Floats
-    """Log-probability of each token under the processed distribution it was drawn from, in nats. 0 where not an action."""
+    """Log-probability of each token under the processed distribution it was drawn from, in nats; 0 where it is no
+    action."""
     actions: Mask
     """True for tokens the policy chose; False for tokens a tool or the environment wrote."""
     spans: tuple[Span, ...]
