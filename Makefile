@@ -1,0 +1,57 @@
+# Penstock's commands. `make help` lists them.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+# Any Python from 3.11 to 3.13 will do; the first one found is used.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do command -v $$p >/dev/null && { echo $$p; break; }; done)
+VENV ?= .venv
+BIN := $(VENV)/bin
+RECIPE ?= recipes/carry
+SEEDS ?= 0 1 2
+
+# One thread per process: actors share the cores, and two threads in one of them only wait for each other.
+export OMP_NUM_THREADS ?= 1
+# DeepSpeed compiles a small operation once per machine; keep it where the next run finds it.
+export TORCH_EXTENSIONS_DIR ?= $(HOME)/.cache/penstock/torch_extensions
+export DS_ACCELERATOR ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu)
+export PATH := $(abspath $(BIN)):$(PATH)
+
+.PHONY: help setup demo test check unit lint types imports curve constraints clean
+
+help: ## list these commands
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
+
+setup: ## make the virtual environment (CPU or CUDA, whichever the machine has)
+	@test -n "$(PYTHON)" || { echo "no Python found: install Python 3.11, or name one with make PYTHON=/path/to/python3.11"; exit 2; }
+	@$(PYTHON) scripts/setup_env.py --venv $(VENV) --dev
+
+demo: setup ## make a small model, teach it a little, train it with asynchronous GRPO, say whether it learned
+	@$(BIN)/python $(RECIPE)/demo.py $(DEMO_ARGS)
+
+test: setup ## all tests: units, real engines, whole runs (about 15 minutes on two cores)
+	@echo "[test] units, then the real engines, then whole runs"
+	@$(BIN)/python -m pytest $(TEST_ARGS)
+
+check: setup lint types imports unit ## lint, strict types, import contracts, unit tests
+
+lint:
+	@echo "[check] lint and format" && $(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+types:
+	@echo "[check] types" && $(BIN)/mypy
+
+imports:
+	@echo "[check] import contracts" && $(BIN)/lint-imports
+
+unit:
+	@echo "[check] unit tests" && $(BIN)/python -m pytest -q -m "not engine and not slow"
+
+curve: setup ## run the demo for several seeds and draw docs/learning-curve.png (SEEDS="0 1 2")
+	@$(BIN)/python $(RECIPE)/demo.py --seeds $(SEEDS) --curve docs/learning-curve.png
+
+constraints: ## write constraints-cpu.txt from what is installed
+	@{ echo "# What scripts/setup_env.py installs on a machine without an NVIDIA GPU. Made by: make constraints"; \
+	   $(BIN)/python -m pip freeze --exclude-editable | grep -viE '^(torch|torchvision|torchaudio|torchcodec)=='; } > constraints-cpu.txt
+
+clean: ## remove the virtual environment and caches, keep runs/
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,87 @@
+"""Ray, started for one run or joined where one is running; and the environment its actors live in."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from penstock.services.contracts import PenstockError
+
+# Ray keeps unix sockets in its directory, and their paths may have about 100 bytes; so it lies in /tmp
+# under a short name and not in the run directory.
+_TEMP_PREFIX = "penstock-ray-"
+OBJECT_STORE_BYTES = 128 * 1024 * 1024
+"""Rollouts travel through the store and weights through files, so Ray's own object store stays small."""
+
+
+class Cluster:
+    """A Ray cluster for the duration of a run.
+
+    `address` None starts one on this machine and ends it with the run; otherwise the cluster at that address
+    is joined and left as it was. Under `ray job submit` the address comes from the environment by itself.
+    """
+
+    def __init__(self, address: str | None, namespace: str, actors: int) -> None:
+        self.address = address or os.environ.get("RAY_ADDRESS")
+        self._folder: Path | None = None
+        settings: dict[str, Any] = {"namespace": namespace, "log_to_driver": False, "configure_logging": False}
+        # Ray says on every start how its tokens work and which metrics are gone; neither is about the run.
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        os.environ.setdefault("RAY_DISABLE_IMPORT_WARNING", "1")
+        if self.address is None:
+            self._folder = Path(tempfile.mkdtemp(prefix=_TEMP_PREFIX))
+            settings |= {
+                "_temp_dir": str(self._folder),
+                "include_dashboard": False,
+                "object_store_memory": OBJECT_STORE_BYTES,
+                # Logical only: every actor asks for one, and the machine's real cores are shared by threads.
+                "num_cpus": max(actors, os.cpu_count() or 1),
+            }
+        else:
+            settings["address"] = self.address
+        try:
+            ray.init(**settings)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            self._remove_folder()
+            where = f"the Ray cluster at {self.address}" if self.address else "a Ray cluster on this machine"
+            raise PenstockError(
+                f"could not {'join' if self.address else 'start'} {where}: {error}. "
+                "Is the address right and the head running? `penstock doctor` checks what is in the way"
+            ) from error
+
+    @property
+    def nodes(self) -> int:
+        """How many machines are in the cluster now."""
+        return sum(1 for node in ray.nodes() if node["Alive"])
+
+    def close(self) -> None:
+        """Leave the cluster; end it when it was started here."""
+        ray.shutdown()
+        self._remove_folder()
+
+    def _remove_folder(self) -> None:
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def actor_environment(*, threads: int, device: str, secrets: tuple[str, ...] = ()) -> dict[str, str]:
+    """Environment variables of an engine's process: threads, caches, devices; and no more secrets than named."""
+    passed = {name: os.environ[name] for name in secrets if name in os.environ}
+    return passed | {
+        # Two threads in one engine wait for each other when the cores are shared by several engines.
+        "OMP_NUM_THREADS": str(threads),
+        "MKL_NUM_THREADS": str(threads),
+        "TOKENIZERS_PARALLELISM": "false",
+        "DS_ACCELERATOR": "cuda" if device == "cuda" else "cpu",
+        "TORCH_EXTENSIONS_DIR": os.environ.get(
+            "TORCH_EXTENSIONS_DIR", str(Path.home() / ".cache" / "penstock" / "torch_extensions")
+        ),
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+    }

@@ -1,0 +1,76 @@
+"""Why did an actor die? Its own log, the signal the log speaks of, and whether the kernel was out of memory.
+
+Ray says that a process is gone, not why: its exit code is known to Ray's own parent process only. What can
+be found out afterwards is gathered here into the one error that the user sees.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from pathlib import Path
+
+import ray.exceptions
+
+LAST_LINES = 12
+_LOUD = re.compile(r"\*\*\* (SIG[A-Z]+) received|Fatal Python error: (.+)")
+
+
+def redirect_output(log: Path) -> None:
+    """Send this process's output, that of its libraries included, to `log`; name the process in its first line."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    os.close(file)
+    print(f"--- process {os.getpid()} ---", flush=True)  # noqa: T201 - this is the log
+
+
+def last_lines(log: Path, count: int = LAST_LINES) -> list[str]:
+    """The end of a log, at most 64 KiB of it read."""
+    if not log.exists():
+        return []
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - 65536))
+        text = file.read().decode("utf-8", "replace")
+    return [line for line in text.splitlines() if line.strip()][-count:]
+
+
+def out_of_memory_kills() -> int:
+    """How many processes the kernel has killed for want of memory since it started; 0 where it does not say."""
+    try:
+        lines = Path("/proc/vmstat").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
+
+
+def explain(name: str, error: Exception, log: Path, oom_before: int) -> str:
+    """One paragraph on why the actor `name` is gone, with the last lines of its log."""
+    lines = last_lines(log)
+    if isinstance(error, ray.exceptions.RayTaskError):
+        cause = f"{type(error.cause).__name__}: {error.cause}" if error.cause else str(error).strip().splitlines()[-1]
+    elif isinstance(error, ray.exceptions.ActorDiedError):
+        cause = _silent_cause(error, lines, oom_before)
+    else:
+        cause = f"{type(error).__name__}: {error}"
+    tail = "".join(f"\n    {line}" for line in lines) or "\n    (the log is empty)"
+    return f"{name} died: {cause}\n  last lines of {log}:{tail}"
+
+
+def _silent_cause(error: ray.exceptions.ActorDiedError, lines: list[str], oom_before: int) -> str:
+    """The cause when the process is gone without a Python exception."""
+    for line in reversed(lines):
+        if found := _LOUD.search(line):
+            return f"the process was ended by {found[1] or found[2]}"
+    if out_of_memory_kills() > oom_before:
+        return "the kernel killed it, or a process beside it, for want of memory (SIGKILL)"
+    text = str(error)
+    if "__init__" in text or "creation task" in text:
+        return text.strip().splitlines()[-1]
+    if "ray.kill" in text:
+        return "it was ended by its supervisor"
+    return "the process is gone without a word, as after SIGKILL (kill -9)"
