@@ -1,0 +1,293 @@
+"""Models and tokenizers in Hugging Face format: find, describe, load and save them, for every stage.
+
+Nothing heavy is imported before something is loaded. A token for private models comes only from the
+environment (`HF_TOKEN`), never from a run file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import json
+import os
+import shutil
+import struct
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from penstock.services.contracts import PenstockError
+from penstock.services.model_config import ModelSection, could_be_hub_id
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class ModelError(PenstockError):
+    """A model or tokenizer that is not there, is incomplete, or cannot be loaded."""
+
+
+def not_found(path: str, looked_for: str) -> str:
+    """Why `path` is no model, what was looked for, and the nearest name that exists beside it."""
+    folder = Path(path)
+    if folder.is_dir():
+        holds = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
+        text = f"{path!r} is a directory without {looked_for}; it holds {holds}"
+        deeper = sorted(str(p.parent) for p in folder.glob(f"*/{looked_for}"))
+        return text + (f"; did you mean {deeper[-1]!r}?" if deeper else "")
+    text = f"{path!r} is not a directory with {looked_for}"
+    if folder.parent.is_dir():
+        names = [p.name for p in folder.parent.iterdir() if p.is_dir()]
+        near = difflib.get_close_matches(folder.name, names, n=1)
+        text += f"; did you mean {str(folder.parent / near[0])!r}?" if near else ""
+    return text
+
+
+def problems(section: ModelSection) -> list[tuple[str, str]]:
+    """What can be known to be wrong without loading or network: (key within the section, what and remedy)."""
+    found: list[tuple[str, str]] = []
+    for key, path, file in (("path", section.path, "config.json"), ("tokenizer", section.tokenizer, "")):
+        if path is None or (file and (Path(path) / file).is_file()) or (not file and Path(path).is_dir()):
+            continue
+        if Path(path).exists() or not could_be_hub_id(path):
+            found.append((key, not_found(path, file or "a tokenizer")))
+    return found
+
+
+# --- facts ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What config.json and the headers of the weight files say."""
+
+    path: str
+    architecture: str
+    parameters: int
+    exact: bool
+    """True when counted from the weight files, False when estimated from the configuration."""
+    vocab: int
+    tied_embeddings: bool
+    max_positions: int
+    layers: int
+    hidden: int
+    kv_values_per_token: int
+    """Keys and values that one token keeps in the cache, over all layers."""
+    eos_token_ids: tuple[int, ...]
+
+
+def read_config(path: str, revision: str | None = None) -> dict[str, Any]:
+    """config.json of a directory or hub id. Raises ModelError."""
+    file = Path(path) / "config.json"
+    if not file.is_file():
+        if Path(path).exists() or not could_be_hub_id(path):
+            raise ModelError(not_found(path, "config.json"))
+        with _explained(path, "config.json"):
+            from huggingface_hub import hf_hub_download
+
+            file = Path(hf_hub_download(path, "config.json", revision=revision, etag_timeout=10))
+    try:
+        config = json.loads(file.read_text())
+    except ValueError as error:
+        raise ModelError(f"{file} is not JSON: {error}") from error
+    if not isinstance(config, dict) or not config.get("architectures"):
+        raise ModelError(f"{file} names no `architectures`; it is not the configuration of a Hugging Face model")
+    return config
+
+
+def describe(path: str, revision: str | None = None) -> ModelFacts:
+    """Cheap facts for checks and estimates; loads no weights. Raises ModelError."""
+    config = read_config(path, revision)
+    text = config.get("text_config", config)
+    missing = [k for k in ("hidden_size", "num_hidden_layers", "vocab_size") if k not in text]
+    if missing:
+        raise ModelError(
+            f"config.json of {path!r} has no {', '.join(missing)}; it is not a decoder that Penstock knows"
+        )
+    heads = int(text.get("num_attention_heads", 1))
+    kv_heads = int(text.get("num_key_value_heads") or heads)
+    head_dim = int(text.get("head_dim") or text["hidden_size"] // heads)
+    counted = _count_weights(Path(path))
+    eos = text.get("eos_token_id", config.get("eos_token_id"))
+    return ModelFacts(
+        path=path,
+        architecture=config["architectures"][0],
+        parameters=counted if counted is not None else _estimate(text, heads, kv_heads, head_dim),
+        exact=counted is not None,
+        vocab=int(text["vocab_size"]),
+        tied_embeddings=bool(config.get("tie_word_embeddings", text.get("tie_word_embeddings", True))),
+        max_positions=int(text.get("max_position_embeddings", 0)),
+        layers=int(text["num_hidden_layers"]),
+        hidden=int(text["hidden_size"]),
+        kv_values_per_token=2 * int(text["num_hidden_layers"]) * kv_heads * head_dim,
+        eos_token_ids=tuple(eos) if isinstance(eos, list) else () if eos is None else (int(eos),),
+    )
+
+
+def _count_weights(folder: Path) -> int | None:
+    """Parameters by the headers of the safetensors files, or None where there are none."""
+    files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
+    total = 0
+    for file in files:
+        with file.open("rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            header = json.loads(stream.read(length))
+        for name, entry in header.items():
+            if name != "__metadata__":
+                count = 1
+                for size in entry["shape"]:
+                    count *= size
+                total += count
+    return total if files else None
+
+
+def _estimate(config: Mapping[str, Any], heads: int, kv_heads: int, head_dim: int) -> int:
+    """Parameters of a decoder with gated feed-forward blocks; norms and biases are left out (below 0.1 %)."""
+    hidden = config["hidden_size"]
+    attention = hidden * head_dim * (2 * heads + 2 * kv_heads)
+    experts = config.get("num_experts") or config.get("num_local_experts") or 0
+    inner = config.get("moe_intermediate_size") if experts else None
+    block = 3 * hidden * int(inner or config.get("intermediate_size") or 4 * hidden)
+    feed_forward = experts * (block + hidden) if experts else block
+    embeddings = config["vocab_size"] * hidden * (1 if config.get("tie_word_embeddings", True) else 2)
+    return int(embeddings + config["num_hidden_layers"] * (attention + feed_forward))
+
+
+# --- loading --------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _explained(path: str, what: str) -> Iterator[None]:
+    """Turn what the hub, transformers and safetensors raise into one ModelError."""
+    try:
+        yield
+    except ModelError:
+        raise
+    except Exception as error:
+        if not Path(path).is_dir():
+            raise ModelError(
+                f"{not_found(path, 'config.json')}, and as an id on the hub its {what} could not be had: "
+                f"{type(error).__name__}: {str(error).strip().splitlines()[0]}. "
+                "Check the name and the network; private models need HF_TOKEN in the environment"
+            ) from error
+        raise ModelError(f"cannot load the {what} of {path!r}: {type(error).__name__}: {error}") from error
+
+
+def _no_bars_in_logs() -> None:
+    """Progress bars are for terminals; in a log file each update is a line."""
+    if not sys.stderr.isatty():
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+
+
+def _source(path: str, section: ModelSection) -> dict[str, Any]:
+    """Where `from_pretrained` looks; a directory is never looked up on the network."""
+    if Path(path).is_dir():
+        return {"local_files_only": True, "trust_remote_code": section.trust_remote_code}
+    if not could_be_hub_id(path):
+        raise ModelError(not_found(path, "config.json"))
+    return {"revision": section.revision, "trust_remote_code": section.trust_remote_code}
+
+
+def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
+    """The tokenizer, with an end-of-sequence token, a padding token, and the template of the section if it has one.
+
+    Raises ModelError when there is none, or when it has no end-of-sequence token: answers could never end.
+    """
+    path = section.tokenizer or section.path
+    _no_bars_in_logs()
+    source = _source(path, section)
+    if section.tokenizer is not None:
+        source.pop("revision", None)  # the revision is the model's
+    with _explained(path, "tokenizer"):
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(path, **source)
+    if tokenizer.eos_token_id is None:
+        raise ModelError(f"the tokenizer of {path!r} has no eos_token: answers could not end; set it and save again")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if section.chat_template is not None:
+        tokenizer.chat_template = _template(section.chat_template)
+    return tokenizer
+
+
+def _template(text: str) -> str:
+    if "{" in text:
+        return text
+    if not Path(text).is_file():
+        raise ModelError(f"chat_template {text!r} is neither a Jinja template nor a file")
+    return Path(text).read_text()
+
+
+def load_model(section: ModelSection, dtype: str | None = None) -> PreTrainedModel:
+    """The causal language model with `dtype` weights (default: the section's), on the CPU, in training mode off.
+
+    Raises ModelError, also when the files lack weights that the architecture has: transformers would make
+    them up at random.
+    """
+    _no_bars_in_logs()
+    source = _source(section.path, section)
+    read_config(section.path, section.revision)
+    with _explained(section.path, "weights"):
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        model, report = AutoModelForCausalLM.from_pretrained(
+            section.path,
+            dtype=getattr(torch, dtype or section.dtype),
+            attn_implementation=section.attn_implementation,
+            output_loading_info=True,
+            **source,
+        )
+    made_up = sorted(report["missing_keys"]) + sorted(str(key[0]) for key in report["mismatched_keys"])
+    if made_up:
+        raise ModelError(
+            f"the weight files of {section.path!r} do not fit {type(model).__name__}: {len(made_up)} tensors are "
+            f"missing or have another shape, the first is {made_up[0]!r}"
+        )
+    return model
+
+
+# --- saving ---------------------------------------------------------------------------------------
+
+
+def save_model(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    folder: Path,
+    state_dict: Mapping[str, torch.Tensor] | None = None,
+) -> Path:
+    """Write model and tokenizer as safetensors into `folder`, replacing what is there, in one rename.
+
+    `state_dict` holds the weights where `model` does not (ZeRO 3 shards); default is the model's own. A tied
+    output layer is left out: loaders tie it again, and two copies could disagree. Returns `folder`.
+    """
+    _no_bars_in_logs()
+    partial = folder.with_name(f".{folder.name}.writing-{os.getpid()}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        weights = dict(state_dict) if state_dict is not None else model.state_dict()
+        for name in getattr(model, "all_tied_weights_keys", {}):
+            weights.pop(name, None)
+        model.save_pretrained(partial, state_dict=weights)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(partial)
+        _replace(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def _replace(new: Path, folder: Path) -> None:
+    """Put `new` where `folder` is; a crash in between leaves the old one beside it, never half of either."""
+    old = folder.with_name(f".{folder.name}.replaced-{os.getpid()}")
+    if folder.exists():
+        folder.rename(old)
+    new.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
