@@ -1,0 +1,301 @@
+"""The run directory: what lies where. Nobody else puts a path together."""
+
+from __future__ import annotations
+
+import difflib
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import yaml
+
+from penstock.services.contracts import PenstockError
+from penstock.services.versions import Version
+
+SAMPLES_PATTERN = "step-{step:06d}-lineage-{lineage}"
+
+
+class RunDirError(PenstockError):
+    """No such run directory, one that lacks a part, or one that another driver is using."""
+
+
+class RunEvent(NamedTuple):
+    """One line of `events.jsonl`."""
+
+    at: float
+    kind: str
+    """A word for machines: started, swapped, restarted, checkpoint, warning, failed, …"""
+    message: str
+    facts: Mapping[str, Any]
+
+
+class RunDir:
+    """One run's folder. Making the object touches nothing; `create` and `open` are the two ways to get one."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock: int | None = None
+
+    def __repr__(self) -> str:
+        return f"RunDir({str(self.path)!r})"
+
+    # --- where things are ---
+
+    @property
+    def config(self) -> Path:
+        """The run file as it was resolved: overrides applied, defaults filled in, secrets masked."""
+        return self.path / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        """One line per step."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def events(self) -> Path:
+        """What happened between the steps: starts, swaps, restarts, checkpoints, warnings."""
+        return self.path / "events.jsonl"
+
+    @property
+    def status(self) -> Path:
+        """What the driver is doing now; replaced about once a second."""
+        return self.path / "status.json"
+
+    @property
+    def summary(self) -> Path:
+        """Written once, when the run ends."""
+        return self.path / "summary.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def samples(self) -> Path:
+        return self.path / "samples"
+
+    @property
+    def archive(self) -> Path:
+        """Whole encoded batches of every N-th step."""
+        return self.path / "archive"
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+    @property
+    def plots(self) -> Path:
+        return self.path / "plots"
+
+    @property
+    def model(self) -> Path:
+        """The trained model in Hugging Face format."""
+        return self.path / "model"
+
+    @property
+    def store(self) -> Path:
+        """Link to the private store's folder, which lies elsewhere because socket paths must be short."""
+        return self.path / "store"
+
+    def log(self, actor: str) -> Path:
+        return self.logs / f"{actor}.log"
+
+    def samples_of(self, version: Version) -> Path:
+        return self.samples / (SAMPLES_PATTERN.format(step=version.step, lineage=version.lineage) + ".jsonl")
+
+    def archive_of(self, version: Version) -> Path:
+        """The folder of one archived batch."""
+        return self.archive / SAMPLES_PATTERN.format(step=version.step, lineage=version.lineage)
+
+    # --- making and finding ---
+
+    @classmethod
+    def create(cls, runs_dir: Path, name: str, config_text: str) -> RunDir:
+        """A fresh folder `<runs_dir>/<name>-<date>-<n>` with its sub-folders and config.yaml.
+
+        `n` counts up until the name is free, so two runs that start together never share a folder.
+        """
+        runs_dir.mkdir(parents=True, exist_ok=True)
+        stem = f"{name}-{time.strftime('%Y%m%d')}"
+        number = 1
+        while True:
+            run = cls((runs_dir / f"{stem}-{number}").resolve())
+            try:
+                run.path.mkdir()
+                break
+            except FileExistsError:
+                number += 1
+        for folder in (run.checkpoints, run.samples, run.archive, run.logs, run.plots):
+            folder.mkdir()
+        write_atomically(run.config, config_text.encode())
+        return run
+
+    @classmethod
+    def open(cls, path: Path | str) -> RunDir:
+        """An existing run. Raises RunDirError that names what is missing and the nearest run directory."""
+        path = Path(path)
+        run = cls(path.resolve())
+        if run.config.is_file():
+            return run
+        what = "does not exist" if not path.exists() else f"is no run directory: it lacks {run.config.name}"
+        raise RunDirError(f"{path} {what}{_nearest(path)}")
+
+    @classmethod
+    def newest(cls, runs_dir: Path) -> RunDir:
+        """The run under `runs_dir` that was written to last. Raises RunDirError when there is none."""
+        runs = list(_runs_in(runs_dir))
+        if not runs:
+            raise RunDirError(f"no run directory under {runs_dir.resolve()}; start one with: penstock train RUN.yaml")
+        return max(runs, key=_last_touched)
+
+    # --- one driver at a time ---
+
+    def lock(self) -> None:
+        """Claim the folder for this process until it ends. Raises RunDirError when another one has it."""
+        handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = os.read(handle, 32).decode("ascii", "replace").strip() or "unknown"
+            os.close(handle)
+            raise RunDirError(
+                f"{self.path} is in use by process {owner}; wait for it to end, or stop it with: kill {owner}"
+            ) from None
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
+        self._lock = handle
+
+    def unlock(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    @property
+    def locked(self) -> bool:
+        """True while a driver, here or in another process on this machine, holds the folder."""
+        if self._lock is not None:
+            return True
+        if not (self.path / ".lock").exists():
+            return False
+        with (self.path / ".lock").open("rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+        return False
+
+    # --- writing and reading ---
+
+    def link_store(self, folder: Path) -> None:
+        """Point `store` at the private store's folder, in place of an older link."""
+        fresh = self.path / ".store.new"
+        fresh.unlink(missing_ok=True)
+        fresh.symlink_to(folder)
+        fresh.replace(self.store)
+
+    def write_status(self, status: Any) -> None:
+        """Replace status.json by `status` (dataclasses, dicts, plain values); readers see old or new, never half."""
+        write_atomically(self.status, msgspec.json.encode(status), sync=False)
+
+    def read_status(self) -> dict[str, Any] | None:
+        """What the driver wrote last; None before it wrote anything."""
+        return self._read_json(self.status)
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        write_atomically(self.summary, msgspec.json.format(msgspec.json.encode(summary), indent=2) + b"\n")
+
+    def read_summary(self) -> dict[str, Any] | None:
+        """None while the run has not ended."""
+        return self._read_json(self.summary)
+
+    def read_config(self) -> dict[str, Any]:
+        loaded: dict[str, Any] = yaml.safe_load(self.config.read_text())
+        return loaded
+
+    def add_event(self, kind: str, message: str, **facts: Any) -> None:
+        """Append one whole line to events.jsonl."""
+        line = {"time": round(time.time(), 3), "kind": kind, "message": message} | facts
+        _append(self.events, msgspec.json.encode(line) + b"\n")
+
+    def read_events(self) -> list[RunEvent]:
+        events = []
+        for line in _whole_lines(self.events):
+            facts = msgspec.json.decode(line)
+            events.append(RunEvent(facts.pop("time"), facts.pop("kind"), facts.pop("message"), facts))
+        return events
+
+    def write_samples(self, version: Version, samples: Iterable[Mapping[str, Any]]) -> None:
+        """A few trajectories of the step that ended in `version`, one readable JSON object per line."""
+        lines = b"".join(msgspec.json.encode(sample) + b"\n" for sample in samples)
+        write_atomically(self.samples_of(version), lines, sync=False)
+
+    def read_samples(self, step: int, lineage: int | None = None) -> list[dict[str, Any]]:
+        """The samples of `step`, by default of its newest lineage. Raises RunDirError naming the steps there are."""
+        pattern = SAMPLES_PATTERN.replace("{lineage}", "*").format(step=step) if lineage is None else None
+        name = pattern or SAMPLES_PATTERN.format(step=step, lineage=lineage)
+        found = sorted(self.samples.glob(f"{name}.jsonl"), key=lambda p: int(p.stem.rsplit("-", 1)[1]))
+        if not found:
+            steps = sorted({int(p.stem.split("-")[1]) for p in self.samples.glob("step-*.jsonl")})
+            near = min(steps, key=lambda s: abs(s - step), default=None)
+            there = f"recorded are steps {steps[0]} to {steps[-1]}, the nearest is {near}" if steps else "none recorded"
+            raise RunDirError(f"{self.path}: no samples of step {step}; {there}")
+        return [msgspec.json.decode(line) for line in _whole_lines(found[-1])]
+
+    def _read_json(self, path: Path) -> dict[str, Any] | None:
+        if not path.exists():
+            return None
+        try:
+            read: dict[str, Any] = json.loads(path.read_bytes())
+        except ValueError as error:
+            raise RunDirError(f"{path} is damaged: {error}") from error
+        return read
+
+
+def write_atomically(path: Path, content: bytes, sync: bool = True) -> None:
+    """Replace `path` as a whole; with `sync` it also survives a power cut."""
+    fresh = path.with_name(f".{path.name}.new")
+    with fresh.open("wb") as file:
+        file.write(content)
+        if sync:
+            file.flush()
+            os.fsync(file.fileno())
+    fresh.replace(path)
+
+
+def _append(path: Path, line: bytes) -> None:
+    """One write call with O_APPEND: lines of several writers never mix."""
+    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        os.write(handle, line)
+    finally:
+        os.close(handle)
+
+
+def _whole_lines(path: Path) -> Iterator[bytes]:
+    if path.exists():
+        with path.open("rb") as file:
+            yield from (line for line in file if line.endswith(b"\n"))
+
+
+def _runs_in(folder: Path) -> Iterator[RunDir]:
+    if folder.is_dir():
+        yield from (RunDir(p.resolve()) for p in folder.iterdir() if (p / "config.yaml").is_file())
+
+
+def _last_touched(run: RunDir) -> float:
+    return max(p.stat().st_mtime for p in (run.config, run.status, run.metrics) if p.exists())
+
+
+def _nearest(path: Path) -> str:
+    """`; nearest: …` for the run whose name looks most like `path`, else the newest run around it."""
+    around = [run for folder in (path, path / "runs", path.parent, path.parent / "runs") for run in _runs_in(folder)]
+    if not around:
+        return ""
+    close = difflib.get_close_matches(path.name, [run.path.name for run in around], n=1, cutoff=0.6)
+    best = next((r for r in around if close and r.path.name == close[0]), max(around, key=_last_touched))
+    return f"; nearest: {best.path}"
