@@ -1,0 +1,153 @@
+"""Log-probabilities of tokens under a model, and the entropy of what they were drawn from: the only implementation.
+
+The learner, the reference scorer and the parity checks all come here, so that they mean the same thing by
+the same name: natural logs of the distribution after temperature, in float32 (float64 stays float64).
+
+Rows are padded on the right and grouped by a token budget. Causal attention never looks right, so a padded
+row gives the same numbers as the row alone, up to the rounding of another kernel shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from numpy.typing import NDArray
+from torch import Tensor
+
+Row = tuple[NDArray[np.int32], NDArray[np.int32]]
+"""The token ids of one prompt and of one response to it."""
+
+
+class CausalModel(Protocol):
+    """What this file needs of a model: a Hugging Face causal language model, also inside an engine."""
+
+    def __call__(self, *, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int, use_cache: bool) -> Any: ...
+
+
+def token_logprobs(
+    logits: Float[Tensor, "*batch vocab"],
+    tokens: Int[Tensor, "*batch"],
+    temperature: float | Float[Tensor, "*#batch"] = 1.0,
+    entropy_gradient: bool = False,
+) -> tuple[Float[Tensor, "*batch"], Float[Tensor, "*batch"]]:
+    """`log p(token)` and the entropy `−Σ p log p`, both in nats, of `p = softmax(logits / temperature)`.
+
+    `temperature` is a number, or one per row. A logit of −inf takes its token out of the distribution: it adds
+    nothing to the entropy, and a gradient never becomes NaN because of it. The entropy carries a gradient only
+    when asked for, since that keeps another [*batch, vocab] tensor alive.
+    """
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    if isinstance(temperature, Tensor):
+        logits = logits / temperature.to(logits.dtype).unsqueeze(-1)
+    elif temperature != 1.0:
+        logits = logits / temperature
+    normaliser = logits.logsumexp(dim=-1)
+    logp = logits.gather(-1, tokens.long().unsqueeze(-1)).squeeze(-1) - normaliser
+    with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
+        # 0 · (−inf) is NaN, forward and backward: masked logits are set to 0 before the product.
+        reachable = torch.where(logits == -torch.inf, 0.0, logits)
+        entropy = normaliser - (logits.softmax(dim=-1) * reachable).sum(dim=-1)
+    return logp, entropy
+
+
+@dataclass(frozen=True)
+class PaddedRows:
+    """Several rows side by side, and the window of positions whose next token belongs to a response.
+
+    Column `j` of the window is what the model says after position `start + j`; R = L − 1 − start columns.
+    """
+
+    tokens: Int[Tensor, "rows length"]
+    attention: Bool[Tensor, "rows length"]
+    """False on padding."""
+    targets: Int[Tensor, "rows window"]
+    """The token that really came next."""
+    responses: Bool[Tensor, "rows window"]
+    """True where that token is part of the row's response."""
+
+
+def pad_rows(rows: Sequence[Row], pad: int = 0, device: torch.device | str = "cpu") -> PaddedRows:
+    """Rows padded on the right with the token `pad`; any valid id will do, nothing looks at it.
+
+    Every prompt needs at least one token (the first response token is predicted from it). An empty `rows` gives
+    one row of two tokens without a response: the pass of a rank that has nothing left to compute.
+    """
+    lengths = [len(prompt) + len(response) for prompt, response in rows] or [2]
+    start = min((len(prompt) for prompt, _ in rows), default=1) - 1
+    count, length = len(lengths), max(lengths)
+    # A window is never empty, not even when all responses are: kernels disagree about empty tensors.
+    length = max(length, start + 2)
+    tokens = np.full((count, length), pad, np.int64)
+    attention = np.zeros((count, length), np.bool_)
+    responses = np.zeros((count, length), np.bool_)
+    for i, (prompt, response) in enumerate(rows):
+        tokens[i, : lengths[i]] = np.concatenate([prompt, response])
+        attention[i, : lengths[i]] = True
+        responses[i, len(prompt) : lengths[i]] = True
+    if not rows:
+        attention[:] = True
+    return PaddedRows(
+        tokens=torch.as_tensor(tokens, device=device),
+        attention=torch.as_tensor(attention, device=device),
+        targets=torch.as_tensor(tokens[:, start + 1 :], device=device),
+        responses=torch.as_tensor(responses[:, start + 1 :], device=device),
+    )
+
+
+def window_logprobs(
+    model: CausalModel, rows: PaddedRows, temperature: float | Tensor = 1.0, entropy_gradient: bool = False
+) -> tuple[Float[Tensor, "rows window"], Float[Tensor, "rows window"]]:
+    """`token_logprobs` of the window. Outside the responses both are exactly 0 and carry no gradient."""
+    window = rows.targets.shape[1]
+    output = model(
+        input_ids=rows.tokens, attention_mask=rows.attention.long(), logits_to_keep=window + 1, use_cache=False
+    )
+    # The last position predicts a token that nobody has.
+    logits = output.logits[:, :-1]
+    logp, entropy = token_logprobs(logits, rows.targets, temperature, entropy_gradient)
+    return torch.where(rows.responses, logp, 0.0), torch.where(rows.responses, entropy, 0.0)
+
+
+def plan_micro_batches(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
+    """Indices grouped so that rows × longest row stays within the budget, padding included.
+
+    Sorted by length, longest first, so that little is padding. A row longer than the budget gets a micro-batch
+    of its own: to refuse it is the caller's business, before anything was generated.
+    """
+    plan: list[list[int]] = []
+    widest = 0
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        if not plan or (len(plan[-1]) + 1) * widest > token_budget:
+            plan.append([])
+            widest = max(1, lengths[index])
+        plan[-1].append(index)
+    return plan
+
+
+def sequence_logprobs(
+    model: CausalModel,
+    rows: Sequence[Row],
+    temperature: float | Sequence[float] = 1.0,
+    token_budget: int = 8192,
+    device: torch.device | str = "cpu",
+) -> list[NDArray[np.float32]]:
+    """Log-probability of every response token under `model`, in the order of `rows`: float32 [len(response)] each.
+
+    `temperature` is one number, or one per row. At most `token_budget` tokens, padding included, go through the
+    model at a time. No gradient is kept, and the model is used in whatever mode (train, eval) it is in.
+    """
+    temperatures = np.broadcast_to(np.asarray(temperature, np.float32), (len(rows),))
+    results: list[NDArray[np.float32]] = [np.zeros(0, np.float32)] * len(rows)
+    for indices in plan_micro_batches([len(p) + len(r) for p, r in rows], token_budget):
+        padded = pad_rows([rows[i] for i in indices], device=device)
+        per_row = torch.as_tensor(temperatures[indices].copy(), device=device).unsqueeze(-1)
+        with torch.inference_mode():
+            logp, _ = window_logprobs(model, padded, per_row)
+        for i, values, mask in zip(indices, logp.float().cpu(), padded.responses.cpu(), strict=True):
+            results[i] = values[mask].numpy().copy()
+    return results
