@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from penstock.services.staleness import Forks
 from penstock.services.trajectory import Completion, Prompt, Sampling, Trajectory, Unfinished
@@ -128,6 +128,45 @@ class LedgerRules:
     """The gate closes while the payloads in the store are larger than this."""
 
 
+@dataclass(frozen=True)
+class LedgerMemo:
+    """What a checkpoint remembers of the ledger, so that the checkpoint can win over the store at a resume."""
+
+    issued: int
+    """The prompt cursor: how many prompts had been issued."""
+    committed: int
+    """Groups that this checkpoint, or one before it on the same path, contains."""
+    dropped: Mapping[str, int]
+    """By reason."""
+    outstanding: tuple[int, ...]
+    """Indices that were neither committed nor dropped; bounded by the gate, (max_lag + 1) × groups_per_step."""
+    forks: Forks
+    """The lineages known by then."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON values, for the checkpoint's own file."""
+        forks = {str(lineage): str(version) for lineage, version in self.forks.items()}
+        return {
+            "issued": self.issued,
+            "committed": self.committed,
+            "dropped": dict(self.dropped),
+            "outstanding": list(self.outstanding),
+            "forks": forks,
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> LedgerMemo:
+        """Inverse of `as_dict`."""
+        forks = {int(lineage): Version.parse(text) for lineage, text in values["forks"].items()}
+        return cls(
+            issued=values["issued"],
+            committed=values["committed"],
+            dropped=dict(values["dropped"]),
+            outstanding=tuple(values["outstanding"]),
+            forks=forks,
+        )
+
+
 class ReplayStore(Protocol):
     """The ledger and its payloads. Every method may be repeated with the same arguments after a lost reply.
 
@@ -177,12 +216,19 @@ class ReplayStore(Protocol):
         """applied → committed for every step up to `version`, now that a checkpoint holds it."""
         ...
 
-    def reconcile(self, checkpoint: Version, issued: int, request: str) -> Version:
+    def memo(self, version: Version) -> LedgerMemo:
+        """What the checkpoint that holds `version` shall remember; ask for it after `advance(version)`, keep it
+        in the checkpoint, then call `commit(version)`."""
+        ...
+
+    def reconcile(self, checkpoint: Version, issued: int, request: str, memo: LedgerMemo | None = None) -> Version:
         """A learner starts from `checkpoint` (FIRST for a new run), which knew of `issued` prompts.
 
         Opens a new lineage unless the store is new; applied and taken beyond the checkpoint → stored,
         applied up to it → committed. An empty store with `issued` > 0 has lost its disk: those prompts are
-        counted as dropped(store_lost). Returns the version at which the learner goes on."""
+        counted as dropped(store_lost), but for what the checkpoint's `memo` knows as committed or dropped.
+        With a memo, a checkpoint older than the last commit rewinds the prompt cursor, and one that is newer
+        than the store repairs the store. Returns the version at which the learner goes on."""
         ...
 
     def drain(self, reason: str) -> int:
@@ -194,6 +240,12 @@ class ReplayStore(Protocol):
     def forks(self) -> Forks: ...
 
     def counts(self) -> LedgerCounts: ...
+
+    def gate(self) -> Closed:
+        """Why a worker at the published version would get no new prompt now; empty when it would get one.
+
+        A learner that waits while this says `memory` must commit a checkpoint: applied payloads hold the space."""
+        ...
 
     def pin(self, version: Version, reader: str, seconds: float) -> None:
         """Keep the weights of `version` from being deleted for a while."""

@@ -1,1 +1,1 @@
-"""The replay store: the ledger and the payloads, on Redis."""
+"""The replay store: the ledger of prompts and the payloads of their groups, on Redis or in memory."""

@@ -1,0 +1,188 @@
+"""One connection to a Redis server: the scripts, the deadline, and errors that say what happened.
+
+Every script may be repeated, so a call whose reply was lost is simply made again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache
+from hashlib import sha1
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+from urllib.parse import urlsplit
+
+import redis
+from redis.backoff import NoBackoff
+from redis.exceptions import (
+    AuthenticationError,
+    AuthenticationWrongNumberOfArgsError,
+    AuthorizationError,
+    NoPermissionError,
+    NoScriptError,
+    OutOfMemoryError,
+    ResponseError,
+)
+from redis.retry import Retry
+
+from penstock.services.contracts import Fenced, StoreError
+from penstock.services.store.config import check_url
+
+if TYPE_CHECKING:
+    from penstock.services.store.ledger import RedisStore
+
+T = TypeVar("T")
+
+OLDEST = (6, 2)
+"""The oldest server whose commands and script replication the scripts rely on."""
+_REFUSED = (AuthenticationError, AuthenticationWrongNumberOfArgsError, AuthorizationError, NoPermissionError)
+_AWAY = (redis.ConnectionError, redis.TimeoutError)
+
+
+class ForksChanged(Exception):
+    """The client's picture of the lineages is older than the store's; internal to this package."""
+
+
+class Unattached(StoreError):
+    """No learner has opened this run in the store yet."""
+
+
+@dataclass(frozen=True)
+class StoreAddress:
+    """Where a run's ledger is found. Can be pickled and sent to another process; its repr hides the password."""
+
+    url: str
+    run_id: str
+    password: str | None = field(default=None, repr=False)
+    deadline: float = 30.0
+
+    def __post_init__(self) -> None:
+        check_url(self.url)
+
+    def connect(self) -> RedisStore:
+        """A store of one's own. No connection is made before the first call."""
+        from penstock.services.store.ledger import RedisStore
+
+        return RedisStore(self.url, self.run_id, deadline=self.deadline, password=self.password)
+
+
+@cache
+def script(name: str) -> tuple[str, str]:
+    """Text and SHA-1 of one script, the common prelude in front."""
+    folder = files("penstock.services.store") / "scripts"
+    text = (folder / "common.lua").read_text() + (folder / f"{name}.lua").read_text()
+    return text, sha1(text.encode(), usedforsecurity=False).hexdigest()
+
+
+class Connection:
+    """Calls scripts under one key prefix. Safe to use from several threads."""
+
+    def __init__(self, url: str, prefix: str, *, deadline: float, password: str | None) -> None:
+        check_url(url)
+        self._url = url
+        self._prefix = prefix
+        self._deadline = deadline
+        # An attempt may last a third of the deadline, so that one lost packet does not use all of it.
+        patience = max(0.5, deadline / 3)
+        self._redis = redis.Redis.from_url(
+            url,
+            password=password,
+            protocol=2,
+            retry=Retry(NoBackoff(), 0),
+            socket_timeout=patience,
+            socket_connect_timeout=patience,
+            **({} if urlsplit(url).scheme == "unix" else {"socket_keepalive": True}),
+        )
+
+    def __repr__(self) -> str:
+        return f"Connection({self._url})"
+
+    @property
+    def where(self) -> str:
+        return self._url
+
+    def call(self, name: str, *args: Any) -> list[Any]:
+        """Run one script. Returns its answer without the leading tag.
+
+        Raises Fenced and StoreError as the script says; StoreError when no answer came within the deadline or the
+        server refused the call.
+        """
+        tag, *answer = self._until_deadline(name, lambda: self._run(name, args))
+        if tag == b"ok":
+            return answer
+        if tag == b"fenced":
+            raise Fenced(f"{name}: the lease of group {args[0]} (fencing token {args[1]}) is no longer current")
+        if tag == b"forks":
+            raise ForksChanged
+        if tag == b"unattached":
+            raise Unattached(
+                f"{name}: the store at {self._url} does not know this run yet; a learner attaches and reconciles first"
+            )
+        raise StoreError(f"{name}: {answer[0].decode()} (store at {self._url})")
+
+    def version(self) -> tuple[int, ...]:
+        """Version of the server."""
+        info = self._until_deadline("info", lambda: self._redis.info("server"))
+        return tuple(int(part) for part in info["redis_version"].split(".")[:3])
+
+    def require(self, oldest: tuple[int, ...] = OLDEST) -> None:
+        """Raises StoreError for a server that is too old."""
+        found = self.version()
+        if found < oldest:
+            raise StoreError(
+                f"the Redis server at {self._url} is version {'.'.join(map(str, found))}; "
+                f"Penstock needs {'.'.join(map(str, oldest))} or newer"
+            )
+
+    def erase(self) -> int:
+        """Delete every key under the prefix; returns how many."""
+        pattern = self._prefix.replace("[", "\\[").replace("]", "\\]") + "*"
+
+        def scan() -> int:
+            found = list(self._redis.scan_iter(match=pattern, count=1000))
+            return int(self._redis.unlink(*found)) if found else 0
+
+        return self._until_deadline("erase", scan)
+
+    def close(self) -> None:
+        self._redis.close()
+
+    def _run(self, name: str, args: tuple[Any, ...]) -> list[Any]:
+        text, digest = script(name)
+        try:
+            answer: Any = self._redis.evalsha(digest, 1, self._prefix, *args)
+        except NoScriptError:  # a new or restarted server
+            answer = self._redis.eval(text, 1, self._prefix, *args)
+        return cast(list[Any], answer)
+
+    def _until_deadline(self, name: str, attempt: Callable[[], T]) -> T:
+        began, pause = time.monotonic(), 0.01
+        while True:
+            try:
+                return attempt()
+            except _REFUSED as error:
+                raise StoreError(
+                    f"{name}: the Redis server at {self._url} refuses the connection: {error}. The password comes from "
+                    "the environment variable that store.password_env names"
+                ) from error
+            except OutOfMemoryError as error:
+                raise StoreError(
+                    f"{name}: the Redis server at {self._url} is out of memory ({error}); raise its maxmemory or lower "
+                    "store.max_bytes"
+                ) from error
+            except ResponseError as error:
+                if not str(error).startswith(("BUSY", "LOADING", "MASTERDOWN", "TRYAGAIN")):
+                    raise StoreError(f"{name}: the Redis server at {self._url} answers: {error}") from error
+                reason: Exception = error
+            except _AWAY as error:
+                reason = error
+            waited = time.monotonic() - began
+            if waited + pause > self._deadline:
+                raise StoreError(
+                    f"{name}: the Redis server at {self._url} did not answer for {waited:.1f} s "
+                    f"(store.deadline is {self._deadline:g} s): {reason}"
+                ) from reason
+            time.sleep(pause)
+            pause = min(2 * pause, 0.5)

@@ -1,0 +1,317 @@
+"""The ledger on Redis. The transitions are in scripts/*.lua, atomic on the server; this is their client."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, TypeVar, cast
+
+from penstock.services import staleness
+from penstock.services.contracts import (
+    STATES,
+    Closed,
+    LedgerCounts,
+    LedgerMemo,
+    LedgerRules,
+    Reservation,
+    Stored,
+    StoreError,
+    Taken,
+    Ticket,
+)
+from penstock.services.staleness import Forks
+from penstock.services.store.connection import Connection, ForksChanged, Unattached
+from penstock.services.versions import FIRST, Version
+
+_ENDLESS = 2**53
+"""A step beyond all others that Lua's numbers still hold exactly."""
+_RUN_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class _Tree:
+    """The lineages as this client last saw them."""
+
+    lineage: int
+    """The newest, in which the learner works; -1 before any."""
+    forks: Forks = field(default_factory=dict)
+
+    def common(self, now: Version) -> dict[int, int]:
+        """`staleness.common_step` of `now` with every lineage that is related to it."""
+        steps = {}
+        for lineage in {0, *self.forks}:
+            try:
+                steps[lineage] = staleness.common_step(now, lineage, self.forks)
+            except ValueError:  # its fork was lost together with an earlier store
+                continue
+        return steps
+
+    @cached_property
+    def current(self) -> dict[int, int]:
+        """`common` for any version of the newest lineage; the scripts cut it off at the version's own step."""
+        return self.common(Version(self.lineage, _ENDLESS))
+
+    @cached_property
+    def current_text(self) -> str:
+        return json.dumps(self.current)
+
+
+def check_run_id(run_id: str) -> str:
+    """`run_id` if it can be part of a key. Raises ValueError."""
+    if not _RUN_ID.fullmatch(run_id):
+        raise ValueError(f"a run id has 1 to 128 letters, digits, '.', '_' or '-'; found {run_id!r}")
+    return run_id
+
+
+class RedisStore:
+    """`contracts.ReplayStore` on a Redis server; safe to use from several threads and processes at a time.
+
+    `url` is redis://, rediss:// or unix://, without password. All keys of the run begin with `penstock:{run_id}:`.
+    Calls are tried again until `deadline` seconds have passed, then they raise StoreError.
+    """
+
+    def __init__(self, url: str, run_id: str, *, deadline: float = 30.0, password: str | None = None) -> None:
+        self.run_id = check_run_id(run_id)
+        self._connection = Connection(url, f"penstock:{{{run_id}}}:", deadline=deadline, password=password)
+        self._tree: _Tree | None = None
+        self._held: tuple[Version, Mapping[int, bytes]] = (FIRST, {})
+
+    def __repr__(self) -> str:
+        return f"RedisStore({self._connection.where}, {self.run_id})"
+
+    # --- the run ------------------------------------------------------------------------------------
+
+    def attach(self, rules: LedgerRules) -> None:
+        """Write the rules of a new run; the same rules again change nothing.
+
+        Raises StoreError for a server that is too old, and when the run was attached with other rules.
+        """
+        self._connection.require()
+        self._connection.call("attach", *_rule_values(rules), 0)
+
+    def amend(self, rules: LedgerRules) -> None:
+        """Change the rules of a run, at a resume or while it goes on (a guard that lowers `max_lag`)."""
+        self._connection.call("attach", *_rule_values(rules), 1)
+
+    def reconcile(self, checkpoint: Version, issued: int, request: str, memo: LedgerMemo | None = None) -> Version:
+        """See `contracts.ReplayStore.reconcile`. Raises StoreError when the checkpoint's lineage is unknown to the
+        store and to the memo."""
+        if memo is not None and memo.issued != issued:
+            raise ValueError(f"reconcile: the memo knows of {memo.issued} prompts, the call says {issued}")
+
+        def ask(tree: _Tree) -> list[Any]:
+            forks = {**tree.forks, **(memo.forks if memo else {})}
+            if tree.lineage >= 0 and checkpoint.lineage != 0 and checkpoint.lineage not in forks:
+                raise StoreError(
+                    f"reconcile: the checkpoint is of version {checkpoint}, the store of run {self.run_id} knows the "
+                    f"lineages {sorted({0, *forks})}: does the checkpoint belong to another run?"
+                )
+            opened = max(tree.lineage, checkpoint.lineage, *forks, 0) + 1
+            return self._connection.call(
+                "reconcile",
+                request,
+                checkpoint.lineage,
+                checkpoint.step,
+                tree.lineage,
+                issued,
+                opened,
+                json.dumps(_Tree(tree.lineage, forks).common(checkpoint)),
+                json.dumps({lineage: str(version) for lineage, version in forks.items()}),
+                json.dumps(memo.as_dict()) if memo else "",
+            )
+
+        version = _version(*self._in_tree(ask, new=True))
+        self._refresh()
+        return version
+
+    def drain(self, reason: str) -> int:
+        return int(self._connection.call("drain", reason)[0])
+
+    def erase(self) -> int:
+        """Delete everything this run has in the store, for a server that outlives the run. Not to be undone."""
+        return self._connection.erase()
+
+    def close(self) -> None:
+        """Close this client's connections."""
+        self._connection.close()
+
+    # --- workers ------------------------------------------------------------------------------------
+
+    def reserve(self, worker: str, version: Version, want: int, lease: float, request: str) -> Reservation:
+        def ask(tree: _Tree) -> list[Any]:
+            common = tree.current.get(version.lineage)
+            if common is None:
+                if tree is not self._refresh():
+                    raise ForksChanged
+                raise StoreError(
+                    f"reserve: {worker} is at version {version}, of a lineage that the store does not know"
+                )
+            where = (version.lineage, version.step, common, tree.lineage)
+            return self._connection.call("reserve", worker, request, want, repr(float(lease)), *where)
+
+        lineage, step, closed, expires, *granted = self._in_tree(ask)
+        tickets = tuple(
+            Ticket(index=int(granted[i]), fence=int(granted[i + 1]), expires=float(expires), partial=granted[i + 2])
+            for i in range(0, len(granted), 3)
+        )
+        return Reservation(tickets, _version(lineage, step), cast(Closed, closed.decode()))
+
+    def renew(self, worker: str, tickets: Sequence[Ticket], lease: float) -> tuple[int, ...]:  # noqa: ARG002  (the fencing token says whose)
+        if not tickets:
+            return ()
+        pairs = [number for ticket in tickets for number in (ticket.index, ticket.fence)]
+        return tuple(int(index) for index in self._connection.call("renew", repr(float(lease)), *pairs))
+
+    def put(self, ticket: Ticket, payload: bytes, binding: Version) -> None:
+        if not payload:
+            raise ValueError(f"put: group {ticket.index} has an empty payload")
+        self._connection.call("put", ticket.index, ticket.fence, payload, str(binding))
+
+    def release(self, ticket: Ticket, partial: bytes | None) -> None:
+        self._connection.call("release", ticket.index, ticket.fence, partial or b"")
+
+    def refuse(self, ticket: Ticket, reason: str) -> None:
+        self._connection.call("refuse", ticket.index, ticket.fence, reason)
+
+    def expire(self) -> int:
+        return int(self._connection.call("expire")[0])
+
+    # --- the learner --------------------------------------------------------------------------------
+
+    def take(self, version: Version, want: int) -> Taken:
+        """See `contracts.ReplayStore.take`. Payloads that an earlier call for the same version brought are kept here
+        and not sent again, so that waiting for the last group of a step is cheap."""
+
+        def ask(tree: _Tree) -> list[Any]:
+            have = ",".join(map(str, known))
+            where = (version.lineage, version.step, want, tree.lineage)
+            return self._connection.call("take", *where, tree.current_text, have)
+
+        held_for, kept = self._held
+        known = kept if held_for == version else {}
+        stale, exhausted, *flat = self._in_tree(ask)
+        payloads: dict[int, bytes] = {}
+        for i in range(0, len(flat), 2):
+            index = int(flat[i])
+            payloads[index] = known[index] if flat[i + 1] is None else flat[i + 1]
+        self._held = (version, payloads)
+        return Taken(tuple(Stored(i, payload) for i, payload in payloads.items()), int(stale), bool(exhausted))
+
+    def discard(self, version: Version, indices: Sequence[int], reason: str) -> None:
+        if indices:
+            self._connection.call("discard", version.lineage, version.step, reason, *indices)
+
+    def advance(self, version: Version) -> None:
+        self._connection.call("advance", version.lineage, version.step)
+
+    def memo(self, version: Version) -> LedgerMemo:
+        issued, committed, drops, outstanding, forks = self._connection.call("memo", version.lineage, version.step)
+        return LedgerMemo(
+            issued=int(issued),
+            committed=int(committed),
+            dropped=_drops(drops),
+            outstanding=tuple(sorted(int(index) for index in outstanding)),
+            forks=_forks(forks),
+        )
+
+    def commit(self, version: Version) -> int:
+        return int(self._connection.call("commit", version.lineage, version.step)[0])
+
+    # --- looking on ---------------------------------------------------------------------------------
+
+    def published(self) -> Version:
+        lineage, step, _, _ = self._connection.call("head")
+        return _version(lineage, step)
+
+    def forks(self) -> Forks:
+        return self._refresh().forks
+
+    def gate(self) -> Closed:
+        return cast(Closed, self._connection.call("head")[3].decode())
+
+    def counts(self) -> LedgerCounts:
+        issued, sizes, committed, drops, size, lineage, step, redelivered = self._connection.call("counts")
+        dropped = _drops(drops)
+        numbers = [*map(int, sizes), int(committed), sum(dropped.values())]
+        return LedgerCounts(
+            issued=int(issued),
+            by_state=dict(zip(STATES, numbers, strict=True)),
+            dropped=dropped,
+            payload_bytes=int(size),
+            published=_version(lineage, step),
+            redelivered=int(redelivered),
+        )
+
+    def announce(self, worker: str, facts: Mapping[str, str | float], ttl: float) -> None:
+        """Say that `worker` is alive, with what others may want to know of it; forgotten after `ttl` seconds."""
+        self._connection.call("presence", worker, json.dumps(dict(facts)), repr(float(ttl)))
+
+    def workers(self) -> dict[str, dict[str, str | float]]:
+        """The facts of every worker that announced itself and has not fallen silent."""
+        (flat,) = self._connection.call("presence")
+        return {name.decode(): json.loads(facts) for name, facts in _pairs(flat)}
+
+    def pin(self, version: Version, reader: str, seconds: float) -> None:
+        self._connection.call("pins", f"{version} {reader}", repr(float(seconds)))
+
+    def unpin(self, version: Version, reader: str) -> None:
+        self._connection.call("pins", f"{version} {reader}")
+
+    def pinned(self) -> frozenset[Version]:
+        (pins,) = self._connection.call("pins")
+        return frozenset(Version.parse(pin.decode().split(" ", 1)[0]) for pin in pins)
+
+    # --- lineages -----------------------------------------------------------------------------------
+
+    def _refresh(self) -> _Tree:
+        """Read the lineages again; the same object as before when nothing has changed."""
+        lineage, _, forks, _ = self._connection.call("head")
+        tree = _Tree(int(lineage), _forks(forks))
+        if tree != self._tree:
+            self._tree = tree
+        assert self._tree is not None
+        return self._tree
+
+    def _in_tree(self, ask: Callable[[_Tree], list[Any]], new: bool = False) -> list[Any]:
+        """Ask with the lineages as known here; the script says when they have changed meanwhile."""
+        tree = self._tree
+        for _ in range(5):
+            try:
+                return ask(tree or self._refresh_or_new(new))
+            except ForksChanged:
+                tree = self._refresh_or_new(new)
+        raise StoreError(f"the lineages of run {self.run_id} change faster than they can be read")
+
+    def _refresh_or_new(self, new: bool) -> _Tree:
+        try:
+            return self._refresh()
+        except Unattached:
+            if not new:
+                raise
+            return _Tree(-1)
+
+
+def _rule_values(rules: LedgerRules) -> tuple[int, int, int, int]:
+    prompts = -1 if rules.prompts is None else rules.prompts
+    return rules.max_lag, rules.groups_per_step, prompts, rules.max_bytes
+
+
+def _version(lineage: Any, step: Any) -> Version:
+    return Version(int(lineage), int(step))
+
+
+def _pairs(flat: Sequence[bytes]) -> list[tuple[bytes, bytes]]:
+    return list(zip(flat[::2], flat[1::2], strict=True))
+
+
+def _drops(flat: Sequence[bytes]) -> dict[str, int]:
+    return {reason.decode(): int(count) for reason, count in _pairs(flat)}
+
+
+def _forks(flat: Sequence[bytes]) -> dict[int, Version]:
+    return {int(lineage): Version.parse(version.decode()) for lineage, version in _pairs(flat)}

@@ -1,0 +1,15 @@
+-- advance: lineage, step. The groups taken for earlier steps have been used by the step that ends here.
+local lineage, step = tonumber(ARGV[1]), tonumber(ARGV[2])
+local run = state()
+if not run.lineage then return { 'unattached' } end
+local other = replaced(run, lineage, step)
+if other then return other end
+if step <= run.step then return { 'ok' } end -- a repetition
+if step ~= run.step + 1 then
+  return wrong('version ' .. lineage .. '.' .. step .. ' does not follow the published ' .. lineage .. '.' .. run.step)
+end
+for _, index in ipairs(redis.call('ZRANGEBYSCORE', QUEUES.taken, '-inf', '(' .. step)) do
+  move(index, 'taken', 'applied', step)
+end
+redis.call('HSET', META, 'step', step)
+return { 'ok' }

@@ -1,0 +1,135 @@
+-- Prelude of every script: the names of the keys, the moves between states, the staleness arithmetic.
+-- KEYS[1] is the run's prefix. All keys share its hash tag, so that a run lies in one cluster slot.
+local prefix = KEYS[1]
+local META = prefix .. 'meta' -- rules, counters, the published version
+local DROPS = prefix .. 'drops' -- reason -> how many
+local FORKS = prefix .. 'forks' -- lineage -> the version it forked from
+local BINDINGS = prefix .. 'bindings' -- binding version -> how many stored groups have it
+local QUEUES = { -- state -> sorted set of indices; committed and dropped are only counted
+  returned = prefix .. 'returned', -- score: index
+  reserved = prefix .. 'reserved', -- score: end of the lease, unix seconds
+  stored = prefix .. 'stored', -- score: index
+  taken = prefix .. 'taken', -- score: the step it was taken for
+  applied = prefix .. 'applied', -- score: the step that used it
+}
+local WORKERS, FACTS, PINS = prefix .. 'workers', prefix .. 'facts', prefix .. 'pins'
+
+local function entry(index) return prefix .. 'entry:' .. index end
+
+local function clock()
+  local now = redis.call('TIME')
+  return tonumber(now[1]) + tonumber(now[2]) / 1e6
+end
+
+-- The run's numbers in one read; fields that were never written are nil.
+local function state()
+  local names = {
+    'lineage', 'step', 'max_lag', 'groups_per_step', 'prompts', 'max_bytes', 'issued', 'cursor', 'high',
+    'committed', 'bytes', 'redelivered', 'commit_lineage', 'commit_step',
+  }
+  local found, run = redis.call('HMGET', META, unpack(names)), {}
+  for i, name in ipairs(names) do run[name] = tonumber(found[i]) end
+  run.draining = redis.call('HEXISTS', META, 'draining') == 1
+  return run
+end
+
+-- Distance of two versions in the tree: staleness.lag. `common` is staleness.common_step, sent by the client.
+local function lag(now, common, step)
+  local ancestor = math.min(common, step, now)
+  return (now - ancestor) + (step - ancestor)
+end
+
+local function members(name) return redis.call('ZRANGE', QUEUES[name], 0, -1) end
+
+local function outstanding()
+  local count = 0
+  for _, name in ipairs({ 'returned', 'reserved', 'stored', 'taken' }) do
+    count = count + redis.call('ZCARD', QUEUES[name])
+  end
+  return count
+end
+
+-- Why no new prompt may start while `running` groups are outstanding, at a worker that lags by `behind`.
+local function closed(run, running, behind)
+  if run.draining then return 'draining' end
+  if run.prompts >= 0 and run.cursor >= run.prompts then return 'data_end' end
+  if running >= math.max(0, run.max_lag + 1 - behind) * run.groups_per_step then return 'lag' end
+  if run.bytes > run.max_bytes then return 'memory' end
+  return ''
+end
+
+-- After a rewind the cursor passes over prompts that are still in the store.
+local function skip_living(run)
+  while run.cursor < run.high and redis.call('EXISTS', entry(run.cursor)) == 1 do run.cursor = run.cursor + 1 end
+end
+
+local function count_binding(index, by)
+  local binding = redis.call('HGET', entry(index), 'binding')
+  if redis.call('HINCRBY', BINDINGS, binding, by) == 0 then redis.call('HDEL', BINDINGS, binding) end
+end
+
+local function leave(index, from)
+  redis.call('ZREM', QUEUES[from], index)
+  if from == 'stored' then count_binding(index, -1) end
+end
+
+local function enter(index, to, score)
+  redis.call('ZADD', QUEUES[to], score, index)
+  redis.call('HSET', entry(index), 'state', to)
+  if to == 'stored' then count_binding(index, 1) end
+end
+
+local function move(index, from, to, score)
+  leave(index, from)
+  enter(index, to, score)
+end
+
+-- Replace what an entry carries (a partial or a whole group); '' for nothing.
+local function carry(index, payload)
+  local change = #payload - redis.call('HSTRLEN', entry(index), 'payload')
+  if change ~= 0 then redis.call('HINCRBY', META, 'bytes', change) end
+  if payload == '' then
+    redis.call('HDEL', entry(index), 'payload')
+  else
+    redis.call('HSET', entry(index), 'payload', payload)
+  end
+end
+
+-- End an entry; no key of it stays.
+local function forget(index, from)
+  leave(index, from)
+  local size = redis.call('HSTRLEN', entry(index), 'payload')
+  if size > 0 then redis.call('HINCRBY', META, 'bytes', -size) end
+  redis.call('UNLINK', entry(index))
+end
+
+local function drop(index, from, reason)
+  forget(index, from)
+  redis.call('HINCRBY', DROPS, reason, 1)
+end
+
+-- reserved -> returned for every lease that has ended. The old ticket stays good until someone else gets one.
+local function lapse()
+  local ended = redis.call('ZRANGEBYSCORE', QUEUES.reserved, '-inf', clock())
+  for _, index in ipairs(ended) do
+    move(index, 'reserved', 'returned', index)
+    redis.call('HSET', entry(index), 'lapsed', 1)
+  end
+  return #ended
+end
+
+-- The present state of an entry for the holder of `fence`: nil when it is not (or no longer) theirs to change.
+local function held(index, fence)
+  local found = redis.call('HMGET', entry(index), 'state', 'fence', 'lapsed')
+  if found[2] ~= fence then return nil end
+  return found[1], found[1] == 'reserved' or (found[1] == 'returned' and found[3] == '1')
+end
+
+local function wrong(text) return { 'wrong', text } end
+
+-- A learner of another lineage has been replaced; nothing it says may change the ledger.
+local function replaced(run, lineage, step)
+  if run.lineage == lineage then return nil end
+  return wrong('the learner that asks is at version ' .. lineage .. '.' .. step .. ', the store is at '
+    .. run.lineage .. '.' .. run.step .. ': another learner has taken over')
+end

@@ -1,0 +1,15 @@
+-- memo: lineage, step. The ledger as the checkpoint of this version shall remember it.
+local lineage, step = tonumber(ARGV[1]), tonumber(ARGV[2])
+local run = state()
+if not run.lineage then return { 'unattached' } end
+local other = replaced(run, lineage, step)
+if other then return other end
+if step > run.step then
+  return wrong('version ' .. lineage .. '.' .. step .. ' is not published yet: advance first')
+end
+local open = redis.call('ZRANGEBYSCORE', QUEUES.applied, '(' .. step, '+inf')
+for _, name in ipairs({ 'returned', 'reserved', 'stored', 'taken' }) do
+  for _, index in ipairs(members(name)) do open[#open + 1] = index end
+end
+local committed = run.committed + redis.call('ZCOUNT', QUEUES.applied, '-inf', step)
+return { 'ok', run.issued, committed, redis.call('HGETALL', DROPS), open, redis.call('HGETALL', FORKS) }

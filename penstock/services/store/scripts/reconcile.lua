@@ -1,0 +1,81 @@
+-- reconcile: request, checkpoint's lineage and step, lineage known to the client (-1: none), issued, the lineage
+-- to open, common_step of the checkpoint by lineage, forks by lineage, memo or ''.
+local request, lineage, step, known = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
+local issued, opened = tonumber(ARGV[5]), tonumber(ARGV[6])
+local common, forks = cjson.decode(ARGV[7]), cjson.decode(ARGV[8])
+local memo = ARGV[9] ~= '' and cjson.decode(ARGV[9]) or nil
+
+local last = redis.call('HMGET', META, 'reconcile', 'reconciled_lineage', 'reconciled_step')
+if last[1] == request then return { 'ok', last[2], last[3] } end
+local run = state()
+if not run.max_lag then return wrong('attach(rules) must come before reconcile') end
+if (run.lineage or -1) ~= known then return { 'forks' } end
+
+local function set(...) redis.call('HSET', META, ...) end
+
+local function settle(at_lineage, at_step)
+  set('lineage', at_lineage, 'step', at_step, 'reconcile', request, 'reconciled_lineage', at_lineage,
+    'reconciled_step', at_step)
+  redis.call('HDEL', META, 'draining')
+  return { 'ok', at_lineage, at_step }
+end
+
+local function recount(known_drops)
+  redis.call('DEL', DROPS)
+  for reason, count in pairs(known_drops) do redis.call('HSET', DROPS, reason, count) end
+end
+
+-- The checkpoint's view replaces the store's: it is older than the last commit, or the store lost its last writes.
+local function rebase()
+  local missing, later = {}, 0
+  for _, index in ipairs(memo.outstanding) do missing[tostring(index)] = true end
+  for name, _ in pairs(QUEUES) do
+    for _, index in ipairs(members(name)) do
+      if tonumber(index) >= memo.issued then
+        later = later + 1
+      elseif missing[index] then
+        missing[index] = nil
+      else
+        forget(index, name) -- the checkpoint has counted it as committed or dropped
+      end
+    end
+  end
+  for index, _ in pairs(missing) do
+    redis.call('HSET', entry(index), 'fence', 0)
+    enter(index, 'returned', index)
+  end
+  recount(memo.dropped)
+  set('committed', memo.committed, 'issued', memo.issued + later, 'cursor', memo.issued,
+    'high', math.max(run.high, memo.issued))
+end
+
+if not run.lineage then
+  set('committed', 0, 'bytes', 0, 'redelivered', 0, 'issued', issued, 'cursor', issued, 'high', issued)
+  if lineage == 0 and step == 0 and issued == 0 then return settle(0, 0) end
+  local lost = issued -- a checkpoint without its store: what the store alone knew is lost
+  if memo then
+    recount(memo.dropped)
+    set('committed', memo.committed)
+    lost = lost - memo.committed
+    for _, count in pairs(memo.dropped) do lost = lost - count end
+  end
+  if lost > 0 then redis.call('HINCRBY', DROPS, 'store_lost', lost) end
+else
+  local ours = common[tostring(run.lineage)]
+  for _, index in ipairs(members('taken')) do move(index, 'taken', 'stored', index) end
+  for _, index in ipairs(members('applied')) do
+    if tonumber(redis.call('ZSCORE', QUEUES.applied, index)) <= ours then
+      forget(index, 'applied')
+      redis.call('HINCRBY', META, 'committed', 1)
+    else
+      move(index, 'applied', 'stored', index)
+    end
+  end
+  local rolled_back = run.commit_step and common[tostring(run.commit_lineage)] < run.commit_step
+  local behind = lineage > run.lineage or (lineage == run.lineage and step > run.step)
+  if memo and (rolled_back or behind) then rebase() end
+end
+for other, version in pairs(forks) do redis.call('HSET', FORKS, other, version) end
+redis.call('HSET', FORKS, opened, lineage .. '.' .. step)
+set('commit_lineage', lineage, 'commit_step', step)
+return settle(opened, step)

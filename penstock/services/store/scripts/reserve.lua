@@ -1,0 +1,67 @@
+-- reserve: worker, request, want, lease, the worker's lineage and step, common_step, lineage known to the client.
+local worker, request, want, lease = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
+local step, common, known = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
+local REPLY = prefix .. 'reply:' .. worker
+
+local function answer(lineage, published, why, expires, tickets)
+  local reply = { 'ok', lineage, published, why, expires }
+  for index, fence in string.gmatch(tickets, '(%d+):(%d+)') do
+    local found = redis.call('HMGET', entry(index), 'fence', 'state', 'payload')
+    reply[#reply + 1] = index
+    reply[#reply + 1] = fence
+    reply[#reply + 1] = found[1] == fence and found[2] == 'reserved' and found[3]
+  end
+  return reply
+end
+
+local last = redis.call('HMGET', REPLY, 'request', 'lineage', 'step', 'why', 'expires', 'tickets')
+if last[1] == request then return answer(last[2], last[3], last[4], last[5], last[6]) end
+
+local run = state()
+if not run.lineage then return { 'unattached' } end
+if run.lineage ~= known then return { 'forks' } end
+
+lapse()
+local expires = string.format('%.6f', clock() + lease)
+local fence = tonumber(redis.call('HGET', META, 'fence') or '0')
+local tickets = {}
+
+local function grant(index)
+  fence = fence + 1
+  tickets[#tickets + 1] = index .. ':' .. fence
+  redis.call('HSET', entry(index), 'fence', fence)
+  enter(index, 'reserved', expires)
+end
+
+local behind, why = lag(run.step, common, step), ''
+if run.draining then
+  why = 'draining'
+elseif behind > run.max_lag then
+  why = 'lag'
+else
+  for _, index in ipairs(redis.call('ZRANGE', QUEUES.returned, 0, want - 1)) do
+    leave(index, 'returned')
+    redis.call('HDEL', entry(index), 'lapsed')
+    grant(index)
+  end
+  local again = #tickets
+  if again > 0 then redis.call('HINCRBY', META, 'redelivered', again) end
+  local running = outstanding()
+  while #tickets < want do
+    skip_living(run)
+    why = closed(run, running, behind)
+    if why ~= '' then break end
+    grant(run.cursor)
+    run.cursor, running = run.cursor + 1, running + 1
+  end
+  local new = #tickets - again
+  redis.call('HSET', META, 'fence', fence, 'cursor', run.cursor, 'high', math.max(run.high, run.cursor))
+  redis.call('HINCRBY', META, 'issued', new)
+end
+
+-- The last answer is kept for a repetition, one per worker, and not for ever.
+local granted = table.concat(tickets, ',')
+redis.call('HSET', REPLY, 'request', request, 'lineage', run.lineage, 'step', run.step, 'why', why,
+  'expires', expires, 'tickets', granted)
+redis.call('EXPIRE', REPLY, 300)
+return answer(run.lineage, run.step, why, expires, granted)
