@@ -1,0 +1,208 @@
+"""Open datasets: local JSONL, Parquet and `save_to_disk` folders, or the hub; and say where a row is.
+
+Local files are never looked up on the network. `datasets` keeps its Arrow copies in the cache folder.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from penstock.services.contracts import PenstockError
+from penstock.services.data_config import DataSection, SourceSection
+from penstock.services.model_config import could_be_hub_id
+
+if TYPE_CHECKING:
+    import datasets
+
+CACHE = Path("~/.cache/penstock/data")
+_SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
+
+
+class DataError(PenstockError):
+    """Data that is not there or not what the run file says; names source, file, row, key and what is allowed."""
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """`; did you mean 'x'?`, or nothing when no name is near."""
+    near = difflib.get_close_matches(name, list(names), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def layout(name: str, source: SourceSection) -> tuple[str, tuple[Path, ...]]:
+    """What the source is (jsonl, parquet, disk, hub) and its local files in order. Raises DataError."""
+    path = Path(source.path).expanduser()
+    if source.format == "hub" or (source.format == "auto" and not path.exists() and could_be_hub_id(source.path)):
+        return "hub", ()
+    if not path.exists():
+        beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise DataError(f"source {name!r}: there is no {source.path!r}{nearest(path.name, beside)}")
+    if path.is_dir() and (path / "state.json").is_file() and source.format in {"auto", "disk"}:
+        return "disk", (path,)
+    files = sorted(p for p in path.iterdir() if p.suffix in _SUFFIXES) if path.is_dir() else [path]
+    wanted = source.format if source.format != "auto" else _SUFFIXES.get(files[0].suffix) if files else None
+    files = [p for p in files if source.format == wanted or _SUFFIXES.get(p.suffix) == wanted]
+    if wanted not in {"jsonl", "parquet"} or not files:
+        raise DataError(
+            f"source {name!r}: {source.path!r} holds no data that can be read; allowed are files ending in "
+            f"{', '.join(_SUFFIXES)}, folders of them, and folders written by save_to_disk"
+        )
+    return wanted, tuple(files)
+
+
+def open_table(name: str, source: SourceSection, cache: Path | None = None) -> datasets.Dataset:
+    """The rows of one source, memory-mapped; not tokenised. Raises DataError."""
+    kind, files = layout(name, source)
+    import datasets
+
+    folder = str((cache or CACHE).expanduser() / "arrow")
+    datasets.disable_progress_bars()
+    paths = [str(f) for f in files]
+    try:
+        if kind == "hub":
+            table = datasets.load_dataset(
+                source.path, source.subset, split=source.split, revision=source.revision, cache_dir=folder
+            )
+        elif kind == "disk":
+            table = datasets.load_from_disk(paths[0])
+        elif kind == "jsonl":
+            table = datasets.Dataset.from_json(paths, cache_dir=folder)
+        else:
+            table = datasets.Dataset.from_parquet(paths, cache_dir=folder)
+    except Exception as error:
+        cause = _bad_line(files) if kind == "jsonl" else None
+        why = error.__cause__ or error
+        cause = cause or f"cannot read {source.path!r}: {type(why).__name__}: {str(why).strip()[:300]}"
+        raise DataError(f"source {name!r}: {cause}") from error
+    if isinstance(table, dict):
+        raise DataError(f"source {name!r}: {source.path!r} holds several splits: {', '.join(table)}; name one of them")
+    mixed = [key for key, feature in table.features.items() if "Json(" in repr(feature)]
+    if kind == "jsonl" and mixed:  # `datasets` would turn a string "007" in such a column into the number 7
+        cause = _bad_line(files) or f"{source.path!r}: values within {mixed[0]!r} are of several types; use one type"
+        raise DataError(f"source {name!r}: {cause}")
+    if len(table) == 0:
+        raise DataError(f"source {name!r}: {source.path!r} has no rows")
+    return table.select(range(min(source.limit, len(table)))) if source.limit else table
+
+
+def _lines(file: Path) -> Iterator[tuple[int, str]]:
+    """The lines of a JSONL file that hold something, with their numbers from 1."""
+    with file.open(encoding="utf-8", errors="replace") as stream:
+        for number, line in enumerate(stream, 1):
+            if line.strip():
+                yield number, line
+
+
+def _bad_line(files: tuple[Path, ...]) -> str | None:
+    """What is wrong in JSONL: no line, a line that is no object, or a key whose values are of several types."""
+    types: dict[str, tuple[str, int]] = {}
+    if not any(True for file in files for _ in _lines(file)):
+        return f"{files[0]} has no rows"
+    for file in files:
+        for number, line in _lines(file):
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                return f"{file} line {number} is not JSON: {error.msg}"
+            if not isinstance(row, dict):
+                return f"{file} line {number}: expected a JSON object, found {type(row).__name__}"
+            for key, value in row.items():
+                kind = _kind(value)
+                known, line_of = types.setdefault(key, (kind, number)) if kind else ("", 0)
+                if known != kind:
+                    return f"{file} line {number}: {key!r} is {kind}, but {known} in line {line_of}; use one type"
+    return None
+
+
+def _kind(value: Any) -> str:
+    """The type of a JSON value in words; empty for null, which fits every type."""
+    if value is None:
+        return ""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return "a number"
+    return {str: "a string", bool: "a boolean", list: "a list", dict: "an object"}[type(value)]
+
+
+def place(source: SourceSection, row: int) -> tuple[str, dict[str, Any]]:
+    """Where row `row` (from 0) of a source lies, for error texts, and the raw row where that is known."""
+    kind, files = layout("", source)
+    if kind == "jsonl":
+        left = row
+        for file in files:
+            for number, line in _lines(file):
+                if left == 0:
+                    return f"{file} line {number} (row {row})", json.loads(line)
+                left -= 1
+    return f"{source.path} row {row}", {}
+
+
+def columns_of(name: str, source: SourceSection) -> list[str] | None:
+    """Column names read cheaply from local files; None for the hub. Raises DataError."""
+    kind, files = layout(name, source)
+    if kind == "jsonl":
+        number, line = next(_lines(files[0]), (0, ""))
+        if not line:
+            raise DataError(f"source {name!r}: {files[0]} has no rows")
+        try:
+            return list(json.loads(line))
+        except (ValueError, TypeError) as error:
+            raise DataError(f"source {name!r}: {files[0]} line {number} is not a JSON object: {error}") from error
+    if kind == "parquet":
+        import pyarrow.parquet
+
+        try:
+            return list(pyarrow.parquet.read_schema(files[0]).names)
+        except (OSError, ValueError) as error:
+            raise DataError(f"source {name!r}: {files[0]} is no Parquet file: {error}") from error
+    if kind == "disk":
+        info = json.loads((files[0] / "dataset_info.json").read_text())
+        return list(info.get("features") or ())
+    return None
+
+
+def needed_columns(source: SourceSection, responses: bool) -> dict[str, str]:
+    """Column by the key that names it, for prompts or for pairs of prompt and response."""
+    columns = source.columns
+    wanted = {"messages": columns.messages} if columns.messages else {"prompt": columns.prompt}
+    if responses and not columns.messages and columns.response:
+        wanted["response"] = columns.response
+    if columns.system:
+        wanted["system"] = columns.system
+    found = {f"columns.{key}": column for key, column in wanted.items() if column is not None}
+    return found | {f"keep.{i}": column for i, column in enumerate(source.keep or ())}
+
+
+def check_columns(name: str, source: SourceSection, present: Iterable[str], responses: bool) -> list[tuple[str, str]]:
+    """(key, what is wrong and the nearest right name) for every column that the source lacks."""
+    have = list(present)
+    listed = ", ".join(have)
+    found = [
+        (key, f"source {name!r}: {source.path!r} has no column {column!r}; it has {listed}{nearest(column, have)}")
+        for key, column in needed_columns(source, responses).items()
+        if column not in have
+    ]
+    if responses and not source.columns.messages and source.columns.response is None:
+        key = "columns.response"
+        found.append((key, f"source {name!r}: fine-tuning needs the column of the answers; it has {listed}"))
+    return found
+
+
+def problems(section: DataSection, responses: bool = False) -> list[tuple[str, str]]:
+    """What can be known to be wrong without network or tokenizer: (key within the section, what and remedy).
+
+    `responses` asks for pairs of prompt and response, as fine-tuning does.
+    """
+    found: list[tuple[str, str]] = []
+    for name, source in section.sources.items():
+        try:
+            present = columns_of(name, source)
+        except DataError as error:
+            found.append((f"sources.{name}.path", str(error)))
+            continue
+        if present is not None:
+            missing = check_columns(name, source, present, responses)
+            found += [(f"sources.{name}.{key}", text) for key, text in missing]
+    return found
