@@ -1,0 +1,109 @@
+"""The sections of a run file that belong to no role: limits, goals, recording, placement, deadlines."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from penstock.services.settings import Section, on_resume
+
+
+class LimitsSection(Section):
+    """When a run ends. The first limit that is reached ends it cleanly: drain, checkpoint, summary."""
+
+    steps: int | None = on_resume(None, ge=1)
+    """Train steps in all, those before a resume included."""
+    minutes: float | None = on_resume(None, gt=0)
+    """Wall-clock minutes, counted from the start of this process; a resumed run begins to count again."""
+    tokens: int | None = on_resume(None, ge=1)
+    """Tokens trained on in all."""
+    disk_gib: float | None = on_resume(None, gt=0)
+    """Size of the run directory in GiB."""
+
+    @property
+    def any(self) -> bool:
+        """True when at least one limit is set."""
+        return any(v is not None for v in (self.steps, self.minutes, self.tokens, self.disk_gib))
+
+
+class GoalSection(Section):
+    """What a run must have reached when it ends; otherwise it exits with code 3."""
+
+    metric: str = Field(pattern=r"^[^/]+(/[^/]+)+$")
+    """Name of a metric of metrics.jsonl, for example `eval/sampled/accuracy`."""
+    at_least: float | None = on_resume(None)
+    """Smallest value that is good enough."""
+    at_most: float | None = on_resume(None)
+    """Largest value that is good enough."""
+    of: Literal["final", "initial", "gain"] = on_resume("final")
+    """final: the last value recorded; initial: the first; gain: the last minus the first."""
+
+    @model_validator(mode="after")
+    def _bounded(self) -> GoalSection:
+        if self.at_least is None and self.at_most is None:
+            raise ValueError("a goal needs a bound: set at_least, at_most, or both")
+        return self
+
+
+class RecordingSection(Section):
+    """What a run writes down beside its metrics."""
+
+    samples: int = on_resume(4, ge=0)
+    """Trajectories per recorded step in samples/, as readable text; 0 writes none."""
+    samples_every: int = on_resume(1, ge=1)
+    """Record samples of every so many steps."""
+    archive_every: int | None = on_resume(None, ge=1)
+    """Keep the whole encoded batch, with the learner's log-probs and advantages, of every so many steps;
+    by default of none."""
+    plots: bool = on_resume(True)
+    """Draw plots/ when the run ends."""
+
+
+class RoleResources(Section):
+    """What one actor of a role asks of Ray."""
+
+    cpus: float = on_resume(1.0, ge=0)
+    """CPU cores per actor, by Ray's logical count."""
+    gpus: float | None = on_resume(None, ge=0)
+    """GPUs per actor, fractions allowed; by default one where the machine has GPUs and none where it has not."""
+    threads: int = on_resume(1, ge=1)
+    """Threads of one actor's arithmetic (OMP_NUM_THREADS). More than one slows small models down, because the
+    engines of a machine then wait for each other's threads."""
+
+
+class PlacementSection(Section):
+    """Where the actors run."""
+
+    ray_address: str | None = on_resume(None)
+    """Address of a running Ray cluster, for example `auto` or `ray://head:10001`; by default one is started for the
+    run and ended with it."""
+    device: Literal["auto", "cpu", "cuda"] = on_resume("auto")
+    """auto takes the GPUs when there are any."""
+    colocate: bool = on_resume(False)
+    """Learner and rollout workers share the same GPUs, each with its share of the memory."""
+    rollout: RoleResources = RoleResources()
+    """One rollout worker, tensor-parallel parts not counted."""
+    learner: RoleResources = RoleResources()
+    """One learner rank."""
+    scorer: RoleResources = RoleResources(gpus=0.0)
+    """The scorer of a rollout worker."""
+
+
+class DeadlinesSection(Section):
+    """How long to wait before a wait becomes an error, in seconds. Each error says for what, since when and who."""
+
+    start: float = on_resume(900.0, gt=0)
+    """An actor's start until it is ready: imports, loading the model, compiling."""
+    take: float = on_resume(1800.0, gt=0)
+    """The learner's wait for enough groups of one step."""
+    score: float = on_resume(600.0, gt=0)
+    """A group's wait for all its rewards."""
+    swap: float = on_resume(300.0, gt=0)
+    """A worker's change to new weights."""
+    publish: float = on_resume(300.0, gt=0)
+    """The learner's publication of one version."""
+    collective: float = on_resume(600.0, gt=0)
+    """One exchange between learner ranks."""
+    drain: float = on_resume(60.0, gt=0)
+    """A clean end: workers hand back what they have."""

@@ -1,0 +1,179 @@
+"""Mistakes in a run file as findings: where, what was found, what is allowed, what was probably meant."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import BaseModel, ValidationError
+
+from penstock.deploy.keys import direct_sections, dotted, names_at, nearest_key, type_at
+from penstock.deploy.yaml_source import KeyPath, YamlSource
+
+_USERINFO = re.compile(r"(\w+://[^/@\s:]*:)[^/@\s]+@")
+_SECRET_KEY = re.compile(
+    r"(passwords?|passwd|secrets?|api_?keys?|(access|auth|bearer|hub|hf)_?tokens?)$", re.IGNORECASE
+)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One mistake or doubt."""
+
+    key: str
+    """Path of the key, as `store.url` or `data.sources.train.columns`."""
+    problem: str
+    """What is wrong."""
+    level: Literal["error", "warning"] = "error"
+    found: str = ""
+    """The value as written, secrets masked."""
+    allowed: str = ""
+    nearest: str = ""
+    """The right name that looks most like what was written."""
+    remedy: str = ""
+    where: str = ""
+    """FILE:LINE, or `command line`."""
+
+    def __str__(self) -> str:
+        parts = [f"{self.key}: {self.problem}"]
+        parts += [f"found {self.found}"] if self.found else []
+        parts += [f"allowed: {self.allowed}"] if self.allowed else []
+        parts += [f"did you mean {self.nearest}?"] if self.nearest else []
+        parts += [self.remedy] if self.remedy else []
+        return (f"{self.where}: " if self.where else "") + f"{self.level}: " + "; ".join(parts)
+
+
+# --- from what pydantic says ----------------------------------------------------------------------
+
+
+def _written_path(location: Sequence[str | int], values: Any) -> KeyPath:
+    """The path as it stands in the file: pydantic adds the names of union members, which nobody wrote."""
+    path: list[str | int] = []
+    for number, key in enumerate(location):
+        last = number == len(location) - 1
+        if isinstance(values, dict) and (key in values or last):
+            values = values.get(key)
+            path.append(key)
+        elif isinstance(values, (list, tuple)) and isinstance(key, int) and key < len(values):
+            values = values[key]
+            path.append(key)
+    return tuple(path)
+
+
+def mask(value: Any) -> str:
+    """`value` as text for people, without the password of a URL, cut to a readable length."""
+    text = _USERINFO.sub(r"\1***@", repr(value))
+    return text if len(text) <= 80 else text[:77] + "…"
+
+
+_ALLOWED = {
+    "greater_than": "more than {gt}",
+    "greater_than_equal": "{ge} or more",
+    "less_than": "less than {lt}",
+    "less_than_equal": "{le} or less",
+    "too_short": "at least {min_length} entries",
+    "string_too_short": "at least {min_length} characters",
+    "too_long": "at most {max_length} entries",
+    "string_pattern_mismatch": "text that matches {pattern}",
+    "literal_error": "{expected}",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "int_type": "a whole number",
+    "int_parsing": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "finite_number": "a finite number",
+    "string_type": "text",
+    "dict_type": "a mapping of keys to values",
+    "model_type": "a mapping of keys to values",
+    "tuple_type": "a list",
+    "list_type": "a list",
+}
+
+
+def from_pydantic(error: ValidationError, root: type[BaseModel], source: YamlSource) -> list[Finding]:
+    """One finding per mistake, in the order of the file."""
+    found: dict[tuple[KeyPath, str], Finding] = {}
+    for detail in error.errors(include_url=False):
+        path = _written_path(detail["loc"], source.values)
+        found.setdefault((path, detail["type"]), _finding(detail, path, root, source))
+    ordered = sorted(found.items(), key=lambda item: source.line_of(item[0][0]))
+    return [finding for _, finding in ordered]
+
+
+def _finding(detail: Any, path: KeyPath, root: type[BaseModel], source: YamlSource) -> Finding:
+    kind, context = detail["type"], detail.get("ctx", {})
+    key, where = dotted(path) or "run file", source.place(path)
+    if kind == "extra_forbidden":
+        siblings = ", ".join(names_at(root, path[:-1]))
+        return Finding(key, "there is no such key", allowed=siblings, nearest=nearest_key(root, path), where=where)
+    if kind == "missing":
+        return Finding(key, "is required and missing", where=where, remedy=_help(root, path))
+    value = mask(detail["input"]) if not isinstance(detail["input"], BaseModel) else ""
+    if kind == "value_error":
+        # Of a whole section only the rule is shown: its values stand in the file.
+        shown = value if not isinstance(detail["input"], dict) else ""
+        return Finding(key, _USERINFO.sub(r"\1***@", str(context["error"])), found=shown, where=where)
+    if kind == "literal_error" and isinstance(detail["input"], str):
+        words = re.findall(r"'([^']*)'", context["expected"])
+        close = difflib.get_close_matches(detail["input"], words, n=1, cutoff=0.5)
+        nearest = repr(close[0]) if close else ""
+        return Finding(
+            key, "is not one of the choices", found=value, allowed=context["expected"], nearest=nearest, where=where
+        )
+    allowed = _ALLOWED.get(kind, detail["msg"]).format(**context)
+    return Finding(key, "has a value that does not fit", found=value, allowed=allowed, where=where)
+
+
+def _help(root: type[BaseModel], path: KeyPath) -> str:
+    """The first sentence of a field's help."""
+    for section in direct_sections(type_at(root, path[:-1])):
+        info = section.model_fields.get(str(path[-1]))
+        if info is not None and info.description:
+            return "it is: " + info.description.replace("\n", " ").split(". ")[0].rstrip(".")
+    return ""
+
+
+# --- secrets --------------------------------------------------------------------------------------
+
+
+def secrets_in_clear(source: YamlSource) -> list[Finding]:
+    """Passwords and keys that were written into the run file, where config.yaml and logs would repeat them."""
+    return [
+        Finding(
+            dotted(path),
+            "a secret does not belong in a run file, because config.yaml repeats it",
+            found="***",
+            remedy="put it into an environment variable and name that variable here, or leave the key out",
+            where=source.place(path),
+        )
+        for path, value in _leaves(source.values, ())
+        if isinstance(value, str) and (_USERINFO.search(value) or _SECRET_KEY.search(str(path[-1])))
+    ]
+
+
+def _leaves(values: Any, path: KeyPath) -> Iterator[tuple[KeyPath, Any]]:
+    items: Iterable[tuple[Any, Any]] = ()
+    if isinstance(values, dict):
+        items = values.items()
+    elif isinstance(values, (list, tuple)):
+        items = enumerate(values)
+    else:
+        yield path, values
+    for key, value in items:
+        yield from _leaves(value, (*path, key))
+
+
+def masked(values: Any, key: str = "") -> Any:
+    """The same plain values with every secret replaced by `***`."""
+    if isinstance(values, dict):
+        return {k: masked(v, str(k)) for k, v in values.items()}
+    if isinstance(values, (list, tuple)):
+        return [masked(v, key) for v in values]
+    if isinstance(values, str):
+        return "***" if _SECRET_KEY.search(key) else _USERINFO.sub(r"\1***@", values)
+    return values

@@ -1,0 +1,86 @@
+"""What keys a run file may have: walks the declared types, finds the nearest right name for a wrong one."""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from pydantic import BaseModel
+
+from penstock.deploy.yaml_source import KeyPath
+
+
+def dotted(path: Sequence[str | int]) -> str:
+    """A key path as people write it: `data.sources.train`."""
+    return ".".join(map(str, path))
+
+
+def _element(annotation: Any, key: str | int) -> Any:
+    """The type below `annotation` at `key`, or None where the type ends."""
+    if annotation is Any:
+        return Any
+    origin = typing.get_origin(annotation)
+    arguments = typing.get_args(annotation)
+    if origin is typing.Annotated:
+        return _element(arguments[0], key)
+    if origin in (typing.Union, types.UnionType):
+        below = (_element(argument, key) for argument in arguments)
+        return next((b for b in below if b is not None), None)
+    if origin is not None and arguments and issubclass(origin, Mapping):
+        return arguments[1]
+    if origin is not None and arguments and issubclass(origin, Sequence) and isinstance(key, int):
+        return arguments[0]
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel) and key in annotation.model_fields:
+        return annotation.model_fields[str(key)].annotation
+    return None
+
+
+def type_at(root: type[BaseModel], path: Sequence[str | int]) -> Any:
+    """The declared type at `path`, or None where the path leaves what is declared."""
+    here: Any = root
+    for key in path:
+        here = _element(here, key)
+        if here is None:
+            return None
+    return here
+
+
+def names_at(root: type[BaseModel], path: Sequence[str | int]) -> list[str]:
+    """The keys that the sections at `path` have."""
+    here = type_at(root, path)
+    return sorted({name for section in direct_sections(here) for name in section.model_fields})
+
+
+def direct_sections(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The sections that `annotation` itself may be, not those inside its containers."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    elif typing.get_origin(annotation) in (typing.Union, types.UnionType, typing.Annotated):
+        for argument in typing.get_args(annotation):
+            yield from direct_sections(argument)
+
+
+def all_keys(root: type[BaseModel], prefix: KeyPath = ()) -> Iterator[str]:
+    """Every key path that needs no name of the user's own."""
+    for name, info in root.model_fields.items():
+        yield dotted((*prefix, name))
+        for section in direct_sections(info.annotation):
+            yield from all_keys(section, (*prefix, name))
+
+
+def nearest_key(root: type[BaseModel], path: Sequence[str | int]) -> str:
+    """The existing key path that looks most like `path`: a sibling first, then the same name elsewhere."""
+    wrong = str(path[-1])
+    close = difflib.get_close_matches(wrong, names_at(root, path[:-1]), n=1, cutoff=0.6)
+    if close:
+        return dotted((*path[:-1], close[0]))
+    keys = list(all_keys(root))
+    by_name = {key.rsplit(".", 1)[-1]: key for key in reversed(keys)}
+    elsewhere = difflib.get_close_matches(wrong, list(by_name), n=1, cutoff=0.75)
+    if elsewhere:
+        return by_name[elsewhere[0]]
+    whole = difflib.get_close_matches(dotted(path), keys, n=1, cutoff=0.7)
+    return whole[0] if whole else ""
