@@ -22,6 +22,9 @@ was acknowledged. A disk that is full is outside all three promises.
   weaker than `never` against a killed server, and stronger against loss of power: at most about two seconds.
 """
 
+OLDEST = (6, 2)
+"""The oldest Redis server whose commands and script replication the scripts rely on."""
+
 SCHEMES = ("redis", "rediss", "unix")
 
 

@@ -28,15 +28,13 @@ from redis.exceptions import (
 from redis.retry import Retry
 
 from penstock.services.contracts import Fenced, StoreError
-from penstock.services.store.config import check_url
+from penstock.services.store.config import OLDEST, check_url
 
 if TYPE_CHECKING:
     from penstock.services.store.ledger import RedisStore
 
 T = TypeVar("T")
 
-OLDEST = (6, 2)
-"""The oldest server whose commands and script replication the scripts rely on."""
 _REFUSED = (AuthenticationError, AuthenticationWrongNumberOfArgsError, AuthorizationError, NoPermissionError)
 _AWAY = (redis.ConnectionError, redis.TimeoutError)
 

@@ -44,7 +44,7 @@ class _Tree:
     def common(self, now: Version) -> dict[int, int]:
         """`staleness.common_step` of `now` with every lineage that is related to it."""
         steps = {}
-        for lineage in {0, *self.forks}:
+        for lineage in {0, *self.forks, *(version.lineage for version in self.forks.values())}:
             try:
                 steps[lineage] = staleness.common_step(now, lineage, self.forks)
             except ValueError:  # its fork was lost together with an earlier store

