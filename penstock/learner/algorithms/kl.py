@@ -1,0 +1,33 @@
+"""Estimators of KL(π‖π_ref) from tokens that π sampled (Schulman, "Approximating KL divergence", 2020).
+
+Each takes log-probs of the same tokens under π (`logp`) and π_ref (`logp_reference`), and gives one value per
+token, in nats. With x = log π_ref − log π:  k1 = −x,  k2 = x²/2,  k3 = eˣ − 1 − x.
+
+All are biased, in value and gradient, when the tokens came from another policy than π and are not weighted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from jaxtyping import Float
+from torch import Tensor
+
+
+def k1(logp: Float[Tensor, "*batch"], logp_reference: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+    """Unbiased, high variance, negative for half of the tokens. As a loss its expected gradient is zero."""
+    return logp - logp_reference
+
+
+def k2(logp: Float[Tensor, "*batch"], logp_reference: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+    """Biased value; as a loss its expected gradient is that of KL(π‖π_ref)."""
+    return 0.5 * (logp_reference - logp).square()
+
+
+def k3(logp: Float[Tensor, "*batch"], logp_reference: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+    """Unbiased, low variance, never negative; as a loss its expected gradient is that of KL(π_ref‖π)."""
+    x = logp_reference - logp
+    return x.expm1() - x
+
+
+ESTIMATORS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"k1": k1, "k2": k2, "k3": k3}

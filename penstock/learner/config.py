@@ -1,0 +1,199 @@
+"""Sections of a run file that belong to the learner. Nothing heavy is imported here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from penstock.learner.algorithms import table
+from penstock.learner.algorithms.cells import KL, Baseline, Cell, Objective, Reduction, Trust
+from penstock.services.settings import Section, on_resume
+from penstock.services.staleness import Outlived
+
+_GRPO = table.find("grpo")
+
+
+class ScheduleSection(Section):
+    """How the learning rate moves over the optimizer's updates."""
+
+    kind: Literal["constant", "linear", "cosine"] = "constant"
+    """`linear` and `cosine` fall from the learning rate to `min_ratio` of it over `decay_updates`."""
+    warmup_updates: int = Field(0, ge=0)
+    """Updates over which the rate rises linearly from nothing."""
+    decay_updates: int | None = on_resume(None, ge=1)
+    """Length of the fall, warm-up not included; needed for linear and cosine."""
+    min_ratio: float = Field(0.0, ge=0, le=1)
+    """Where the fall ends, as a fraction of the learning rate."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> ScheduleSection:
+        if self.kind != "constant" and self.decay_updates is None:
+            raise ValueError(f"schedule {self.kind} needs decay_updates: over how many updates the rate falls")
+        return self
+
+
+class TrainingSection(Section):
+    """What every stage that trains needs: layout of the model over the ranks, and the update rule."""
+
+    ranks: int = Field(1, ge=1, le=4096)
+    """Data-parallel processes."""
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    """DeepSpeed ZeRO: 0 copies everything to every rank, 1 shards optimizer states, 2 also gradients, 3 also
+    parameters."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Number format of forward and backward; the optimizer always keeps float32 weights."""
+    gradient_checkpointing: bool = on_resume(False)
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    micro_batch_tokens: int = on_resume(8192, ge=16)
+    """Most tokens, padding included, that go through the model at once on one rank. A longer answer goes alone."""
+    collective_timeout: float = on_resume(1800.0, ge=10, le=86400)
+    """Seconds after which a rank that waits for another gives up. Must exceed the longest single micro-batch, save
+    or load; while rank 0 waits for data it keeps the others informed, so that waiting does not count."""
+    learning_rate: float = on_resume(1e-6, gt=0, le=1)
+    """Peak learning rate of AdamW."""
+    schedule: ScheduleSection = ScheduleSection()
+    """Learning rate over time."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of AdamW's two moments; both in [0, 1)."""
+    eps: float = Field(1e-8, gt=0, le=1e-3)
+    """Added to the root of the second moment."""
+    weight_decay: float = on_resume(0.0, ge=0, le=1)
+    """Decoupled decay of matrices; vectors (norms, biases) are never decayed."""
+    max_grad_norm: float = on_resume(1.0, gt=0)
+    """The global gradient is scaled down to this norm."""
+    seed: int = 0
+    """Order of the data within the stage, and dropout where a model has any."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> TrainingSection:
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas lie in [0, 1); found {self.betas}")
+        if self.dtype == "bfloat16" and self.zero_stage == 0:
+            raise ValueError(
+                "bfloat16 at zero_stage 0 would sum gradients over micro-batches in bfloat16; use zero_stage 1"
+            )
+        return self
+
+
+class LearnerSection(TrainingSection):
+    """The learner: its batch, the model over the ranks, the update rule."""
+
+    groups_per_step: int = Field(32, ge=1)
+    """Groups with signal in the batch of one train step."""
+    mini_batches: int = Field(1, ge=1)
+    """Optimizer updates per pass over the batch; each takes an equal share of the groups."""
+    epochs: int = Field(1, ge=1, le=64)
+    """Passes over the batch per train step."""
+    max_nonfinite: int = on_resume(3, ge=1)
+    """Train steps in a row that may be skipped for infinite or undefined gradients before the run ends."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> LearnerSection:
+        if self.mini_batches > self.groups_per_step:
+            raise ValueError(
+                f"mini_batches ({self.mini_batches}) cannot exceed groups_per_step ({self.groups_per_step}): "
+                "a mini-batch is made of whole groups"
+            )
+        return self
+
+
+class AlgorithmSection(Section):
+    """A row of the algorithm table, and the cells in which the run departs from it.
+
+    What is left out comes from the row. In a cell, naming another `kind` replaces the cell; otherwise the keys
+    given replace the row's own.
+    """
+
+    name: str = _GRPO.name
+    """A row of the table, or `module:ROW` for one of your own."""
+    baseline: Baseline = _GRPO.baseline
+    """Turns rewards into advantages."""
+    objective: Objective = _GRPO.objective
+    """Loss of a token."""
+    trust: Trust = _GRPO.trust
+    """Correction for tokens that another policy sampled."""
+    kl: KL = _GRPO.kl
+    """Penalty for leaving the reference policy."""
+    reduction: Reduction = _GRPO.reduction
+    """How losses of tokens become one number."""
+    group_filter: Literal["signal", "all"] = "signal"
+    """`signal`: groups whose rewards are all equal are replaced by others; `all`: they stay in the batch."""
+    quorum: int = Field(_GRPO.quorum, ge=2)
+    """Fewest scored members with which a group is still of use; a baseline needs two."""
+    entropy_coefficient: float = on_resume(_GRPO.entropy_coefficient, ge=0, le=1)
+    """Times the entropy of the sampled-from distribution, taken off the loss."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_row(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping):
+            return given
+        row = table.find(str(given.get("name", _GRPO.name))).cells()
+        return row | {key: _merge(row.get(key), value) for key, value in given.items()}
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the run has to compute log-probs under the frozen reference."""
+        return self.kl.coefficient > 0
+
+
+def _merge(default: Any, given: Any) -> Any:
+    """The row's cell with the given keys put over it; a cell of another kind is taken as it is given."""
+    if isinstance(given, Cell | KL | Reduction) or not isinstance(default, Mapping) or not isinstance(given, Mapping):
+        return given
+    if given.get("kind", default.get("kind")) != default.get("kind"):
+        return dict(given)
+    return {**default, **given}
+
+
+class StalenessSection(Section):
+    """How old a token may be when it is trained on, and how long to wait for tokens that are young enough."""
+
+    max_lag: int = Field(2, ge=0, le=1024)
+    """Most train steps between the weights that sampled a token and the weights it is trained into. 0 is the
+    synchronous system."""
+    outlived: Outlived = "drop"
+    """An answer that outlives the bound while it is generated: `drop` its group, `mask` its tokens beyond the
+    bound, or `cut` it short at the weight swap."""
+    refill_attempts: int = on_resume(10, ge=1)
+    """Groups without signal are replaced at most this many times groups_per_step in one train step."""
+    take_deadline: float = on_resume(1800.0, gt=0)
+    """Seconds the learner waits for a batch before it gives up. Must exceed the start of an engine and the longest
+    answer."""
+
+
+class CheckpointSection(Section):
+    """When the learner's state is written down, and what is kept of it."""
+
+    every: int = on_resume(20, ge=1)
+    """Train steps between checkpoints; there is always one at the end."""
+    keep_last: int = on_resume(2, ge=1)
+    """How many of the newest are kept."""
+    keep_best: str | None = on_resume(None)
+    """Name of a metric; the checkpoint with its best value is kept besides."""
+    best: Literal["max", "min"] = on_resume("max")
+    """Which value of `keep_best` is the best."""
+    with_model: bool = on_resume(True)
+    """Also write the weights in Hugging Face format into the checkpoint, for `penstock evaluate`."""
+
+
+class ArchiveSection(Section):
+    """Whole encoded batches kept on disk, with the learner's log-probs and advantages."""
+
+    every: int = on_resume(0, ge=0)
+    """Archive the batch of every N-th step; 0 archives none."""
+    keep_last: int = on_resume(20, ge=1)
+    """How many batches are kept."""
+
+
+class SftSection(TrainingSection):
+    """Supervised fine-tuning: token cross-entropy on the response."""
+
+    learning_rate: float = on_resume(1e-5, gt=0, le=1)
+    """Peak learning rate of AdamW."""
+    epochs: float = Field(1.0, gt=0, le=1000)
+    """Passes over the data; may be a fraction."""
+    batch_size: int = Field(64, ge=1)
+    """Rows per optimizer update, over all ranks."""
