@@ -53,9 +53,6 @@ class RecordingSection(Section):
     """Trajectories per recorded step in samples/, as readable text; 0 writes none."""
     samples_every: int = on_resume(1, ge=1)
     """Record samples of every so many steps."""
-    archive_every: int | None = on_resume(None, ge=1)
-    """Keep the whole encoded batch, with the learner's log-probs and advantages, of every so many steps;
-    by default of none."""
     plots: bool = on_resume(True)
     """Draw plots/ when the run ends."""
 
@@ -91,19 +88,14 @@ class PlacementSection(Section):
 
 
 class DeadlinesSection(Section):
-    """How long to wait before a wait becomes an error, in seconds. Each error says for what, since when and who."""
+    """How long the driver waits before a wait becomes an error, in seconds. Each error says for what, since when and
+    who. Waits inside a role have their deadline in the role's own section."""
 
     start: float = on_resume(900.0, gt=0)
     """An actor's start until it is ready: imports, loading the model, compiling."""
-    take: float = on_resume(1800.0, gt=0)
-    """The learner's wait for enough groups of one step."""
-    score: float = on_resume(600.0, gt=0)
-    """A group's wait for all its rewards."""
-    swap: float = on_resume(300.0, gt=0)
-    """A worker's change to new weights."""
     publish: float = on_resume(300.0, gt=0)
     """The learner's publication of one version."""
-    collective: float = on_resume(600.0, gt=0)
-    """One exchange between learner ranks."""
     drain: float = on_resume(60.0, gt=0)
     """A clean end: workers hand back what they have."""
+    silence: float = on_resume(120.0, gt=0)
+    """An actor that is ready and has said nothing for so long is taken for dead."""

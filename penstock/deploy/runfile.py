@@ -15,11 +15,21 @@ from penstock.deploy.config import DeadlinesSection, GoalSection, LimitsSection,
 from penstock.deploy.findings import Finding, from_pydantic, masked, secrets_in_clear
 from penstock.deploy.keys import dotted
 from penstock.deploy.yaml_source import KeyPath, YamlError, YamlSource, read_yaml
+from penstock.learner.config import (
+    AlgorithmSection,
+    ArchiveSection,
+    CheckpointSection,
+    LearnerSection,
+    SftSection,
+    StalenessSection,
+)
+from penstock.reward.config import RewardSection
 from penstock.services.contracts import PenstockError
 from penstock.services.data_config import DataSection
 from penstock.services.model_config import ModelSection
 from penstock.services.settings import Section, on_resume
 from penstock.services.store.config import StoreSection
+from penstock.services.weights.config import WeightsSection
 
 
 class RunFileError(PenstockError):
@@ -49,6 +59,22 @@ class RunFile(Section):
     """The model to train and its tokenizer."""
     data: DataSection
     """Prompts to train on."""
+    reward: RewardSection | None = None
+    """How answers are judged, and the frozen reference model; needed to train and to evaluate."""
+    algorithm: AlgorithmSection = AlgorithmSection()
+    """What is optimised: a row of the algorithm table and where the run departs from it."""
+    learner: LearnerSection = LearnerSection()
+    """The learner's batch, its ranks and its optimizer."""
+    staleness: StalenessSection = StalenessSection()
+    """How old a token may be when it is trained on."""
+    sft: SftSection = SftSection()
+    """Supervised fine-tuning, for `penstock sft`."""
+    checkpoints: CheckpointSection = CheckpointSection()
+    """When the learner's state is kept."""
+    archive: ArchiveSection = ArchiveSection()
+    """Whole batches kept on disk."""
+    weights: WeightsSection = WeightsSection()
+    """How new weights reach the rollout workers."""
     store: StoreSection = StoreSection()
     """The replay store and its ledger."""
     limits: LimitsSection = LimitsSection()
@@ -69,6 +95,8 @@ class RunFile(Section):
             section = getattr(self, name)
             if hasattr(section, "located"):
                 changes[name] = section.located(base)
+            elif isinstance(section, Section):
+                changes[name] = _with_absolute_paths(section, base)
         return self.model_copy(update=changes)
 
     def to_yaml(self) -> str:
@@ -76,6 +104,12 @@ class RunFile(Section):
         values = masked(self.model_dump(mode="json"))
         head = "# The run file as it was resolved: overrides applied, defaults filled in, paths absolute.\n"
         return head + yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120)
+
+
+def _with_absolute_paths(section: Section, base: Path) -> Section:
+    """The section with every field that is a Path made absolute."""
+    paths = {name: value for name, value in section if isinstance(value, Path)}
+    return section.model_copy(update={name: (base / path.expanduser()).resolve() for name, path in paths.items()})
 
 
 @dataclass(frozen=True)

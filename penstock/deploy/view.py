@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol
 
 from penstock.services.contracts import LedgerCounts
 
 Phase = Literal["starting", "evaluating", "training", "draining", "finished", "failed", "stopped"]
+ENDED: tuple[Phase, ...] = ("finished", "failed", "stopped")
+"""Phases after which nothing moves any more: a limit was reached, an error, or a person's wish."""
 
 
 @dataclass(frozen=True)
@@ -56,3 +58,11 @@ class RunView:
     """The driver's process."""
     at: float = 0.0
     """Unix seconds of this instant."""
+
+
+class Display(Protocol):
+    """Whoever shows a run to a person."""
+
+    def update(self, view: RunView) -> None:
+        """Called about once a second by the driver; returns at once."""
+        ...

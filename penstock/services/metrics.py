@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING, Any, Literal
 from penstock.services.versions import Version
 
 if TYPE_CHECKING:
-    import pandas as pd  # type: ignore[import-untyped]
+    import pandas as pd
 
 _PART = r"(?:[a-z0-9][a-z0-9_.\-]*|\{[a-z_]+\})"
 _NAME = re.compile(rf"{_PART}(?:/{_PART})+", re.IGNORECASE)

@@ -1,0 +1,216 @@
+"""`penstock`: the command line. Every command only calls `penstock.api` or `penstock.deploy` and shows the answer.
+
+Exit codes: 0 done, 1 the run failed, 2 the input was wrong and nothing was started, 3 the run ended but missed
+a goal, 130 stopped by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+# Nothing heavier than typer is imported here: every command imports what it needs, so that --help is instant.
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from penstock.api import Run
+    from penstock.deploy.view import Display
+
+FAILED, WRONG_INPUT, GOAL_MISSED, INTERRUPTED = 1, 2, 3, 130
+
+app = typer.Typer(
+    name="penstock",
+    help="Train language models with asynchronous reinforcement learning.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+RunFileArgument = Annotated[Path, typer.Argument(metavar="RUN.yaml", help="The run file.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[section.key=value …]", help="Values that win over the run file's.", show_default=False),
+]
+
+
+@app.command()
+def train(run_file: RunFileArgument, overrides: Overrides = None) -> None:
+    """Train with asynchronous reinforcement learning."""
+    from penstock import api
+
+    _watch(lambda display: api.train(run_file, overrides or [], display=display))
+
+
+@app.command()
+def sft(run_file: RunFileArgument, overrides: Overrides = None) -> None:
+    """Fine-tune on demonstrations (supervised), with the `sft` section of the run file."""
+    from penstock import api
+
+    _watch(lambda display: api.sft(run_file, overrides or [], display=display))
+
+
+@app.command()
+def evaluate(
+    run_file: RunFileArgument,
+    overrides: Overrides = None,
+    model: Annotated[Path | None, typer.Option(help="Model to evaluate; by default the run file's own.")] = None,
+) -> None:
+    """Evaluate a model on the held-out prompts of a run file."""
+    from penstock import api
+
+    for name, value in sorted(api.evaluate(run_file, str(model) if model else None, overrides or []).items()):
+        typer.echo(f"{name}  {value:.4f}")
+
+
+@app.command()
+def status(
+    run_dir: Annotated[Path | None, typer.Argument(metavar="RUN_DIR", help="By default the newest run.")] = None,
+    runs_dir: Annotated[Path, typer.Option(help="Where to look for the newest run.")] = Path("runs"),
+    json: Annotated[bool, typer.Option("--json", help="The facts as JSON, for scripts.")] = False,
+) -> None:
+    """Show what runs: version, ledger, lag, tokens/s, who is alive."""
+    from rich.console import Console
+
+    from penstock.cli.display import panel
+    from penstock.deploy.status import status as read_status
+
+    facts = read_status(run_dir, runs_dir)
+    if json:
+        import msgspec
+
+        typer.echo(msgspec.json.encode({"verdict": facts.verdict, "facts": facts}, enc_hook=str).decode())
+        return
+    console = Console()
+    console.print(f"{facts.run_dir}", highlight=False, soft_wrap=True)
+    console.print(facts.verdict, style="red" if facts.verdict.startswith("died") else None, markup=False)
+    if facts.view is not None:
+        console.print(panel(facts.view))
+
+
+@app.command()
+def check(
+    run_file: RunFileArgument,
+    overrides: Overrides = None,
+    stage: Annotated[str, typer.Option(help="What the file is for: train, sft or evaluate.")] = "train",
+) -> None:
+    """Find every mistake in a run file before anything starts."""
+    from penstock import api
+
+    findings = api.check(run_file, overrides or [], stage=stage)
+    for finding in findings:
+        typer.echo(str(finding))
+    errors = sum(f.level == "error" for f in findings)
+    if errors:
+        typer.echo(f"{run_file}: {errors} mistake{'s' if errors != 1 else ''}; nothing was started", err=True)
+        raise typer.Exit(WRONG_INPUT)
+    typer.echo(f"{run_file}: nothing amiss" + (f", {len(findings)} warnings" if findings else ""))
+
+
+@app.command()
+def resume(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The run to go on with.", show_default=False)],
+    overrides: Overrides = None,
+) -> None:
+    """Go on with a run from its last checkpoint."""
+    from penstock import api
+
+    _watch(lambda display: api.resume(run_dir, overrides or [], display=display))
+
+
+@app.command()
+def doctor() -> None:
+    """Look at this machine: versions, devices, memory, Redis, ports; a remedy for each thing amiss."""
+    from rich.console import Console
+
+    from penstock.cli.doctor_table import table
+    from penstock.deploy.doctor import examine
+
+    facts = examine()
+    Console().print(table(facts))
+    if any(fact.state == "broken" for fact in facts):
+        raise typer.Exit(FAILED)
+
+
+@app.command()
+def schema(
+    markdown: Annotated[bool, typer.Option("--markdown", help="All keys as tables for people.")] = False,
+) -> None:
+    """Print the JSON schema of run files, for editors."""
+    import json
+
+    if markdown:
+        from penstock.deploy.runfile_docs import markdown as as_markdown
+
+        typer.echo(as_markdown(), nl=False)
+        return
+    from penstock.deploy.runfile import schema as as_schema
+
+    typer.echo(json.dumps(as_schema(), indent=2, ensure_ascii=False))
+
+
+@app.command()
+def plot(
+    run_dirs: Annotated[list[Path], typer.Argument(metavar="RUN_DIR…", help="One run, or several seeds of one.")],
+    out: Annotated[Path | None, typer.Option(help="PNG with one learning curve over all the runs.")] = None,
+) -> None:
+    """Draw a run's plots/, or with --out one learning curve over several runs."""
+    from penstock.services.plots import learning_curve, write_plots
+    from penstock.services.rundir import RunDir
+
+    runs = [RunDir.open(run_dir) for run_dir in run_dirs]
+    written = [learning_curve(runs, out)] if out is not None else [path for run in runs for path in write_plots(run)]
+    for path in written:
+        typer.echo(path)
+
+
+def _watch(start: Callable[[Display], Run]) -> None:
+    """Show a run while it goes on, then say how it ended."""
+    from penstock.cli.display import make_display
+
+    display = make_display()
+    try:
+        run = start(display)
+    finally:
+        display.close()
+    _conclude(run)
+
+
+def _conclude(run: Run) -> None:
+    """Say how the run ended; the run directory stands on the last line, where scripts find it."""
+    goals: list[dict[str, Any]] = (run.summary or {}).get("goals", [])
+    for goal in goals:
+        mark = "reached" if goal["reached"] else "MISSED"
+        value = "never recorded" if goal["value"] is None else f"{goal['value']:.4g}"
+        typer.echo(f"goal {mark}: {goal['of']} {goal['metric']} {goal['wanted']}, found {value}")
+    typer.echo(run.dir)
+    if any(not goal["reached"] for goal in goals):
+        raise typer.Exit(GOAL_MISSED)
+
+
+def run() -> None:
+    """Entry point: errors that a person can act on are one message, all others a traceback."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    except Exception as error:  # told apart below, and raised again when it is none of ours
+        code = _code_of(error)
+        if code is None:
+            raise
+        typer.echo(f"penstock: {error}", err=True)
+        sys.exit(code)
+
+
+def _code_of(error: Exception) -> int | None:
+    """The exit code of an error that says enough by its text; None for a fault of the program."""
+    from penstock.deploy.runfile import RunFileError
+    from penstock.services.contracts import PenstockError
+    from penstock.services.rundir import RunDirError
+
+    if isinstance(error, (RunFileError, RunDirError)):
+        return WRONG_INPUT
+    return FAILED if isinstance(error, PenstockError) else None

@@ -1,0 +1,270 @@
+"""PNG plots of a run's metrics, and one learning curve over several runs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from penstock.services.metrics import read_rows
+from penstock.services.rundir import RunDir
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Rows = Sequence[Mapping[str, float]]
+
+# Okabe and Ito's palette: told apart also by people who see few colours.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_STYLE = {
+    "font.size": 11,
+    "axes.titlesize": 12,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#dddddd",
+    "grid.linewidth": 0.7,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "figure.facecolor": "white",
+    "savefig.dpi": 150,
+    "savefig.bbox": "tight",
+}
+
+
+@dataclass(frozen=True)
+class Line:
+    """One metric in a plot."""
+
+    metric: str
+    label: str
+    points: bool = False
+    """Drawn with markers: measured now and then, not at every step."""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One pair of axes."""
+
+    title: str
+    unit: str
+    lines: tuple[Line, ...]
+    from_zero: bool = True
+    ceiling: float | None = None
+    """Upper end of the axis where the quantity has one, such as a share of 1."""
+
+
+@dataclass(frozen=True)
+class Plot:
+    """One PNG file: panels side by side."""
+
+    name: str
+    panels: tuple[Panel, ...]
+
+
+PLOTS = (
+    Plot(
+        "reward",
+        (
+            Panel(
+                "Reward",
+                "reward per answer",
+                (Line("reward/mean", "training"), Line("eval/sampled/reward", "held-out, sampled", points=True)),
+                from_zero=False,
+            ),
+            Panel(
+                "Accuracy",
+                "share of answers",
+                (
+                    Line("reward/solved", "training, sampled"),
+                    Line("eval/sampled/accuracy", "held-out, sampled", points=True),
+                    Line("eval/greedy/accuracy", "held-out, greedy", points=True),
+                ),
+                ceiling=1.0,
+            ),
+        ),
+    ),
+    Plot(
+        "lag",
+        (
+            Panel(
+                "Staleness of trained tokens",
+                "lag in train steps",
+                (
+                    Line("off_policy/mean", "mean"),
+                    Line("off_policy/max", "maximum"),
+                    Line("off_policy/bound", "bound (max_lag)"),
+                ),
+            ),
+        ),
+    ),
+    Plot(
+        "kl",
+        (
+            Panel(
+                "Divergence",
+                "nats per token",
+                (
+                    Line("kl/reference", "from the reference"),
+                    Line("kl/update", "of one update"),
+                    Line("kl/offpolicy", "from the sampler"),
+                ),
+                from_zero=False,
+            ),
+            Panel("Entropy", "nats per token", (Line("actor/entropy", "policy"),)),
+        ),
+    ),
+    Plot(
+        "throughput",
+        (
+            Panel(
+                "Throughput",
+                "tokens per second",
+                (
+                    Line("rollout/tokens_per_second", "rollout (generated)"),
+                    Line("learner/tokens_per_second", "learner (trained)"),
+                ),
+            ),
+        ),
+    ),
+    Plot(
+        "lengths",
+        (
+            Panel(
+                "Length of answers",
+                "tokens",
+                (Line("response/length_mean", "mean"), Line("response/length_max", "maximum")),
+            ),
+            Panel("Cut at the limit", "share of answers", (Line("response/clipped", "cut"),), ceiling=1.0),
+        ),
+    ),
+)
+
+
+def write_plots(run: RunDir, plots: Sequence[Plot] = PLOTS) -> list[Path]:
+    """Draw into the run's plots/ whatever was recorded; returns the files written. Panels without data are left out."""
+    rows = read_rows(run.metrics)
+    written = []
+    for plot in plots:
+        panels = [panel for panel in plot.panels if any(_series(rows, line.metric)[0] for line in panel.lines)]
+        if panels:
+            figure, axes = _figure(len(panels))
+            for ax, panel in zip(axes, panels, strict=True):
+                _draw(ax, panel, rows)
+            run.plots.mkdir(exist_ok=True)
+            written.append(_save(figure, run.plots / f"{plot.name}.png"))
+    return written
+
+
+def learning_curve(
+    runs: Sequence[RunDir],
+    out: Path,
+    metrics: Mapping[str, str] | None = None,
+    over: str = "step",
+) -> Path:
+    """One PNG over several runs (seeds) of the same recipe: mean as a line, lowest to highest as a band.
+
+    `metrics` are names with labels, by default held-out accuracy sampled and greedy; `over` is `step`, or
+    `minutes` since each run's first line.
+    """
+    metrics = metrics or {
+        "eval/sampled/accuracy": "sampled (temperature 1)",
+        "eval/greedy/accuracy": "greedy",
+    }
+    figure, (ax,) = _figure(1, size=(7.5, 4.5))
+    tables = [read_rows(run.metrics) for run in runs]
+    for colour, (name, label) in zip(COLOURS, metrics.items(), strict=False):
+        curves = [_series(rows, name, over) for rows in tables]
+        _band(ax, [c for c in curves if c[0]], colour, label)
+    many = f", {len(runs)} seeds: mean, lowest to highest" if len(runs) > 1 else ""
+    ax.set_title(f"Accuracy on held-out prompts{many}")
+    ax.set_xlabel("train step" if over == "step" else "minutes of training")
+    ax.set_ylabel("share of right answers")
+    ax.set_ylim(0, 1.02)
+    ax.set_xlim(left=0)
+    ax.legend(loc="lower right")
+    return _save(figure, out)
+
+
+def _series(rows: Rows, metric: str, over: str = "step") -> tuple[list[float], list[float]]:
+    """Where `metric` was recorded as a finite number, and its values."""
+    kept = [row for row in rows if metric in row and math.isfinite(row[metric])]
+    if over == "step":
+        return [row["step"] for row in kept], [row[metric] for row in kept]
+    began = rows[0]["time"] if rows else 0.0
+    return [(row["time"] - began) / 60 for row in kept], [row[metric] for row in kept]
+
+
+def _figure(panels: int, size: tuple[float, float] | None = None) -> tuple[Figure, list[Axes]]:
+    # Without pyplot there is no global figure list and no display: safe in any thread of the driver.
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=size or (6.4 * panels, 4.0), layout="constrained")
+        return figure, [figure.add_subplot(1, panels, n + 1) for n in range(panels)]
+
+
+def _draw(ax: Axes, panel: Panel, rows: Rows) -> None:
+    for colour, line in zip(COLOURS, panel.lines, strict=False):
+        steps, values = _series(rows, line.metric)
+        if not steps:
+            continue
+        if line.points or len(steps) < 3:
+            ax.plot(steps, values, color=colour, marker="o", markersize=5, linewidth=2, label=line.label)
+        elif _is_bound(line):
+            ax.plot(steps, values, color="#666666", linestyle="--", linewidth=1.5, label=line.label)
+        else:
+            # The raw values stay visible behind their running mean: noise is information, too.
+            ax.plot(steps, values, color=colour, linewidth=1, alpha=0.3)
+            ax.plot(steps, _smooth(values), color=colour, linewidth=2, label=line.label)
+    ax.set_title(panel.title)
+    ax.set_xlabel("train step")
+    ax.set_ylabel(panel.unit)
+    if panel.from_zero:
+        ax.set_ylim(bottom=0)
+    if panel.ceiling is not None:
+        ax.set_ylim(0, panel.ceiling * 1.02)
+    if len(ax.lines) > 1:
+        ax.legend()
+
+
+def _is_bound(line: Line) -> bool:
+    return line.metric.endswith("/bound")
+
+
+def _smooth(values: Sequence[float]) -> list[float]:
+    """Running mean over a tenth of the run, at most 15 steps, centred and shorter at the ends."""
+    half = min(7, len(values) // 20)
+    windows = [values[max(0, n - half) : n + half + 1] for n in range(len(values))]
+    return [sum(window) / len(window) for window in windows]
+
+
+def _band(ax: Axes, curves: Sequence[tuple[list[float], list[float]]], colour: str, label: str) -> None:
+    """Mean and spread on the common part of the axis; curves measured at other places are interpolated."""
+    import numpy as np
+
+    if not curves:
+        return
+    end = min(xs[-1] for xs, _ in curves)
+    grid: Any = np.unique(np.concatenate([np.asarray(xs) for xs, _ in curves]))
+    grid = grid[grid <= end]
+    values = np.stack([np.interp(grid, xs, ys) for xs, ys in curves])
+    if len(curves) > 1:
+        ax.fill_between(grid, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.18, linewidth=0)
+    ax.plot(grid, values.mean(axis=0), color=colour, marker="o", markersize=4, linewidth=2, label=label)
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    import matplotlib
+
+    with matplotlib.rc_context(_STYLE):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # The metadata names no version, so that the same numbers give the same file.
+        figure.savefig(path, metadata={"Software": "penstock"})
+    return path
