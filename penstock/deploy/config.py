@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, model_validator
 
+from penstock.rollout.config import EvaluationSection
+from penstock.services.data_config import DataSection
 from penstock.services.settings import Section, on_resume
 
 
@@ -46,6 +49,17 @@ class GoalSection(Section):
         return self
 
 
+class HeldOutSection(EvaluationSection):
+    """Evaluation, and the prompts it is done on."""
+
+    data: DataSection | None = None
+    """Held-out prompts; without them nothing is evaluated."""
+
+    def located(self, base: Path) -> HeldOutSection:
+        """The same section with its paths absolute."""
+        return self.model_copy(update={"data": self.data.located(base) if self.data else None})
+
+
 class RecordingSection(Section):
     """What a run writes down beside its metrics."""
 
@@ -64,9 +78,6 @@ class RoleResources(Section):
     """CPU cores per actor, by Ray's logical count."""
     gpus: float | None = on_resume(None, ge=0)
     """GPUs per actor, fractions allowed; by default one where the machine has GPUs and none where it has not."""
-    threads: int = on_resume(1, ge=1)
-    """Threads of one actor's arithmetic (OMP_NUM_THREADS). More than one slows small models down, because the
-    engines of a machine then wait for each other's threads."""
 
 
 class PlacementSection(Section):
@@ -85,6 +96,9 @@ class PlacementSection(Section):
     """One learner rank."""
     scorer: RoleResources = RoleResources(gpus=0.0)
     """The scorer of a rollout worker."""
+    learner_threads: int = on_resume(1, ge=1)
+    """Threads of one learner rank's arithmetic. More than one slows small models down where ranks and engines share
+    a machine's cores, because they then wait for each other; the engines have `engine.threads`."""
 
 
 class DeadlinesSection(Section):

@@ -11,7 +11,14 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError
 
 from penstock.deploy import overrides as command_line
-from penstock.deploy.config import DeadlinesSection, GoalSection, LimitsSection, PlacementSection, RecordingSection
+from penstock.deploy.config import (
+    DeadlinesSection,
+    GoalSection,
+    HeldOutSection,
+    LimitsSection,
+    PlacementSection,
+    RecordingSection,
+)
 from penstock.deploy.findings import Finding, from_pydantic, masked, secrets_in_clear
 from penstock.deploy.keys import dotted
 from penstock.deploy.yaml_source import KeyPath, YamlError, YamlSource, read_yaml
@@ -24,6 +31,7 @@ from penstock.learner.config import (
     StalenessSection,
 )
 from penstock.reward.config import RewardSection
+from penstock.rollout.config import EngineSection, RolloutSection
 from penstock.services.contracts import PenstockError
 from penstock.services.data_config import DataSection
 from penstock.services.model_config import ModelSection
@@ -59,6 +67,12 @@ class RunFile(Section):
     """The model to train and its tokenizer."""
     data: DataSection
     """Prompts to train on."""
+    evaluation: HeldOutSection = HeldOutSection()
+    """Measuring the policy on held-out prompts."""
+    rollout: RolloutSection = RolloutSection()
+    """The workers that generate."""
+    engine: EngineSection = EngineSection()
+    """The vLLM engine inside of each worker."""
     reward: RewardSection | None = None
     """How answers are judged, and the frozen reference model; needed to train and to evaluate."""
     algorithm: AlgorithmSection = AlgorithmSection()
