@@ -5,11 +5,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any, TypeVar, cast
 
-from penstock.services import staleness
 from penstock.services.contracts import (
     STATES,
     Closed,
@@ -24,41 +21,12 @@ from penstock.services.contracts import (
 )
 from penstock.services.staleness import Forks
 from penstock.services.store.connection import Connection, ForksChanged, Unattached
+from penstock.services.store.lineages import Tree, lineages
 from penstock.services.versions import FIRST, Version
 
-_ENDLESS = 2**53
-"""A step beyond all others that Lua's numbers still hold exactly."""
 _RUN_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class _Tree:
-    """The lineages as this client last saw them."""
-
-    lineage: int
-    """The newest, in which the learner works; -1 before any."""
-    forks: Forks = field(default_factory=dict)
-
-    def common(self, now: Version) -> dict[int, int]:
-        """`staleness.common_step` of `now` with every lineage that is related to it."""
-        steps = {}
-        for lineage in {0, *self.forks, *(version.lineage for version in self.forks.values())}:
-            try:
-                steps[lineage] = staleness.common_step(now, lineage, self.forks)
-            except ValueError:  # its fork was lost together with an earlier store
-                continue
-        return steps
-
-    @cached_property
-    def current(self) -> dict[int, int]:
-        """`common` for any version of the newest lineage; the scripts cut it off at the version's own step."""
-        return self.common(Version(self.lineage, _ENDLESS))
-
-    @cached_property
-    def current_text(self) -> str:
-        return json.dumps(self.current)
 
 
 def check_run_id(run_id: str) -> str:
@@ -78,7 +46,7 @@ class RedisStore:
     def __init__(self, url: str, run_id: str, *, deadline: float = 30.0, password: str | None = None) -> None:
         self.run_id = check_run_id(run_id)
         self._connection = Connection(url, f"penstock:{{{run_id}}}:", deadline=deadline, password=password)
-        self._tree: _Tree | None = None
+        self._tree: Tree | None = None
         self._held: tuple[Version, Mapping[int, bytes]] = (FIRST, {})
 
     def __repr__(self) -> str:
@@ -104,12 +72,12 @@ class RedisStore:
         if memo is not None and memo.issued != issued:
             raise ValueError(f"reconcile: the memo knows of {memo.issued} prompts, the call says {issued}")
 
-        def ask(tree: _Tree) -> list[Any]:
+        def ask(tree: Tree) -> list[Any]:
             forks = {**tree.forks, **(memo.forks if memo else {})}
-            if tree.lineage >= 0 and checkpoint.lineage != 0 and checkpoint.lineage not in forks:
+            if tree.lineage >= 0 and checkpoint.lineage not in lineages(forks):
                 raise StoreError(
                     f"reconcile: the checkpoint is of version {checkpoint}, the store of run {self.run_id} knows the "
-                    f"lineages {sorted({0, *forks})}: does the checkpoint belong to another run?"
+                    f"lineages {sorted(lineages(forks))}: does the checkpoint belong to another run?"
                 )
             opened = max(tree.lineage, checkpoint.lineage, *forks, 0) + 1
             return self._connection.call(
@@ -120,7 +88,7 @@ class RedisStore:
                 tree.lineage,
                 issued,
                 opened,
-                json.dumps(_Tree(tree.lineage, forks).common(checkpoint)),
+                json.dumps(Tree(tree.lineage, forks).common(checkpoint)),
                 json.dumps({lineage: str(version) for lineage, version in forks.items()}),
                 json.dumps(memo.as_dict()) if memo else "",
             )
@@ -143,7 +111,7 @@ class RedisStore:
     # --- workers ------------------------------------------------------------------------------------
 
     def reserve(self, worker: str, version: Version, want: int, lease: float, request: str) -> Reservation:
-        def ask(tree: _Tree) -> list[Any]:
+        def ask(tree: Tree) -> list[Any]:
             common = tree.current.get(version.lineage)
             if common is None:
                 if tree is not self._refresh():
@@ -187,7 +155,7 @@ class RedisStore:
         """See `contracts.ReplayStore.take`. Payloads that an earlier call for the same version brought are kept here
         and not sent again, so that waiting for the last group of a step is cheap."""
 
-        def ask(tree: _Tree) -> list[Any]:
+        def ask(tree: Tree) -> list[Any]:
             have = ",".join(map(str, known))
             where = (version.lineage, version.step, want, tree.lineage)
             return self._connection.call("take", *where, tree.current_text, have)
@@ -268,16 +236,16 @@ class RedisStore:
 
     # --- lineages -----------------------------------------------------------------------------------
 
-    def _refresh(self) -> _Tree:
+    def _refresh(self) -> Tree:
         """Read the lineages again; the same object as before when nothing has changed."""
         lineage, _, forks, _ = self._connection.call("head")
-        tree = _Tree(int(lineage), _forks(forks))
+        tree = Tree(int(lineage), _forks(forks))
         if tree != self._tree:
             self._tree = tree
         assert self._tree is not None
         return self._tree
 
-    def _in_tree(self, ask: Callable[[_Tree], list[Any]], new: bool = False) -> list[Any]:
+    def _in_tree(self, ask: Callable[[Tree], list[Any]], new: bool = False) -> list[Any]:
         """Ask with the lineages as known here; the script says when they have changed meanwhile."""
         tree = self._tree
         for _ in range(5):
@@ -287,13 +255,13 @@ class RedisStore:
                 tree = self._refresh_or_new(new)
         raise StoreError(f"the lineages of run {self.run_id} change faster than they can be read")
 
-    def _refresh_or_new(self, new: bool) -> _Tree:
+    def _refresh_or_new(self, new: bool) -> Tree:
         try:
             return self._refresh()
         except Unattached:
             if not new:
                 raise
-            return _Tree(-1)
+            return Tree(-1)
 
 
 def _rule_values(rules: LedgerRules) -> tuple[int, int, int, int]:

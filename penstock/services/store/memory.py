@@ -6,20 +6,12 @@ trying a learner or a worker without a server.
 
 from __future__ import annotations
 
-import threading
-import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from functools import wraps
-from typing import Any, TypeVar, cast
+from collections.abc import Sequence
 
 from penstock.services import staleness
 from penstock.services.contracts import (
-    STATES,
     Closed,
-    Fenced,
-    LedgerCounts,
     LedgerMemo,
     LedgerRules,
     Reservation,
@@ -29,68 +21,27 @@ from penstock.services.contracts import (
     Ticket,
 )
 from penstock.services.staleness import Forks
-from penstock.services.store.registry import Registry
+from penstock.services.store.book import OUTSTANDING, Book, Entry, atomic
+from penstock.services.store.lineages import lineages
 from penstock.services.versions import FIRST, Version
 
-_OUTSTANDING = ("returned", "reserved", "stored", "taken")
-F = TypeVar("F", bound=Callable[..., Any])
 
-
-def _atomic(method: F) -> F:
-    """Hold the store's lock for the whole call, as a script on the server does."""
-
-    @wraps(method)
-    def locked(self: MemoryStore, *args: Any, **kwargs: Any) -> Any:
-        with self._lock:
-            return method(self, *args, **kwargs)
-
-    return cast(F, locked)
-
-
-@dataclass
-class _Entry:
-    state: str
-    fence: int = 0
-    expires: float = 0.0
-    lapsed: bool = False
-    """The lease has ended, nobody else has been given the group: its last holder may still go on."""
-    payload: bytes = b""
-    binding: Version = FIRST
-    step: int = 0
-    """The step it was taken for (state taken) or that used it (state applied)."""
-
-
-class MemoryStore(Registry):
+class MemoryStore(Book):
     """`contracts.ReplayStore` in memory; safe to use from several threads. `clock` gives unix seconds."""
-
-    def __init__(self, clock: Callable[[], float] = time.time) -> None:
-        super().__init__(clock)
-        self._lock = threading.RLock()
-        self._clock = clock
-        self._rules: LedgerRules | None = None
-        self._now: Version | None = None
-        self._forks: dict[int, Version] = {}
-        self._entries: dict[int, _Entry] = {}
-        self._issued = self._cursor = self._high = self._fence = self._committed = self._redelivered = 0
-        self._drops: Counter[str] = Counter()
-        self._draining = False
-        self._last_commit: Version | None = None
-        self._reconciled: tuple[str, Version] | None = None
-        self._replies: dict[str, tuple[str, Reservation]] = {}
 
     # --- the run ------------------------------------------------------------------------------------
 
-    @_atomic
+    @atomic
     def attach(self, rules: LedgerRules) -> None:
         if self._rules is not None and self._rules != rules:
             raise StoreError(f"attach: this run was attached with {self._rules}, now it is {rules}; see amend(rules)")
         self._rules = rules
 
-    @_atomic
+    @atomic
     def amend(self, rules: LedgerRules) -> None:
         self._rules = rules
 
-    @_atomic
+    @atomic
     def reconcile(self, checkpoint: Version, issued: int, request: str, memo: LedgerMemo | None = None) -> Version:
         if self._reconciled is not None and self._reconciled[0] == request:
             return self._reconciled[1]
@@ -107,7 +58,7 @@ class MemoryStore(Registry):
                 self._committed, self._drops = memo.committed, Counter(memo.dropped)
             self._drops["store_lost"] += issued - self._committed - self._drops.total()
         else:
-            if checkpoint.lineage not in {0, *forks}:
+            if checkpoint.lineage not in lineages(forks):
                 raise StoreError(
                     f"reconcile: lineage of checkpoint {checkpoint} unknown: does it belong to another run?"
                 )
@@ -143,21 +94,21 @@ class MemoryStore(Registry):
     def _rebase(self, memo: LedgerMemo) -> None:
         """The checkpoint is older than the last commit, or the store lost its last writes: the checkpoint's view."""
         kept = {i: e for i, e in self._entries.items() if i >= memo.issued or i in memo.outstanding}
-        again = {i: _Entry("returned") for i in memo.outstanding if i not in kept}
+        again = {i: Entry("returned") for i in memo.outstanding if i not in kept}
         self._entries = kept | again
         self._issued = memo.issued + sum(i >= memo.issued for i in kept)
         self._cursor, self._high = memo.issued, max(self._high, memo.issued)
         self._committed, self._drops = memo.committed, Counter(memo.dropped)
 
-    @_atomic
+    @atomic
     def drain(self, reason: str) -> int:
         self._at()
         self._draining = True
-        return self._drop(self._in(*_OUTSTANDING), reason)
+        return self._drop(self._in(*OUTSTANDING), reason)
 
     # --- workers ------------------------------------------------------------------------------------
 
-    @_atomic
+    @atomic
     def reserve(self, worker: str, version: Version, want: int, lease: float, request: str) -> Reservation:
         last, answer = self._replies.get(worker, ("", None))
         if answer is not None and last == request:
@@ -178,7 +129,7 @@ class MemoryStore(Registry):
                 closed = self._closed(behind)
                 if closed:
                     break
-                self._entries[self._cursor] = _Entry("reserved")
+                self._entries[self._cursor] = Entry("reserved")
                 tickets.append(self._grant(self._cursor, self._entries[self._cursor], ends))
                 self._issued += 1
                 self._cursor += 1
@@ -187,62 +138,49 @@ class MemoryStore(Registry):
         self._replies[worker] = (request, answer)
         return answer
 
-    def _grant(self, index: int, entry: _Entry, ends: float) -> Ticket:
+    def _grant(self, index: int, entry: Entry, ends: float) -> Ticket:
         self._fence += 1
         entry.state, entry.fence, entry.expires, entry.lapsed = "reserved", self._fence, ends, False
         return Ticket(index, self._fence, ends, entry.payload or None)
 
-    def _closed(self, behind: int) -> Closed:
-        """Why no new prompt may start at a worker that lags by `behind`."""
-        rules = self._run_rules()
-        while self._cursor < self._high and self._cursor in self._entries:  # still here after a rewind
-            self._cursor += 1
-        if self._draining:
-            return "draining"
-        if rules.prompts is not None and self._cursor >= rules.prompts:
-            return "data_end"
-        if len(self._in(*_OUTSTANDING)) >= max(0, rules.max_lag + 1 - behind) * rules.groups_per_step:
-            return "lag"
-        return "memory" if self._bytes() > rules.max_bytes else ""
-
-    @_atomic
+    @atomic
     def renew(self, worker: str, tickets: Sequence[Ticket], lease: float) -> tuple[int, ...]:  # noqa: ARG002
         lost = []
         for ticket in tickets:
             entry = self._held(ticket)
-            if entry is not None and _leased(entry):
+            if entry is not None and entry.leased:
                 entry.state, entry.lapsed, entry.expires = "reserved", False, self._clock() + lease
             else:
                 lost.append(ticket.index)
         return tuple(lost)
 
-    @_atomic
+    @atomic
     def put(self, ticket: Ticket, payload: bytes, binding: Version) -> None:
         if not payload:
             raise ValueError(f"put: group {ticket.index} has an empty payload")
         entry = self._held(ticket)
         if entry is None or (entry.state == "returned" and not entry.lapsed):
             raise self._fenced("put", ticket)
-        if _leased(entry):
+        if entry.leased:
             entry.state, entry.lapsed, entry.payload, entry.binding = "stored", False, payload, binding
 
-    @_atomic
+    @atomic
     def release(self, ticket: Ticket, partial: bytes | None) -> None:
         entry = self._held(ticket)
         if entry is None or entry.state not in ("reserved", "returned"):
             raise self._fenced("release", ticket)
-        if _leased(entry):
+        if entry.leased:
             entry.state, entry.lapsed, entry.payload = "returned", False, partial or b""
 
-    @_atomic
+    @atomic
     def refuse(self, ticket: Ticket, reason: str) -> None:
         entry = self._held(ticket)
-        if entry is not None and _leased(entry):
+        if entry is not None and entry.leased:
             self._drop([ticket.index], reason)
         elif ticket.index in self._entries:
             raise self._fenced("refuse", ticket)
 
-    @_atomic
+    @atomic
     def expire(self) -> int:
         now = self._clock()
         ended = [i for i in self._in("reserved") if self._entries[i].expires <= now]
@@ -252,7 +190,7 @@ class MemoryStore(Registry):
 
     # --- the learner --------------------------------------------------------------------------------
 
-    @_atomic
+    @atomic
     def take(self, version: Version, want: int) -> Taken:
         now, rules = self._only("take", version), self._run_rules()
         if not now.step <= version.step <= now.step + 1:
@@ -270,7 +208,7 @@ class MemoryStore(Registry):
         ended = self._closed(0) in ("draining", "data_end") and not self._in("returned", "reserved", "stored")
         return Taken(tuple(Stored(i, self._entries[i].payload) for i in sorted(held)), dropped, ended)
 
-    @_atomic
+    @atomic
     def discard(self, version: Version, indices: Sequence[int], reason: str) -> None:
         self._only("discard", version)
         present = [i for i in dict.fromkeys(indices) if i in self._entries]
@@ -280,7 +218,7 @@ class MemoryStore(Registry):
                 raise StoreError(f"discard: group {index} is {entry.state}, not taken for the step from {version}")
         self._drop(present, reason)
 
-    @_atomic
+    @atomic
     def advance(self, version: Version) -> None:
         now = self._only("advance", version)
         if version.step <= now.step:
@@ -293,13 +231,13 @@ class MemoryStore(Registry):
                 entry.state, entry.step = "applied", version.step
         self._now = version
 
-    @_atomic
+    @atomic
     def memo(self, version: Version) -> LedgerMemo:
         used = self._used("memo", version)
         outstanding = tuple(sorted(self._entries.keys() - used))
         return LedgerMemo(self._issued, self._committed + len(used), dict(self._drops), outstanding, dict(self._forks))
 
-    @_atomic
+    @atomic
     def commit(self, version: Version) -> int:
         used = self._used("commit", version)
         for index in used:
@@ -315,84 +253,3 @@ class MemoryStore(Registry):
         if version.step > now.step:
             raise StoreError(f"{call}: version {version} is not published yet ({now} is): advance first")
         return [i for i in self._in("applied") if self._entries[i].step <= version.step]
-
-    # --- looking on ---------------------------------------------------------------------------------
-
-    @_atomic
-    def published(self) -> Version:
-        return self._at()
-
-    @_atomic
-    def forks(self) -> Forks:
-        return dict(self._forks)
-
-    @_atomic
-    def gate(self) -> Closed:
-        self._at()
-        return self._closed(0)
-
-    @_atomic
-    def counts(self) -> LedgerCounts:
-        now = self._at()
-        states = Counter(entry.state for entry in self._entries.values())
-        states["committed"], states["dropped"] = self._committed, self._drops.total()
-        return LedgerCounts(
-            issued=self._issued,
-            by_state={state: states[state] for state in STATES},
-            dropped={reason: count for reason, count in self._drops.items() if count},
-            payload_bytes=self._bytes(),
-            published=now,
-            redelivered=self._redelivered,
-        )
-
-    # --- small parts --------------------------------------------------------------------------------
-
-    def _at(self) -> Version:
-        if self._now is None:
-            raise StoreError("the store does not know this run yet; a learner attaches and reconciles first")
-        return self._now
-
-    def _only(self, call: str, version: Version) -> Version:
-        """The published version, for the learner of its lineage alone."""
-        now = self._at()
-        if version.lineage != now.lineage:
-            raise StoreError(
-                f"{call}: the learner that asks is at version {version}, the store is at {now}: "
-                "another learner has taken over"
-            )
-        return now
-
-    def _lag(self, now: Version, sampled: Version) -> int | None:
-        """None for a lineage whose fork was lost together with an earlier store: older than any bound."""
-        try:
-            return staleness.lag(now, sampled, self._forks)
-        except ValueError:
-            return None
-
-    def _run_rules(self) -> LedgerRules:
-        assert self._rules is not None  # reconcile saw to that
-        return self._rules
-
-    def _in(self, *states: str) -> list[int]:
-        return sorted(index for index, entry in self._entries.items() if entry.state in states)
-
-    def _bytes(self) -> int:
-        return sum(len(entry.payload) for entry in self._entries.values())
-
-    def _drop(self, indices: Iterable[int], reason: str) -> int:
-        gone = [self._entries.pop(index) for index in indices]
-        if gone:
-            self._drops[reason] += len(gone)
-        return len(gone)
-
-    def _held(self, ticket: Ticket) -> _Entry | None:
-        """The ticket's entry while its fencing token is the current one."""
-        entry = self._entries.get(ticket.index)
-        return entry if entry is not None and entry.fence == ticket.fence else None
-
-    def _fenced(self, call: str, ticket: Ticket) -> Fenced:
-        return Fenced(f"{call}: the lease of group {ticket.index} (fencing token {ticket.fence}) is no longer current")
-
-
-def _leased(entry: _Entry) -> bool:
-    return entry.state == "reserved" or (entry.state == "returned" and entry.lapsed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
 from typing import Generic, TypeVar
 
@@ -16,18 +17,22 @@ class Expiring(Generic[K, V]):
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
+        self._lock = threading.Lock()
         self._entries: dict[K, tuple[float, V]] = {}
 
     def put(self, key: K, value: V, seconds: float) -> None:
-        self._entries[key] = (self._clock() + seconds, value)
+        with self._lock:
+            self._entries[key] = (self._clock() + seconds, value)
 
     def remove(self, key: K) -> None:
-        self._entries.pop(key, None)
+        with self._lock:
+            self._entries.pop(key, None)
 
     def living(self) -> dict[K, V]:
         now = self._clock()
-        self._entries = {key: entry for key, entry in self._entries.items() if entry[0] > now}
-        return {key: value for key, (_, value) in self._entries.items()}
+        with self._lock:
+            self._entries = {key: entry for key, entry in self._entries.items() if entry[0] > now}
+            return {key: value for key, (_, value) in self._entries.items()}
 
 
 class Registry:

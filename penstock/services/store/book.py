@@ -1,0 +1,165 @@
+"""The state of the ledger in memory: entries, counters, and the questions that change nothing."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any, TypeVar, cast
+
+from penstock.services import staleness
+from penstock.services.contracts import (
+    STATES,
+    Closed,
+    Fenced,
+    LedgerCounts,
+    LedgerRules,
+    Reservation,
+    StoreError,
+    Ticket,
+)
+from penstock.services.staleness import Forks
+from penstock.services.store.registry import Registry
+from penstock.services.versions import FIRST, Version
+
+OUTSTANDING = ("returned", "reserved", "stored", "taken")
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def atomic(method: F) -> F:
+    """Hold the store's lock for the whole call, as a script on the server does."""
+
+    @wraps(method)
+    def locked(self: Book, *args: Any, **kwargs: Any) -> Any:
+        with self._lock:
+            return method(self, *args, **kwargs)
+
+    return cast(F, locked)
+
+
+@dataclass
+class Entry:
+    """One prompt that was issued and is neither committed nor dropped."""
+
+    state: str
+    fence: int = 0
+    expires: float = 0.0
+    lapsed: bool = False
+    """The lease has ended, nobody else has been given the group: its last holder may still go on."""
+    payload: bytes = b""
+    binding: Version = FIRST
+    step: int = 0
+    """The step it was taken for (state taken) or that used it (state applied)."""
+
+    @property
+    def leased(self) -> bool:
+        """Whether the holder of its fencing token may go on."""
+        return self.state == "reserved" or (self.state == "returned" and self.lapsed)
+
+
+class Book(Registry):
+    """What `MemoryStore` changes."""
+
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        super().__init__(clock)
+        self._lock = threading.RLock()
+        self._clock = clock
+        self._rules: LedgerRules | None = None
+        self._now: Version | None = None
+        self._forks: dict[int, Version] = {}
+        self._entries: dict[int, Entry] = {}
+        self._issued = self._cursor = self._high = self._fence = self._committed = self._redelivered = 0
+        self._drops: Counter[str] = Counter()
+        self._draining = False
+        self._last_commit: Version | None = None
+        self._reconciled: tuple[str, Version] | None = None
+        self._replies: dict[str, tuple[str, Reservation]] = {}
+
+    @atomic
+    def published(self) -> Version:
+        return self._at()
+
+    @atomic
+    def forks(self) -> Forks:
+        return dict(self._forks)
+
+    @atomic
+    def gate(self) -> Closed:
+        self._at()
+        return self._closed(0)
+
+    @atomic
+    def counts(self) -> LedgerCounts:
+        now = self._at()
+        states = Counter(entry.state for entry in self._entries.values())
+        states["committed"], states["dropped"] = self._committed, self._drops.total()
+        return LedgerCounts(
+            issued=self._issued,
+            by_state={state: states[state] for state in STATES},
+            dropped={reason: count for reason, count in self._drops.items() if count},
+            payload_bytes=self._bytes(),
+            published=now,
+            redelivered=self._redelivered,
+        )
+
+    def _closed(self, behind: int) -> Closed:
+        """Why no new prompt may start at a worker that lags by `behind`."""
+        rules = self._run_rules()
+        while self._cursor < self._high and self._cursor in self._entries:  # still here after a rewind
+            self._cursor += 1
+        if self._draining:
+            return "draining"
+        if rules.prompts is not None and self._cursor >= rules.prompts:
+            return "data_end"
+        if len(self._in(*OUTSTANDING)) >= max(0, rules.max_lag + 1 - behind) * rules.groups_per_step:
+            return "lag"
+        return "memory" if self._bytes() > rules.max_bytes else ""
+
+    def _at(self) -> Version:
+        if self._now is None:
+            raise StoreError("the store does not know this run yet; a learner attaches and reconciles first")
+        return self._now
+
+    def _only(self, call: str, version: Version) -> Version:
+        """The published version, for the learner of its lineage alone."""
+        now = self._at()
+        if version.lineage != now.lineage:
+            raise StoreError(
+                f"{call}: the learner that asks is at version {version}, the store is at {now}: "
+                "another learner has taken over"
+            )
+        return now
+
+    def _lag(self, now: Version, sampled: Version) -> int | None:
+        """None for a lineage whose fork was lost together with an earlier store: older than any bound."""
+        try:
+            return staleness.lag(now, sampled, self._forks)
+        except ValueError:
+            return None
+
+    def _run_rules(self) -> LedgerRules:
+        assert self._rules is not None  # reconcile saw to that
+        return self._rules
+
+    def _in(self, *states: str) -> list[int]:
+        return sorted(index for index, entry in self._entries.items() if entry.state in states)
+
+    def _bytes(self) -> int:
+        return sum(len(entry.payload) for entry in self._entries.values())
+
+    def _drop(self, indices: Iterable[int], reason: str) -> int:
+        gone = [self._entries.pop(index) for index in indices]
+        if gone:
+            self._drops[reason] += len(gone)
+        return len(gone)
+
+    def _held(self, ticket: Ticket) -> Entry | None:
+        """The ticket's entry while its fencing token is the current one."""
+        entry = self._entries.get(ticket.index)
+        return entry if entry is not None and entry.fence == ticket.fence else None
+
+    def _fenced(self, call: str, ticket: Ticket) -> Fenced:
+        return Fenced(f"{call}: the lease of group {ticket.index} (fencing token {ticket.fence}) is no longer current")
