@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from penstock.deploy.checks.context import Stage
 from penstock.deploy.findings import Finding
 from penstock.deploy.runfile import RunFile, load
 from penstock.services.metrics import read_table
@@ -63,7 +64,7 @@ def open_run(run_dir: Path | str) -> Run:
     return Run(RunDir.open(run_dir))
 
 
-def check(run_file: Path | str, overrides: Sequence[str] = (), stage: str = "train") -> list[Finding]:
+def check(run_file: Path | str, overrides: Sequence[str] = (), stage: Stage = "train") -> list[Finding]:
     """Everything that can be known to be wrong before starting; starts nothing."""
     from penstock.deploy.preflight import check as preflight
 

@@ -49,7 +49,7 @@ class Finding:
 # --- from what pydantic says ----------------------------------------------------------------------
 
 
-def _written_path(location: Sequence[str | int], values: Any) -> KeyPath:
+def written_path(location: Sequence[str | int], values: Any) -> KeyPath:
     """The path as it stands in the file: pydantic adds the names of union members, which nobody wrote."""
     path: list[str | int] = []
     for number, key in enumerate(location):
@@ -99,7 +99,7 @@ def from_pydantic(error: ValidationError, root: type[BaseModel], source: YamlSou
     """One finding per mistake, in the order of the file."""
     found: dict[tuple[KeyPath, str], Finding] = {}
     for detail in error.errors(include_url=False):
-        path = _written_path(detail["loc"], source.values)
+        path = written_path(detail["loc"], source.values)
         found.setdefault((path, detail["type"]), _finding(detail, path, root, source))
     ordered = sorted(found.items(), key=lambda item: source.line_of(item[0][0]))
     return [finding for _, finding in ordered]

@@ -1,0 +1,122 @@
+"""What a rule of `penstock check` may look at, and how a rule is declared."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from penstock.deploy.findings import Finding, mask
+from penstock.deploy.runfile import RunFile
+from penstock.deploy.yaml_source import KeyPath, YamlSource
+from penstock.services import models
+from penstock.services.contracts import PenstockError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Stage = Literal["train", "sft", "evaluate"]
+STAGES: tuple[Stage, ...] = get_args(Stage)
+
+
+@dataclass(frozen=True)
+class Context:
+    """One run file under examination. Looked-up facts are kept, so that rules can share them."""
+
+    run_file: RunFile
+    """In a file with mistakes of form: built from the parts that are right."""
+    source: YamlSource
+    stage: Stage
+
+    def error(self, key: str, problem: str, *, allowed: str = "", nearest: str = "", remedy: str = "") -> Finding:
+        """A finding that keeps the run from starting, with the value that stands at `key`."""
+        return self._finding("error", key, problem, allowed, nearest, remedy)
+
+    def warning(self, key: str, problem: str, *, allowed: str = "", nearest: str = "", remedy: str = "") -> Finding:
+        """A finding that a person should know of; the run starts all the same."""
+        return self._finding("warning", key, problem, allowed, nearest, remedy)
+
+    def _finding(self, level: Any, key: str, problem: str, allowed: str, nearest: str, remedy: str) -> Finding:
+        path: KeyPath = tuple(int(part) if part.isdigit() else part for part in key.split("."))
+        value = self._value(path)
+        found = "" if value is None or isinstance(value, (dict, list, tuple)) else mask(value)
+        return Finding(key, problem, level, found, allowed, nearest, remedy, self.source.place(path))
+
+    def _value(self, path: KeyPath) -> Any:
+        """What the file says at `path`; None where it says nothing and the default counts."""
+        here: Any = self.source.values
+        for key in path:
+            try:
+                here = here[key]
+            except (KeyError, IndexError, TypeError):
+                return None
+        return here
+
+    def within(self, prefix: str, problems: Iterable[tuple[str, str]]) -> Iterator[Finding]:
+        """What an owner of a section found in it, as (key within the section, text)."""
+        for key, text in problems:
+            yield self.error(f"{prefix}.{key}" if key else prefix, text)
+
+    # --- facts ---
+
+    @cached_property
+    def model(self) -> models.ModelFacts | None:
+        """Facts of the model; None when they cannot be had, which another rule reports."""
+        try:
+            return models.describe(self.run_file.model.path, self.run_file.model.revision)
+        except PenstockError:
+            return None
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase | PenstockError:
+        """The tokenizer, or why it cannot be had."""
+        try:
+            return models.load_tokenizer(self.run_file.model)
+        except PenstockError as error:
+            return error
+
+    @cached_property
+    def gpus(self) -> int:
+        """How many GPUs of this machine the run may use."""
+        if self.run_file.placement.device == "cpu" or shutil.which("nvidia-smi") is None:
+            return 0
+        try:
+            listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30)
+        except subprocess.TimeoutExpired:
+            return 0
+        return listed.stdout.count("GPU ") if listed.returncode == 0 else 0
+
+    @property
+    def cpus(self) -> int:
+        return len(os.sched_getaffinity(0))
+
+    @property
+    def joins_a_cluster(self) -> bool:
+        """True when other machines may hold actors, so that this one's size says little."""
+        return self.run_file.placement.ray_address is not None or "RAY_ADDRESS" in os.environ
+
+
+Check = Callable[[Context], Iterator[Finding]]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A check, the stages it is for, and the sections it needs to be there and right."""
+
+    check: Check
+    needs: tuple[str, ...]
+    stages: tuple[Stage, ...]
+
+
+def rule(*needs: str, stages: tuple[Stage, ...] = ("train",)) -> Callable[[Check], Rule]:
+    """Declares a check that reads the sections `needs`, for `stages`."""
+    return lambda check: Rule(check, needs, stages)
+
+
+def all_rules(namespace: dict[str, Any]) -> tuple[Rule, ...]:
+    """The rules of one file, in the order in which they stand there."""
+    return tuple(value for value in namespace.values() if isinstance(value, Rule))

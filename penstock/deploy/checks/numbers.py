@@ -1,0 +1,196 @@
+"""Rules about keys that must agree with each other. They look at nothing outside of the run file."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterator
+
+from penstock.deploy.catalogue import catalogue
+from penstock.deploy.checks.context import STAGES, Context, all_rules, rule
+from penstock.deploy.findings import Finding
+from penstock.services.metrics import describe
+from penstock.services.weights.config import choose
+
+
+@rule(stages=("train", "evaluate"))
+def a_reward_is_given(ctx: Context) -> Iterator[Finding]:
+    if ctx.run_file.reward is None and "reward" not in ctx.source.values:
+        remedy = "for example: reward: {rules: {exact: {}}}"
+        yield ctx.error("reward", "is required and missing: nothing says which answers are good", remedy=remedy)
+
+
+@rule("limits", "data")
+def a_limit_ends_the_run(ctx: Context) -> Iterator[Finding]:
+    if not ctx.run_file.limits.any and ctx.run_file.data.epochs is None:
+        remedy = "set limits.steps, limits.minutes or limits.tokens"
+        yield ctx.warning("limits", "nothing ends this run but you", remedy=remedy)
+
+
+@rule("rollout", "algorithm")
+def a_group_has_someone_to_compare_with(ctx: Context) -> Iterator[Finding]:
+    kind = ctx.run_file.algorithm.baseline.kind
+    if ctx.run_file.rollout.group_size < 2:
+        yield ctx.error(
+            "rollout.group_size",
+            f"the baseline {kind} compares the answers of a group, and one answer has no other",
+            allowed="2 or more",
+        )
+
+
+@rule("rollout", "algorithm", "reward")
+def a_quorum_can_be_reached(ctx: Context) -> Iterator[Finding]:
+    size = ctx.run_file.rollout.group_size
+    quorums = {"algorithm.quorum": ctx.run_file.algorithm.quorum, "rollout.quorum": ctx.run_file.rollout.quorum}
+    if ctx.run_file.reward is not None:
+        quorums["reward.quorum"] = ctx.run_file.reward.quorum
+    for key, quorum in quorums.items():
+        if quorum > max(size, 2):
+            yield ctx.error(key, f"no group of {size} answers can have {quorum} scored ones", allowed=f"up to {size}")
+
+
+@rule("rollout")
+def the_learner_can_reproduce_the_sampling(ctx: Context) -> Iterator[Finding]:
+    sampling = ctx.run_file.rollout.sampling
+    why = (
+        "the learner cannot reproduce which tokens were filtered out, so its log-probabilities would not be those of "
+        "the distribution that was sampled from"
+    )
+    if sampling.top_p < 1:
+        yield ctx.error("rollout.sampling.top_p", why, allowed="1.0 (no filter)")
+    if sampling.top_k > 0:
+        yield ctx.error("rollout.sampling.top_k", why, allowed="0 (no filter)")
+
+
+@rule("rollout", "engine", "data")
+def a_prompt_and_its_answer_fit_the_engine(ctx: Context) -> Iterator[Finding]:
+    answer, limit = ctx.run_file.rollout.sampling.max_tokens, ctx.run_file.engine.max_model_len
+    prompt = ctx.run_file.data.max_prompt_tokens
+    if answer + (prompt or 1) > limit:
+        sides = f"a prompt of {prompt} and an answer of {answer}" if prompt else f"an answer of {answer}"
+        yield ctx.error(
+            "rollout.sampling.max_tokens",
+            f"{sides} tokens do not fit engine.max_model_len {limit}",
+            allowed=f"up to {limit - (prompt or 1)}",
+            remedy="lower it or data.max_prompt_tokens, or raise engine.max_model_len",
+        )
+
+
+@rule("rollout", "learner", "staleness")
+def the_gate_admits_every_worker(ctx: Context) -> Iterator[Finding]:
+    admitted = (ctx.run_file.staleness.max_lag + 1) * ctx.run_file.learner.groups_per_step
+    if ctx.run_file.rollout.workers > admitted:
+        yield ctx.warning(
+            "rollout.workers",
+            f"the gate admits at most (max_lag + 1) × groups_per_step = {admitted} groups at a time, so some of the "
+            f"{ctx.run_file.rollout.workers} workers have nothing to do",
+            remedy="fewer workers, or a larger max_lag or groups_per_step",
+        )
+
+
+@rule("rollout", "learner")
+def every_rank_has_answers(ctx: Context) -> Iterator[Finding]:
+    learner = ctx.run_file.learner
+    answers = learner.groups_per_step * ctx.run_file.rollout.group_size // learner.mini_batches
+    if learner.ranks > answers:
+        yield ctx.error(
+            "learner.ranks",
+            f"a mini-batch has {answers} answers, so {learner.ranks} ranks could not each have one",
+            allowed=f"up to {answers}",
+        )
+
+
+@rule("learner", "engine")
+def sampler_and_learner_count_alike(ctx: Context) -> Iterator[Finding]:
+    if ctx.run_file.engine.dtype != ctx.run_file.learner.dtype:
+        yield ctx.warning(
+            "engine.dtype",
+            f"the learner computes in {ctx.run_file.learner.dtype}: the two disagree on every token's log-probability",
+            nearest=repr(ctx.run_file.learner.dtype),
+        )
+
+
+@rule("algorithm", "rollout")
+def a_fixed_length_is_the_budget(ctx: Context) -> Iterator[Finding]:
+    budget, longest = ctx.run_file.algorithm.reduction.budget, ctx.run_file.rollout.sampling.max_tokens
+    if budget is not None and budget != longest:
+        yield ctx.warning("algorithm.reduction.budget", f"differs from rollout.sampling.max_tokens, which is {longest}")
+
+
+@rule("algorithm", "reward")
+def a_reference_is_used(ctx: Context) -> Iterator[Finding]:
+    reward = ctx.run_file.reward
+    if reward is not None and reward.reference.model is not None and not ctx.run_file.algorithm.needs_reference:
+        remedy = "set algorithm.kl.coefficient, or leave the reference out"
+        yield ctx.warning("reward.reference.model", "algorithm.kl.coefficient is 0: it is never used", remedy=remedy)
+
+
+@rule("goals", "evaluation")
+def goals_are_about_metrics_that_exist(ctx: Context) -> Iterator[Finding]:
+    for number, goal in enumerate(ctx.run_file.goals):
+        yield from _known(ctx, f"goals.{number}.metric", goal.metric)
+
+
+@rule("checkpoints", "evaluation")
+def the_best_is_by_a_metric_that_exists(ctx: Context) -> Iterator[Finding]:
+    metric = ctx.run_file.checkpoints.keep_best
+    if metric is not None:
+        yield from _known(ctx, "checkpoints.keep_best", metric)
+
+
+def _known(ctx: Context, key: str, metric: str) -> Iterator[Finding]:
+    """One finding when no role records `metric`, or when it needs an evaluation that does not happen."""
+    known = catalogue()
+    if describe(metric, known) is None:
+        close = difflib.get_close_matches(metric, known, n=1, cutoff=0.5)
+        yield ctx.warning(key, "no role records a metric of this name", nearest=close[0] if close else "")
+    elif metric.startswith("eval/") and ctx.run_file.evaluation.data is None:
+        yield ctx.error(key, "is measured by evaluation, and evaluation.data is not given")
+
+
+@rule("limits", "checkpoints")
+def a_checkpoint_comes_before_the_end(ctx: Context) -> Iterator[Finding]:
+    steps, every = ctx.run_file.limits.steps, ctx.run_file.checkpoints.every
+    if steps is not None and every > steps:
+        problem = f"the run has {steps} steps: there is one checkpoint, at its end, and a crash before it loses all"
+        yield ctx.warning("checkpoints.every", problem)
+
+
+@rule("weights", "placement")
+def the_transport_is_possible(ctx: Context) -> Iterator[Finding]:
+    if ctx.joins_a_cluster:
+        return  # how many machines hold actors is known once Ray has placed them
+    chosen, why = choose(ctx.run_file.weights.transport, nodes=1, cuda=ctx.gpus > 0)
+    if chosen is None:
+        yield ctx.error("weights.transport", why)
+
+
+@rule("placement", "engine")
+def two_share_one_gpu(ctx: Context) -> Iterator[Finding]:
+    share = ctx.run_file.engine.memory_share
+    if ctx.run_file.placement.colocate and ctx.gpus and share > 0.6:
+        remedy = "0.3 to 0.5 is usual beside a learner"
+        yield ctx.warning("engine.memory_share", "leaves little for the learner on the same GPU", remedy=remedy)
+
+
+@rule("reward")
+def the_environment_of_rules_is_set(ctx: Context) -> Iterator[Finding]:
+    for name in ctx.run_file.reward.environment if ctx.run_file.reward else ():
+        if name not in os.environ:
+            yield ctx.warning("reward.environment", f"the variable {name} is not set here", remedy=f"export {name}=…")
+
+
+@rule("evaluation", "data", stages=STAGES)
+def held_out_prompts_are_held_out(ctx: Context) -> Iterator[Finding]:
+    held_out = ctx.run_file.evaluation.data
+    if held_out is None or ctx.stage == "evaluate":
+        return
+    training = {(s.path, s.subset, s.split): name for name, s in ctx.run_file.data.sources.items()}
+    for name, source in held_out.sources.items():
+        twin = training.get((source.path, source.subset, source.split))
+        if twin is not None:
+            key = f"evaluation.data.sources.{name}.path"
+            yield ctx.warning(key, f"the same data as data.sources.{twin}: accuracy is measured on training prompts")
+
+
+RULES = all_rules(globals())

@@ -1,0 +1,216 @@
+"""Rules about what lies outside of the run file: models, data, rewards, the store, this machine. Starts nothing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+from penstock.deploy.checks.context import STAGES, Context, all_rules, rule
+from penstock.deploy.findings import Finding
+from penstock.reward import check as reward_check
+from penstock.services import data_read, models
+from penstock.services.chat import ChatError, Renderer
+from penstock.services.contracts import PenstockError
+from penstock.services.data_config import DataSection
+
+GIB = 1024**3
+LEAST_DISK = GIB
+"""Below this a run is likely to end at its first checkpoint."""
+ENGINE_BYTES = 1.2 * GIB
+"""A vLLM engine on CPU without its weights and KV cache, measured with a 0.8M-parameter model."""
+LEARNER_BYTES = 0.8 * GIB
+"""A DeepSpeed rank on CPU without its model."""
+
+
+@rule("model", stages=STAGES)
+def the_model_is_there(ctx: Context) -> Iterator[Finding]:
+    found = models.problems(ctx.run_file.model)
+    yield from ctx.within("model", found)
+    if not any(key == "path" for key, _ in found):
+        try:
+            models.describe(ctx.run_file.model.path, ctx.run_file.model.revision)
+        except PenstockError as error:
+            yield ctx.error("model.path", str(error))
+
+
+@rule("reward")
+def the_reference_model_is_there(ctx: Context) -> Iterator[Finding]:
+    reference = ctx.run_file.reward.reference.model if ctx.run_file.reward else None
+    if reference is not None:
+        yield from ctx.within("reward.reference.model", models.problems(reference))
+
+
+@rule("model", stages=STAGES)
+def the_tokenizer_loads(ctx: Context) -> Iterator[Finding]:
+    if not models.problems(ctx.run_file.model) and isinstance(ctx.tokenizer, PenstockError):
+        yield ctx.error("model.tokenizer" if ctx.run_file.model.tokenizer else "model.path", str(ctx.tokenizer))
+
+
+@rule("model", "data", stages=STAGES)
+def the_chat_template_is_there(ctx: Context) -> Iterator[Finding]:
+    if models.problems(ctx.run_file.model) or isinstance(ctx.tokenizer, PenstockError):
+        return
+    try:
+        Renderer(ctx.tokenizer, ctx.run_file.data)
+    except ChatError as error:
+        yield ctx.error("data.chat_template", str(error))
+
+
+@rule("model", "rollout")
+def stop_texts_are_single_tokens(ctx: Context) -> Iterator[Finding]:
+    if models.problems(ctx.run_file.model) or isinstance(ctx.tokenizer, PenstockError):
+        return
+    for number, text in enumerate(ctx.run_file.rollout.sampling.stop):
+        ids = ctx.tokenizer(text, add_special_tokens=False).input_ids
+        if len(ids) != 1:
+            key = f"rollout.sampling.stop.{number}"
+            yield ctx.error(key, f"is {len(ids)} tokens of this tokenizer", allowed="texts that are one token")
+
+
+@rule("data", stages=("train", "sft"))
+def the_data_is_there(ctx: Context) -> Iterator[Finding]:
+    yield from ctx.within("data", data_read.problems(ctx.run_file.data, responses=ctx.stage == "sft"))
+
+
+@rule("evaluation", stages=STAGES)
+def the_held_out_data_is_there(ctx: Context) -> Iterator[Finding]:
+    data = ctx.run_file.evaluation.data
+    if data is not None:
+        yield from ctx.within("evaluation.data", data_read.problems(data))
+    elif ctx.stage == "evaluate":
+        yield ctx.error("evaluation.data", "is required to evaluate, and missing: there are no held-out prompts")
+
+
+@rule("reward", "data", stages=("train", "evaluate"))
+def the_rules_are_there(ctx: Context) -> Iterator[Finding]:
+    if ctx.run_file.reward is not None:
+        yield from ctx.within("reward", reward_check.problems(ctx.run_file.reward, _columns(ctx.run_file.data)))
+
+
+def _columns(section: DataSection) -> set[str] | None:
+    """Columns that every source has; None where they cannot be known without the network."""
+    common: set[str] | None = None
+    for name, source in section.sources.items():
+        try:
+            present = data_read.columns_of(name, source)
+        except PenstockError:
+            return None
+        if present is None:
+            return None
+        kept = set(present if source.keep is None else source.keep)
+        common = kept if common is None else common & kept
+    return common
+
+
+@rule("model", "engine", "rollout")
+def the_model_is_long_enough(ctx: Context) -> Iterator[Finding]:
+    length = ctx.run_file.engine.max_model_len
+    if ctx.model is not None and 0 < ctx.model.max_positions < length:
+        problem = f"the model was made for {ctx.model.max_positions} positions"
+        yield ctx.error("engine.max_model_len", problem, allowed=f"up to {ctx.model.max_positions}")
+
+
+@rule("store")
+def the_store_answers(ctx: Context) -> Iterator[Finding]:
+    store = ctx.run_file.store
+    if store.url is None:
+        from penstock.services.store.binary import find_binary
+
+        try:
+            find_binary()
+        except PenstockError as error:
+            yield ctx.error("store.url", str(error))
+        return
+    from penstock.services.store.connection import Connection
+
+    connection = Connection(store.url, "penstock-check", deadline=3.0, password=store.password())
+    try:
+        connection.require()
+    except PenstockError as error:
+        remedy = "start the server, correct the url, or leave it out for a private server"
+        yield ctx.error("store.url", str(error), remedy=remedy)
+    finally:
+        connection.close()
+
+
+@rule(stages=STAGES)
+def runs_can_be_written(ctx: Context) -> Iterator[Finding]:
+    folder = Path(ctx.run_file.runs_dir)
+    existing = _existing(folder)
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        yield ctx.error("runs_dir", f"{existing} is no folder that you may write to")
+        return
+    free = shutil.disk_usage(existing).free
+    if free < LEAST_DISK:
+        yield ctx.error("runs_dir", f"the disk of {existing} has {free / GIB:.1f} GiB free", allowed="1 GiB or more")
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or the nearest one above it that exists."""
+    return next(p for p in (folder, *folder.parents) if p.exists())
+
+
+@rule("model", "checkpoints")
+def checkpoints_fit_on_the_disk(ctx: Context) -> Iterator[Finding]:
+    if ctx.model is None:
+        return
+    keep = ctx.run_file.checkpoints
+    # At most: those kept, one being written, and the final model. 16 bytes per parameter: weights, two moments, and
+    # the model in Hugging Face format.
+    wanted = 16 * ctx.model.parameters * (keep.keep_last + (keep.keep_best is not None) + 2)
+    free = shutil.disk_usage(_existing(Path(ctx.run_file.runs_dir))).free
+    if free < wanted:
+        problem = f"the disk has {free / GIB:.1f} GiB free, checkpoints need about {wanted / GIB:.1f} GiB"
+        yield ctx.warning("runs_dir", problem, remedy="lower checkpoints.keep_last, or choose another disk")
+
+
+@rule("model", "rollout", "engine", "learner", "placement")
+def memory_suffices(ctx: Context) -> Iterator[Finding]:
+    if ctx.model is None or ctx.joins_a_cluster or ctx.gpus:
+        return  # on GPUs the engines take a share of what there is, by engine.memory_share
+    run = ctx.run_file
+    width = 4 if run.engine.dtype == "float32" else 2
+    engine = ENGINE_BYTES + run.engine.kv_cache_gib * GIB + width * ctx.model.parameters
+    learner = LEARNER_BYTES * run.learner.ranks + 16 * ctx.model.parameters
+    reference = 4 * ctx.model.parameters * run.rollout.workers if run.algorithm.needs_reference else 0
+    wanted = run.rollout.workers * engine + learner + reference
+    free = psutil.virtual_memory().available
+    if wanted > free:
+        yield ctx.warning(
+            "rollout.workers",
+            f"{run.rollout.workers} engines and {run.learner.ranks} learner ranks need about {wanted / GIB:.1f} GiB, "
+            f"free are {free / GIB:.1f} GiB",
+            remedy="fewer workers, a smaller engine.kv_cache_gib, or a smaller model",
+        )
+
+
+@rule("rollout", "engine", "learner", "placement")
+def processors_suffice(ctx: Context) -> Iterator[Finding]:
+    run = ctx.run_file
+    if ctx.joins_a_cluster:
+        return
+    if ctx.gpus:
+        engines = run.rollout.workers * run.engine.tensor_parallel
+        wanted = max(engines, run.learner.ranks) if run.placement.colocate else engines + run.learner.ranks
+        if wanted > ctx.gpus and run.placement.rollout.gpus is None and run.placement.learner.gpus is None:
+            yield ctx.error(
+                "rollout.workers",
+                f"{run.rollout.workers} engines of {run.engine.tensor_parallel} GPUs and {run.learner.ranks} learner "
+                f"ranks want {wanted} GPUs, this machine has {ctx.gpus}",
+                remedy="fewer of them, placement.colocate: true, or fractions in placement.*.gpus",
+            )
+        return
+    threads = run.rollout.workers * run.engine.threads + run.learner.ranks * run.placement.learner_threads
+    # One more than there are cores is usual: engines and learner wait for each other now and then.
+    if threads > ctx.cpus + 1:
+        yield ctx.warning(
+            "rollout.workers",
+            f"engines and learner want {threads} threads, this machine has {ctx.cpus} cores: they will take turns",
+        )
+
+
+RULES = all_rules(globals())
