@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from penstock.services.staleness import Forks
-from penstock.services.trajectory import Completion, Prompt, Sampling, Trajectory, Unfinished
+from penstock.services.trajectory import Completion, Prompt, Sampling, Span, Trajectory, Unfinished
 from penstock.services.versions import Version
 
 if TYPE_CHECKING:
     import torch
+
+    from penstock.services.weights.manifest import Manifest, ProbeRecord
 
 # --- the ledger -----------------------------------------------------------------------------------
 
@@ -290,6 +292,10 @@ class Generator(Protocol):
 
     def submit(self, request: Request) -> None: ...
 
+    def spans(self, key: str) -> tuple[Span, ...]:
+        """The versions that have sampled tokens of this request so far."""
+        ...
+
     def step(self) -> list[tuple[str, Completion]]:
         """One engine step; the requests that ended in it."""
         ...
@@ -330,8 +336,11 @@ class Scorer(Protocol):
 class WeightSender(Protocol):
     """The learner's end of a weight transport."""
 
-    def publish(self, version: Version, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
-        """Make `version` readable; returns when every receiver could fetch it."""
+    def publish(
+        self, version: Version, tensors: Iterable[tuple[str, torch.Tensor]], probe: ProbeRecord | None = None
+    ) -> None:
+        """Make `version` readable; returns when every receiver could fetch it. With `probe`, what the learner's
+        own forward pass says about a fixed sequence, engines prove after a swap that they compute the same."""
         ...
 
     def retire(self, keep: frozenset[Version]) -> list[Version]:
@@ -343,6 +352,10 @@ class WeightSender(Protocol):
 
 class WeightReceiver(Protocol):
     """A reader's end of a weight transport."""
+
+    def manifest(self, version: Version) -> Manifest:
+        """What is known of `version`, its probe included. Raises WeightsError."""
+        ...
 
     def fetch(self, version: Version) -> AbstractContextManager[Mapping[str, torch.Tensor]]:
         """The tensors of `version`, checksums verified. Raises WeightsError."""

@@ -1,1 +1,1 @@
-"""Versioned weights and their transports."""
+"""Versioned weights on their way from the learner to the samplers: manifests, checksums, transports."""

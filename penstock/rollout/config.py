@@ -1,0 +1,96 @@
+"""The sections of a run file that belong to generation: rollout workers, their engine, evaluation."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from penstock.services.settings import Section, on_resume
+
+
+class SamplingSection(Section):
+    """How tokens are drawn while training.
+
+    Only what the learner can reproduce from its own logits is here: penalties, min_p and stop strings change the
+    distribution in ways that the recorded log-probabilities would not explain.
+    """
+
+    temperature: float = Field(1.0, gt=0, le=10)
+    """Above 0: greedy tokens have no log-probability to learn from."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    """Keep the most likely tokens up to this mass. Below 1 the learner cannot see what was left out."""
+    top_k: int = Field(0, ge=0)
+    """Keep so many tokens; 0 keeps all."""
+    max_tokens: int = on_resume(256, ge=1)
+    """Budget of new tokens per answer."""
+    stop: tuple[str, ...] = ()
+    """Texts that end an answer. Each must be one token of the tokenizer, because generation works on tokens."""
+
+
+class RolloutSection(Section):
+    """The workers that generate."""
+
+    workers: int = on_resume(1, ge=1, le=4096)
+    """How many, each with an engine of its own; more can join and leave while the run goes on."""
+    group_size: int = Field(8, ge=1, le=1024)
+    """Answers per prompt; baselines compare within a group, so 1 leaves nothing to compare with."""
+    max_groups: int = on_resume(32, ge=1, le=65536)
+    """Groups one worker may have in its hands at a time, being generated or scored."""
+    lease_seconds: float = on_resume(60.0, ge=1, le=3600)
+    """How long a group stays reserved without a sign of life from its worker. Renewed by a thread of its own every
+    third of it, so it bounds how long a dead worker's groups wait, not how long an answer may take."""
+    quorum: int = on_resume(1, ge=1)
+    """Answers of a group that must be scored; a group with fewer is dropped(unscored)."""
+    evaluation_slots: int = on_resume(8, ge=1, le=4096)
+    """Evaluation answers that one engine generates at a time, beside training."""
+    sampling: SamplingSection = SamplingSection()
+    """How tokens are drawn."""
+
+
+class EngineSection(Section):
+    """The vLLM engine inside of each worker."""
+
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Number format of weights and KV cache. Keep it equal to the learner's, or the two disagree on every token."""
+    tensor_parallel: int = Field(1, ge=1, le=64)
+    """GPUs that share one engine."""
+    memory_share: float = on_resume(0.85, gt=0, le=0.98)
+    """Share of a GPU's memory that the engine may use; lower it when the learner is on the same GPU. At most 0.98,
+    the driver needs the rest."""
+    kv_cache_gib: float = on_resume(1.0, gt=0)
+    """Size of the KV cache where there is no GPU, in GiB."""
+    max_model_len: int = on_resume(2048, ge=2)
+    """Longest prompt and answer together, in tokens."""
+    max_num_seqs: int = on_resume(128, ge=1, le=4096)
+    """Answers that are decoded at a time; others wait inside of the worker."""
+    threads: int = on_resume(1, ge=1, le=1024)
+    """CPU threads of one engine. Small models are fastest with 1."""
+    kv: Literal["recompute", "keep"] = "recompute"
+    """What becomes of the KV cache of running answers when weights change: computed again with the new weights, so
+    that every token has one policy; or kept, which swaps faster and leaves tokens that match neither policy."""
+    enforce_eager: bool = on_resume(False)
+    """Do not compile the model: starts faster, generates slower."""
+    seed: int = Field(0, ge=0)
+    """Seed of the sampler; each worker adds its own number."""
+    swap_deadline: float = on_resume(120.0, gt=0, le=3600)
+    """Seconds that a weight swap may take before the engine counts as broken."""
+
+
+class EvaluationSection(Section):
+    """Measuring the policy on prompts that it is not trained on."""
+
+    every: int = on_resume(0, ge=0)
+    """Evaluate after every so many steps; 0 only before the first step and after the last."""
+    samples: int = on_resume(1, ge=1, le=1024)
+    """Sampled answers per prompt, at `temperature`."""
+    temperature: float = on_resume(1.0, gt=0, le=10)
+    """Of the sampled answers."""
+    greedy: bool = on_resume(True)
+    """Also one greedy answer per prompt."""
+    max_prompts: int | None = on_resume(256, ge=1)
+    """Only so many prompts, the first of a fixed order; null for all."""
+    max_tokens: int | None = on_resume(None, ge=1)
+    """Budget of new tokens per answer; by default the one of training."""
+    part: str | None = on_resume(None)
+    """The reward part that says whether an answer is right (0.5 or more); by default the whole reward."""

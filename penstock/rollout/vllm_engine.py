@@ -1,0 +1,320 @@
+"""The vLLM engine behind `contracts.Generator`: in this process, stepped by its owner, token ids in and out.
+
+The engine runs inside of the caller's thread, so nothing happens between two calls of `step`: that is where
+weights are swapped, requests taken back and answers cut, without any pausing protocol.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+import numpy as np
+
+from penstock.rollout.config import EngineSection
+from penstock.rollout.errors import EngineFailed, PromptTooLong
+from penstock.rollout.probe import judge, judge_change
+from penstock.rollout.recorder import Track
+from penstock.rollout.vllm_setup import start_engine
+from penstock.services.contracts import PenstockError, Request, SwapReport, WeightReceiver, WeightsError
+from penstock.services.trajectory import Completion, Finish, Floats, Sampling, Span, Unfinished
+from penstock.services.versions import Version
+from penstock.services.weights.manifest import Manifest, probe_tokens
+
+if TYPE_CHECKING:
+    from vllm import SamplingParams
+
+T = TypeVar("T")
+
+
+class Decoder(Protocol):
+    """The part of a tokenizer that is needed here."""
+
+    def decode(self, token_ids: list[int], *, skip_special_tokens: bool) -> str: ...
+
+
+class VllmGenerator:
+    """Many completions at a time in one engine. One thread owns it; no method may be called from another."""
+
+    def __init__(
+        self,
+        model: str,
+        section: EngineSection,
+        *,
+        tokenizer: Decoder,
+        end_tokens: Sequence[int],
+        receiver: WeightReceiver | None = None,
+        name: str = "engine",
+        seed: int = 0,
+        loaded: Version | None = None,
+    ) -> None:
+        """Start the engine with the weights in the directory or hub id `model`; this takes seconds to minutes.
+
+        end_tokens: ids that end every answer. receiver: where `swap` gets weights from. loaded: the version that
+        `model` holds; without one, the first thing to do is a swap. Raises EngineFailed.
+        """
+        self.name = name
+        self._section = section
+        self._tokenizer = tokenizer
+        self._end_tokens = tuple(end_tokens)
+        self._receiver = receiver
+        self._version = loaded
+        self._tracks: dict[str, Track] = {}  # in the order of submission
+        self._active = 0  # how many of them the engine knows
+        self._done: list[tuple[str, Completion]] = []
+        self._asides = 0  # probes and parity requests made so far
+        self._probed: tuple[Manifest, list[float]] | None = None
+        self._failed: str | None = None
+        self._engine = self._guarded("start", lambda: start_engine(model, section, seed))
+        import vllm
+
+        self._vllm = vllm
+        self._describe = f"vllm {vllm.__version__} {vllm.platforms.current_platform.device_type} {section.dtype}"
+
+    # --- requests ---------------------------------------------------------------------------------
+
+    @property
+    def version(self) -> Version:
+        """The version of the weights in use. Raises WeightsError before the first swap."""
+        if self._version is None:
+            raise WeightsError(f"{self.name} has no published weights yet: the first call must be swap(version)")
+        return self._version
+
+    @property
+    def in_flight(self) -> tuple[str, ...]:
+        return tuple(self._tracks)
+
+    def spans(self, key: str) -> tuple[Span, ...]:
+        """The versions that have sampled tokens of this request so far."""
+        return tuple(self._tracks[key].spans)
+
+    def submit(self, request: Request) -> None:
+        """Start a completion, or go on with one. Raises PromptTooLong when there is no room for one more token."""
+        assert request.key not in self._tracks, request.key
+        prompt, limit = len(request.prompt.tokens), self._section.max_model_len
+        if prompt >= limit:
+            raise PromptTooLong(
+                f"prompt {request.prompt.index} ({request.prompt.source} row {request.prompt.row}) has {prompt} "
+                f"tokens, engine.max_model_len = {limit} leaves no room for an answer; raise it, or drop such rows "
+                "with data.max_prompt_tokens"
+            )
+        track = Track(request)
+        if self._room(track) <= 0:  # handed over at the very end of its budget
+            self._done.append((request.key, self._complete(track, "length")))
+        else:
+            self._tracks[request.key] = track
+
+    def step(self) -> list[tuple[str, Completion]]:
+        """One engine step; the requests that ended in it. Raises EngineFailed."""
+        self._admit()
+        outputs = self._engine_step() if self._active else []
+        for output in outputs:
+            self._record(output)
+        done, self._done = self._done, []
+        return done
+
+    def take_back(self, keys: Sequence[str]) -> dict[str, Unfinished]:
+        """Stop these requests and hand out what they have so far; works also when the engine has failed."""
+        return {key: track.unfinished() for key, track in self._abort(keys).items()}
+
+    def cut(self, keys: Sequence[str]) -> list[tuple[str, Completion]]:
+        """End these requests now with finish `stale`."""
+        return [(key, self._complete(track, "stale")) for key, track in self._abort(keys).items()]
+
+    def close(self) -> None:
+        """Stop the engine and free its memory."""
+        self._tracks.clear()
+        self._failed = self._failed or "it was closed"
+        self._engine.engine_core.shutdown()
+
+    def _room(self, track: Track) -> int:
+        """How many more tokens this completion may have."""
+        budget = min(track.request.sampling.max_tokens, self._section.max_model_len - len(track.request.prompt.tokens))
+        return budget - len(track.tokens)
+
+    def _admit(self) -> None:
+        """Hand waiting requests to the engine while it has slots.
+
+        Those that wait here start with the weights of the moment they start, and never stand before a probe.
+        """
+        if self._active >= self._section.max_num_seqs or self._active == len(self._tracks):
+            return
+        for key, track in self._tracks.items():
+            if self._active >= self._section.max_num_seqs:
+                return
+            if not track.admitted:
+                tokens = track.request.prompt.tokens.tolist() + track.tokens
+                # The salt keeps a prefix that older weights computed from being used for this request.
+                self._add(key, tokens, self._params(track), salt=str(self.version))
+                track.admitted = True
+                self._active += 1
+
+    def _params(self, track: Track) -> SamplingParams:
+        sampling: Sampling = track.request.sampling
+        return self._vllm.SamplingParams(
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            max_tokens=self._room(track),
+            stop_token_ids=[*self._end_tokens, *sampling.stop_token_ids],
+            ignore_eos=True,  # all ends are in the list above
+            logprobs=0,  # of the sampled token only
+            flat_logprobs=True,
+            detokenize=False,
+            output_kind=self._vllm.sampling_params.RequestOutputKind.DELTA,
+        )
+
+    def _record(self, output: Any) -> None:
+        track = self._tracks.get(output.request_id)
+        if track is None:
+            return  # aborted in this very step
+        answer = output.outputs[0]
+        track.add(answer.token_ids, answer.logprobs.logprobs, self.version)
+        if output.finished:
+            if answer.finish_reason not in ("stop", "length"):
+                self._fail("step", f"request {output.request_id} ended with {answer.finish_reason!r}")
+            del self._tracks[output.request_id]
+            self._active -= 1
+            self._done.append((output.request_id, self._complete(track, answer.finish_reason)))
+
+    def _complete(self, track: Track, finish: Finish) -> Completion:
+        text = self._tokenizer.decode(track.tokens, skip_special_tokens=True)
+        return track.completion(finish, text, self.name, self._describe)
+
+    def _abort(self, keys: Sequence[str]) -> dict[str, Track]:
+        tracks = {key: self._tracks.pop(key) for key in keys}
+        admitted = [key for key, track in tracks.items() if track.admitted]
+        self._active -= len(admitted)
+        if admitted and self._failed is None:
+            self._guarded("abort", lambda: self._engine.abort_request(admitted))
+        return tracks
+
+    # --- weights ----------------------------------------------------------------------------------
+
+    def swap(self, version: Version) -> SwapReport:
+        """Change to the weights of `version`: verify, load between two steps, prove.
+
+        Raises WeightsMissing when `version` is not there, and the engine is as it was; after any other error it
+        must not be used any more.
+        """
+        assert self._receiver is not None
+        began = time.perf_counter()
+        manifest = self._receiver.manifest(version)
+        with self._receiver.fetch(version) as tensors:
+            verified = time.perf_counter()
+            self._load(tensors)
+        self._change_to(version)
+        loaded = time.perf_counter()
+        held = self._prove(version, manifest)
+        proven = time.perf_counter()
+        for output in held:
+            self._record(output)
+        return SwapReport(
+            version=version,
+            verify=verified - began,
+            pause=loaded - verified,
+            probe=proven - loaded,
+            in_flight=len(self._tracks),
+        )
+
+    def _load(self, tensors: Mapping[str, Any]) -> None:
+        self._guarded(
+            "weight reload",
+            lambda: self._engine.collective_rpc(
+                "load_in_place", timeout=self._section.swap_deadline, args=(list(tensors.items()),)
+            ),
+        )
+
+    def _change_to(self, version: Version) -> None:
+        """What the engine samples from here on belongs to `version`."""
+        if self._section.kv == "recompute":
+            # Also moves running requests back to the queue: their KV is computed again, their tokens stay.
+            self._guarded("cache reset", lambda: self._engine.reset_prefix_cache(reset_running_requests=True))
+        else:
+            for track in self._tracks.values():
+                track.older_kv |= track.admitted
+        self._version = version
+
+    def _prove(self, version: Version, manifest: Manifest) -> list[Any]:
+        """Run the probe as an ordinary request; returns what other requests sampled meanwhile.
+
+        Those tokens count only when the probe has passed. Raises WeightsError.
+        """
+        tokens = manifest.probe.tokens if manifest.probe else probe_tokens(self._vocabulary())
+        found, held = self._aside(tokens[: self._section.max_model_len - 1])
+        try:
+            if manifest.probe is not None:
+                judge(version, manifest, found, self._section.dtype)
+            else:
+                judge_change(version, self._probed, manifest, found)
+        except WeightsError as error:
+            self._failed = str(error)
+            raise
+        self._probed = (manifest, found)
+        return held
+
+    def logprobs_of(self, prompt: Sequence[int], response: Sequence[int]) -> Floats:
+        """[T] log-probabilities at temperature 1 of the T response tokens, under the engine's weights.
+
+        For parity checks against another implementation. Raises PromptTooLong, EngineFailed.
+        """
+        tokens = [*prompt, *response]
+        if len(tokens) >= self._section.max_model_len:
+            raise PromptTooLong(f"{len(tokens)} tokens, engine.max_model_len is {self._section.max_model_len}")
+        found, held = self._aside(tokens)
+        for output in held:
+            self._record(output)
+        return np.asarray(found[len(prompt) - 1 :], np.float32)
+
+    def _vocabulary(self) -> int:
+        return int(self._engine.model_config.get_vocab_size())
+
+    def _aside(self, tokens: Sequence[int]) -> tuple[list[float], list[Any]]:
+        """Log-probs of tokens[1:] by an ordinary request before all others; and what the others gave meanwhile."""
+        self._asides += 1
+        key = f"aside-{self._asides}"
+        params = self._vllm.SamplingParams(
+            max_tokens=1,
+            prompt_logprobs=0,
+            detokenize=False,
+            output_kind=self._vllm.sampling_params.RequestOutputKind.FINAL_ONLY,
+        )
+        self._add(key, list(tokens), params, salt=key, priority=-1)
+        held: list[Any] = []
+        ends = time.monotonic() + self._section.swap_deadline
+        while time.monotonic() < ends:
+            outputs = self._engine_step()
+            mine = [o for o in outputs if o.request_id == key]
+            held += [o for o in outputs if o.request_id != key]
+            if mine:
+                given = mine[0].prompt_logprobs[1:]
+                return [given[i][token].logprob for i, token in enumerate(tokens[1:])], held
+        raise self._fail("probe", f"no answer within {self._section.swap_deadline} s")
+
+    # --- the engine -------------------------------------------------------------------------------
+
+    def _add(self, key: str, tokens: list[int], params: SamplingParams, salt: str, priority: int = 0) -> None:
+        from vllm.inputs.engine import tokens_input
+
+        prompt = tokens_input(tokens, cache_salt=salt)
+        self._guarded("add_request", lambda: self._engine.add_request(key, prompt, params, priority=priority))
+
+    def _engine_step(self) -> list[Any]:
+        outputs: list[Any] = self._guarded("step", self._engine.step)
+        return outputs
+
+    def _guarded(self, what: str, call: Callable[[], T]) -> T:
+        """Run a call into the engine. Whatever it raises means that this engine is lost."""
+        if self._failed is not None:
+            raise EngineFailed(f"{self.name} must not be used any more: {self._failed}")
+        try:
+            return call()
+        except PenstockError:
+            raise
+        except Exception as error:
+            raise self._fail(what, f"{type(error).__name__}: {error}") from error
+
+    def _fail(self, what: str, why: str) -> EngineFailed:
+        self._failed = f"{what}: {why}"
+        return EngineFailed(f"{self.name}: the engine failed in {self._failed}")

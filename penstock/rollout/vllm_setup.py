@@ -1,0 +1,85 @@
+"""How a vLLM engine is started, and what Penstock adds to its worker: loading weights into a model in use."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import TYPE_CHECKING, Any
+
+from penstock.rollout.config import EngineSection
+
+if TYPE_CHECKING:
+    import torch
+
+EXTENSION = "penstock.rollout.vllm_setup.WorkerExtension"
+
+
+def start_engine(model: str, section: EngineSection, seed: int) -> Any:
+    """An LLMEngine of this process. Sets environment variables that vLLM reads when it is imported."""
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # engines of one node would share core 0
+    import torch
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.platforms import current_platform
+    from vllm.v1.engine.llm_engine import LLMEngine
+
+    # At every reload it warns of layers without weights and of the output layer, which is repacked below.
+    logging.getLogger("vllm.model_executor.model_loader.reload.layerwise").setLevel(logging.ERROR)
+    on_cpu = current_platform.is_cpu()
+    if on_cpu:
+        torch.set_num_threads(section.threads)
+    sizes: dict[str, Any] = {"kv_cache_memory_bytes": int(section.kv_cache_gib * 2**30), "block_size": 32}
+    return LLMEngine.from_engine_args(
+        EngineArgs(
+            model=model,
+            dtype=section.dtype,
+            max_model_len=section.max_model_len,
+            max_num_seqs=section.max_num_seqs + 1,  # one slot is the probe's
+            tensor_parallel_size=section.tensor_parallel,
+            distributed_executor_backend="uni" if section.tensor_parallel == 1 else "mp",
+            enforce_eager=section.enforce_eager,
+            seed=seed,
+            worker_extension_cls=EXTENSION,
+            logprobs_mode="processed_logprobs",  # of the distribution that was sampled from
+            enable_prefix_caching=True,
+            scheduling_policy="priority",  # the probe goes before all others
+            async_scheduling=False,  # nothing is in flight between two steps
+            skip_tokenizer_init=True,
+            generation_config="vllm",  # the model's own defaults for sampling do not apply
+            disable_log_stats=True,
+            **(sizes if on_cpu else {"gpu_memory_utilization": section.memory_share}),
+        )
+    )
+
+
+class WorkerExtension:
+    """Methods that vLLM adds to its worker class; call them with `collective_rpc`."""
+
+    model_runner: Any
+
+    def load_in_place(self, tensors: list[tuple[str, torch.Tensor]]) -> None:
+        """Replace the model's weights by these, in checkpoint format."""
+        from vllm.platforms import current_platform
+
+        self.model_runner.reload_weights(weights_iterator=iter(tensors))
+        if current_platform.is_cpu():
+            repack_output_layers(self.model_runner.get_model())
+
+
+def repack_output_layers(model: Any) -> None:
+    """Pack the output layers again from the weights they should have now.
+
+    On CPU vLLM computes logits with a packed copy of the output layer's weight. A reload replaces the weight and
+    not the copy, and with tied embeddings not even the weight, without a word.
+    """
+    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
+
+    layers = [m for m in model.modules() if isinstance(m, VocabParallelEmbedding)]
+    inputs = [m for m in layers if not isinstance(m, ParallelLMHead)]
+    for head in layers:
+        if isinstance(head, ParallelLMHead):
+            if getattr(model.config, "tie_word_embeddings", False):
+                head.tie_weights(next(m for m in inputs if m.weight.shape == head.weight.shape))
+            head.quant_method.process_weights_after_loading(head)

@@ -1,0 +1,94 @@
+"""A tiny Qwen3, its tokenizer and its forward pass, and what publishes it: shared by the tests of this folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from penstock.services.trajectory import Floats, Prompt
+from penstock.services.versions import Version
+from penstock.services.weights.files import FileReceiver, FileSender
+from penstock.services.weights.manifest import ProbeRecord, probe_tokens
+
+VOCABULARY = ["<pad>", "<eos>", "<unk>", *"0123456789abcdefghijklmnopqrstuvwxyz +-*/=?.,:;()[]<>|#@!%&"]
+END = 1
+
+
+def build_model(seed: int) -> Any:
+    """A random Qwen3 with 78 thousand parameters, tied embeddings, far from uniform."""
+    import torch
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    torch.manual_seed(seed)
+    config = Qwen3Config(
+        vocab_size=len(VOCABULARY),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=32,
+        tie_word_embeddings=True,
+        max_position_embeddings=512,
+        bos_token_id=None,
+        eos_token_id=END,
+        pad_token_id=0,
+        initializer_range=0.2,
+    )
+    return Qwen3ForCausalLM(config).eval()
+
+
+def build_tokenizer() -> Any:
+    """One token per character."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel({c: i for i, c in enumerate(VOCABULARY)}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    words.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>")
+
+
+def reference(model: Any, prompt: Sequence[int], response: Sequence[int], temperature: float = 1.0) -> Floats:
+    """[T] log-probs of the response by a forward pass of transformers."""
+    import torch
+
+    with torch.no_grad():
+        logits = model(torch.tensor([[*prompt, *response]])).logits[0].double() / temperature
+    logprobs = torch.log_softmax(logits, -1)[len(prompt) - 1 : -1]
+    return logprobs.gather(1, torch.tensor(response)[:, None])[:, 0].numpy().astype(np.float32)
+
+
+def weights_of(model: Any) -> list[tuple[str, Any]]:
+    return [(name, tensor) for name, tensor in model.state_dict().items() if name != "lm_head.weight"]
+
+
+def probe_of(model: Any) -> ProbeRecord:
+    tokens = probe_tokens(len(VOCABULARY))
+    return ProbeRecord(tokens, tuple(reference(model, tokens[:1], tokens[1:]).tolist()))
+
+
+def prompt_of(tokens: Sequence[int], index: int = 0) -> Prompt:
+    return Prompt(index=index, source="test", row=index, epoch=0, tokens=np.asarray(tokens, np.int32), text="")
+
+
+@dataclass
+class Lab:
+    """Models that a test may publish, and where to."""
+
+    folder: Path
+    models: list[Any]
+    sender: FileSender
+    receiver: FileReceiver
+    steps: int = 0
+
+    def publish(self, model: Any, probe: bool = True) -> Version:
+        """The next version has the weights of `model`."""
+        self.steps += 1
+        version = Version(0, self.steps)
+        self.sender.publish(version, weights_of(model), probe_of(model) if probe else None)
+        return version
