@@ -1,0 +1,78 @@
+"""What each actor asks of Ray, and the environment it gets: derived once from the run file and the cluster."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import ray
+
+from penstock.deploy.cluster import actor_environment
+from penstock.deploy.config import PlacementSection, RoleResources
+from penstock.services.contracts import PenstockError
+
+Device = Literal["cpu", "cuda"]
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Resources by role, for one cluster."""
+
+    device: Device
+    section: PlacementSection
+    workers: int
+    tensor_parallel: int
+    ranks: int
+
+    def options(self, role: Literal["rollout", "learner", "scorer"], secrets: tuple[str, ...] = ()) -> dict[str, Any]:
+        """Options of a Ray actor of this role."""
+        wanted: RoleResources = getattr(self.section, role)
+        return {
+            "num_cpus": wanted.cpus,
+            "num_gpus": self.gpus(role),
+            "runtime_env": {"env_vars": actor_environment(threads=wanted.threads, device=self.device, secrets=secrets)},
+        }
+
+    def gpus(self, role: Literal["rollout", "learner", "scorer"]) -> float:
+        """GPUs of one actor. Roles that share cards take halves, which Ray puts on the same card."""
+        asked: float | None = getattr(self.section, role).gpus
+        if self.device == "cpu":
+            return 0.0
+        if asked is not None:
+            return asked
+        if role == "scorer":
+            return 0.0
+        whole = 1.0 if role == "learner" else float(self.tensor_parallel)
+        return whole / 2 if self.section.colocate and whole == 1.0 else whole
+
+    def demand(self) -> dict[str, float]:
+        """CPUs and GPUs that the whole run asks for."""
+        counts: dict[Literal["rollout", "learner", "scorer"], int] = {
+            "rollout": self.workers,
+            "learner": self.ranks,
+            "scorer": 1,
+        }
+        return {
+            "CPU": sum(getattr(self.section, role).cpus * count for role, count in counts.items()),
+            "GPU": sum(self.gpus(role) * count for role, count in counts.items()),
+        }
+
+
+def place(section: PlacementSection, *, workers: int, tensor_parallel: int, ranks: int) -> Placement:
+    """Decide the device and check that the cluster has what the run asks for. Raises PenstockError that says what
+    is lacking; otherwise Ray would wait for it without a word."""
+    there = ray.cluster_resources()
+    device: Device
+    device = ("cuda" if there.get("GPU", 0) >= 1 else "cpu") if section.device == "auto" else section.device
+    placement = Placement(device, section, workers, tensor_parallel, ranks)
+    lacking = [
+        f"{wanted:g} {kind}s are asked for, the cluster has {there.get(kind, 0):g}"
+        for kind, wanted in placement.demand().items()
+        if wanted > there.get(kind, 0)
+    ]
+    if lacking:
+        raise PenstockError(
+            f"the cluster is too small: {'; '.join(lacking)}. Lower rollout.workers or learner.ranks, share cards with "
+            "placement.colocate=true, or ask for less under placement.rollout and placement.learner"
+        )
+    return placement
