@@ -72,15 +72,24 @@ def all_keys(root: type[BaseModel], prefix: KeyPath = ()) -> Iterator[str]:
 
 
 def nearest_key(root: type[BaseModel], path: Sequence[str | int]) -> str:
-    """The existing key path that looks most like `path`: a sibling first, then the same name elsewhere."""
+    """The existing key path that was probably meant: the same name elsewhere, else a sibling of almost that name,
+    else almost that name elsewhere, else almost that path; empty when nothing comes near."""
     wrong = str(path[-1])
-    close = difflib.get_close_matches(wrong, names_at(root, path[:-1]), n=1, cutoff=0.6)
-    if close:
-        return dotted((*path[:-1], close[0]))
     keys = list(all_keys(root))
     by_name = {key.rsplit(".", 1)[-1]: key for key in reversed(keys)}
+    if wrong in by_name:
+        return by_name[wrong]
+    siblings = difflib.get_close_matches(wrong, names_at(root, path[:-1]), n=1, cutoff=0.6)
+    if siblings:
+        return dotted((*path[:-1], siblings[0]))
     elsewhere = difflib.get_close_matches(wrong, list(by_name), n=1, cutoff=0.75)
     if elsewhere:
         return by_name[elsewhere[0]]
     whole = difflib.get_close_matches(dotted(path), keys, n=1, cutoff=0.7)
     return whole[0] if whole else ""
+
+
+def is_list(annotation: Any) -> bool:
+    """True for a type whose entries are reached by index."""
+    origin = typing.get_origin(annotation)
+    return isinstance(origin, type) and issubclass(origin, Sequence)

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from penstock.deploy.findings import Finding
-from penstock.deploy.keys import dotted, nearest_key, type_at
+from penstock.deploy.keys import dotted, is_list, nearest_key, type_at
 from penstock.deploy.yaml_source import KeyPath, YamlError, YamlSource, parse_value
 
 PLACE = "command line"
@@ -48,10 +48,10 @@ def _apply_one(values: dict[str, Any], text: str, root: type[BaseModel]) -> KeyP
         value = parse_value(written)
     except YamlError as error:
         return Finding(dotted(path), str(error), where=PLACE)
-    return _put(values, path, value)
+    return _put(values, path, value, root)
 
 
-def _put(values: dict[str, Any], path: KeyPath, value: Any) -> KeyPath | Finding:
+def _put(values: dict[str, Any], path: KeyPath, value: Any, root: type[BaseModel]) -> KeyPath | Finding:
     here: Any = values
     for depth, key in enumerate(path[:-1]):
         if isinstance(here, list):
@@ -60,7 +60,7 @@ def _put(values: dict[str, Any], path: KeyPath, value: Any) -> KeyPath | Finding
             here = here[key]
             continue
         if not isinstance(here.get(key), (dict, list)):
-            here[key] = {}
+            here[key] = [] if is_list(type_at(root, path[: depth + 1])) else {}
         here = here[key]
     last = path[-1]
     if isinstance(here, list):
