@@ -87,12 +87,13 @@ class MemoryStore(Book):
             else:
                 held.state = "stored"
         rolled_back = self._last_commit is not None and not contains(self._last_commit)
-        behind = checkpoint.lineage > now.lineage or (checkpoint.lineage == now.lineage and checkpoint.step > now.step)
-        if memo is not None and (rolled_back or behind):
+        shared = min(now.step, staleness.common_step(checkpoint, now.lineage, forks))
+        not_ours = shared < checkpoint.step
+        if memo is not None and (rolled_back or not_ours):
             self._rebase(memo)
 
     def _rebase(self, memo: LedgerMemo) -> None:
-        """The checkpoint is older than the last commit, or the store lost its last writes: the checkpoint's view."""
+        """The checkpoint is older than the last commit, or the store has not gone that way: the checkpoint's view."""
         kept = {i: e for i, e in self._entries.items() if i >= memo.issued or i in memo.outstanding}
         again = {i: Entry("returned") for i in memo.outstanding if i not in kept}
         self._entries = kept | again
@@ -116,7 +117,7 @@ class MemoryStore(Book):
         now, rules = self._at(), self._run_rules()
         behind = self._lag(now, version)
         if behind is None:
-            raise StoreError(f"reserve: {worker} is at version {version}, a lineage that the store does not know")
+            raise StoreError(f"reserve: {worker} is at version {version}, of a lineage that the store does not know")
         self.expire()
         closed: Closed = "draining" if self._draining else "lag" if behind > rules.max_lag else ""
         tickets: list[Ticket] = []

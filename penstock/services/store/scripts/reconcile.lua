@@ -25,7 +25,8 @@ local function recount(known_drops)
   for reason, count in pairs(known_drops) do redis.call('HSET', DROPS, reason, count) end
 end
 
--- The checkpoint's view replaces the store's: it is older than the last commit, or the store lost its last writes.
+-- The checkpoint's view replaces the store's: it is older than the last commit, or the store has not gone that way
+-- (it lost its last writes, or stands on another branch).
 local function rebase()
   local missing, later = {}, 0
   for _, index in ipairs(memo.outstanding) do missing[tostring(index)] = true end
@@ -72,8 +73,8 @@ else
     end
   end
   local rolled_back = run.commit_step and common[tostring(run.commit_lineage)] < run.commit_step
-  local behind = lineage > run.lineage or (lineage == run.lineage and step > run.step)
-  if memo and (rolled_back or behind) then rebase() end
+  local not_ours = math.min(ours, run.step) < step -- the checkpoint is no ancestor of what is published
+  if memo and (rolled_back or not_ours) then rebase() end
 end
 for other, version in pairs(forks) do redis.call('HSET', FORKS, other, version) end
 redis.call('HSET', FORKS, opened, lineage .. '.' .. step)
