@@ -124,6 +124,12 @@ class Batch:
                 values[field.name] = _gather(column, lengths, chosen)
         return Batch(**values)  # type: ignore[arg-type]  # every column but the two optional ones is set
 
+    @classmethod
+    def join(cls, parts: Sequence[Batch]) -> Batch:
+        """The rows of all parts, one after the other. All parts have the same optional columns."""
+        names = [f.name for f in fields(cls) if getattr(parts[0], f.name) is not None]
+        return cls(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
+
     def with_columns(self, **columns: Array) -> Batch:
         """The same batch with some columns replaced."""
         return replace(self, **columns)

@@ -1,0 +1,190 @@
+"""Checkpoints on disk: how a folder is named, what its manifest says, which ones are kept.
+
+checkpoints/step-000040-lineage-0/
+    manifest.json        written last; a folder without it is no checkpoint
+    deepspeed/           the engine's state, one part per rank
+    model/               the weights in Hugging Face format (optional)
+checkpoints/latest       name of the newest
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from penstock.services.contracts import LedgerMemo, PenstockError
+from penstock.services.versions import Version
+
+_FORMAT = 1
+_LATEST = "latest"
+_MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One complete checkpoint."""
+
+    folder: Path
+    version: Version
+    memo: LedgerMemo
+    """What the ledger was at that version."""
+    metrics: Mapping[str, float]
+    ranks: int
+    zero_stage: int
+    dtype: str
+    config_hash: str
+    updates: int
+    tokens: int
+    """Response tokens trained on so far."""
+    written: float
+    """Unix seconds."""
+
+    @property
+    def model(self) -> Path:
+        """The Hugging Face folder in it, if the run writes one."""
+        return self.folder / "model"
+
+
+def folder_of(root: Path, version: Version) -> Path:
+    """Where the checkpoint of `version` lies."""
+    return root / f"step-{version.step:06d}-lineage-{version.lineage}"
+
+
+def partial_of(root: Path, version: Version) -> Path:
+    """Where it is written before it is complete."""
+    folder = folder_of(root, version)
+    return folder.with_name(f".{folder.name}.writing")
+
+
+def begin(root: Path, version: Version) -> Path:
+    """An empty folder for the parts of a checkpoint; what an interrupted attempt left there is gone."""
+    partial = partial_of(root, version)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    return partial
+
+
+def seal(
+    root: Path,
+    version: Version,
+    memo: LedgerMemo,
+    metrics: Mapping[str, float],
+    facts: Mapping[str, Any],
+) -> Checkpoint:
+    """Make the checkpoint whose parts lie in `partial_of` a complete one, in one rename, and the latest.
+
+    `facts`: ranks, zero_stage, dtype, config_hash, updates, tokens.
+    """
+    partial, folder = partial_of(root, version), folder_of(root, version)
+    manifest = {
+        "format": _FORMAT,
+        "version": str(version),
+        "ledger": memo.as_dict(),
+        "metrics": {name: value for name, value in metrics.items() if math.isfinite(value)},
+        "written": time.time(),
+        **facts,
+    }
+    _write(partial / _MANIFEST, json.dumps(manifest, indent=1, sort_keys=True))
+    # The files must be on disk before the name is: a checkpoint that is committed must survive a power cut.
+    for file in partial.rglob("*"):
+        _sync(file)
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+    _sync(root)
+    _write(root / _LATEST, folder.name)
+    return read(folder)
+
+
+def read(folder: Path) -> Checkpoint:
+    """A checkpoint by its folder. Raises PenstockError that names what is missing and what is there instead."""
+    try:
+        manifest = json.loads((folder / _MANIFEST).read_text())
+        if manifest["format"] != _FORMAT:
+            raise PenstockError(f"{folder} has format {manifest['format']}, this build reads format {_FORMAT}")
+        return Checkpoint(
+            folder=folder,
+            version=Version.parse(manifest["version"]),
+            memo=LedgerMemo.from_dict(manifest["ledger"]),
+            **{k: manifest[k] for k in ("metrics", "ranks", "zero_stage", "dtype", "config_hash", "updates")},
+            tokens=manifest["tokens"],
+            written=manifest["written"],
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        there = ", ".join(c.folder.name for c in find(folder.parent)) if folder.parent.is_dir() else "nothing"
+        raise PenstockError(
+            f"{folder} is no complete checkpoint ({type(error).__name__}: {error}); beside it: {there or 'none'}"
+        ) from error
+
+
+def find(root: Path) -> list[Checkpoint]:
+    """All complete checkpoints, oldest version first. Half-written ones are not among them."""
+    folders = sorted(p.parent for p in root.glob(f"step-*/{_MANIFEST}"))
+    return sorted((read(folder) for folder in folders), key=lambda c: c.version)
+
+
+def latest(root: Path) -> Checkpoint | None:
+    """The newest complete checkpoint: the highest version, counted lineage first."""
+    found = find(root)
+    return found[-1] if found else None
+
+
+def prune(root: Path, keep_last: int, keep_best: str | None, best: Literal["max", "min"]) -> list[Path]:
+    """Delete all but the newest `keep_last` and the best by the metric `keep_best`; returns what was deleted."""
+    found = find(root)
+    kept = {c.folder for c in found[-keep_last:]}
+    champion = _best(found, keep_best, best) if keep_best is not None else None
+    if champion is not None:
+        kept.add(champion.folder)
+    gone = [c.folder for c in found if c.folder not in kept]
+    for folder in gone:
+        # Renamed first: a crash in the middle leaves no folder that looks complete.
+        doomed = folder.with_name(f".{folder.name}.deleting")
+        folder.rename(doomed)
+        shutil.rmtree(doomed)
+    return gone
+
+
+def must_fit(checkpoint: Checkpoint, ranks: int, zero_stage: int, dtype: str) -> None:
+    """Raises PenstockError unless an engine of this layout can load the checkpoint."""
+    wanted = {"learner.ranks": ranks, "learner.zero_stage": zero_stage, "learner.dtype": dtype}
+    found = {
+        "learner.ranks": checkpoint.ranks,
+        "learner.zero_stage": checkpoint.zero_stage,
+        "learner.dtype": checkpoint.dtype,
+    }
+    for key, value in wanted.items():
+        if found[key] != value:
+            raise PenstockError(
+                f"{checkpoint.folder} was written with {key}={found[key]}, this run has {key}={value}; optimizer "
+                f"states are laid out by it. Resume with {key}={found[key]}, or start a new run from "
+                f"{checkpoint.model}"
+            )
+
+
+def _best(found: Iterable[Checkpoint], metric: str, which: Literal["max", "min"]) -> Checkpoint | None:
+    rated = [c for c in found if metric in c.metrics]
+    if not rated:
+        return None
+    sign = 1 if which == "max" else -1
+    return max(rated, key=lambda c: (sign * c.metrics[metric], c.version))
+
+
+def _write(file: Path, text: str) -> None:
+    partial = file.with_name(f".{file.name}.writing")
+    partial.write_text(text)
+    partial.replace(file)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

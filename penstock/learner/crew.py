@@ -1,0 +1,152 @@
+"""What the ranks do together: rank 0 says which of five things, and all do it.
+
+A leader that has nothing to say announces `Idle` from time to time, so that no collective of the followers
+times out while it waits for data.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import torch
+
+from penstock.learner.algorithms.bound import BoundAlgorithm
+from penstock.learner.batch import Array
+from penstock.learner.config import LearnerSection
+from penstock.learner.deal import Share
+from penstock.learner.diagnostics import step_metrics
+from penstock.learner.engine import Engine
+from penstock.learner.ranks import Team
+from penstock.learner.step import train_step
+
+
+class Idle(msgspec.Struct, tag=True):
+    """Nothing to do yet; keep waiting."""
+
+
+class Train(msgspec.Struct, tag=True):
+    """One train step on the shares that follow."""
+
+    keep_logprobs: bool
+
+
+class Gather(msgspec.Struct, tag=True):
+    """Help rank 0 to a copy of the whole weights."""
+
+
+class Save(msgspec.Struct, tag=True):
+    """Write the engine's state."""
+
+    folder: str
+
+
+class End(msgspec.Struct, tag=True):
+    """The run is over."""
+
+
+Order = Idle | Train | Gather | Save | End
+_DECODER = msgspec.msgpack.Decoder(Order)
+_encode = msgspec.msgpack.Encoder().encode
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a train step did, over all ranks."""
+
+    applied: int
+    skipped: int
+    metrics: dict[str, float]
+    logp_start: list[Array]
+    """Per rank: log-probs of its share's tokens at the start of the step; empty unless asked for."""
+
+
+class Crew:
+    """One rank of the learner at work. `beat` is told what it is doing."""
+
+    def __init__(
+        self,
+        team: Team,
+        engine: Engine,
+        algorithm: BoundAlgorithm,
+        section: LearnerSection,
+        beat: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self.team = team
+        self.engine = engine
+        self._algorithm = algorithm
+        self._section = section
+        self._beat = beat
+        self._said = time.monotonic()
+
+    def follow(self) -> None:
+        """A follower's life: do what rank 0 announces, until it announces the end."""
+        while True:
+            self._beat("waiting for rank 0")
+            order = _DECODER.decode(self.team.announce(b""))
+            if isinstance(order, End):
+                return
+            if isinstance(order, Train):
+                self._train(self.team.scatter([]), order.keep_logprobs)
+            elif isinstance(order, Gather):
+                self._beat("gathering weights")
+                self.engine.snapshot(wanted=False)
+            elif isinstance(order, Save):
+                self._save(Path(order.folder))
+
+    # --- what rank 0 asks for -----------------------------------------------------------------------
+
+    def train(self, shares: Sequence[Share], keep_logprobs: bool) -> Trained:
+        """One train step; `shares` in the order of ranks."""
+        self._announce(Train(keep_logprobs))
+        payloads = [share.to_bytes() for share in shares] if self.team.size > 1 else [b""]
+        self.team.scatter(payloads)
+        return self._train(shares[0], keep_logprobs)
+
+    def snapshot(self) -> dict[str, torch.Tensor]:
+        """A copy of the whole weights on the CPU, by Hugging Face names."""
+        self._announce(Gather())
+        self._beat("gathering weights")
+        return self.engine.snapshot(wanted=True)
+
+    def save(self, folder: Path) -> None:
+        """Write the engine's state into `folder`; returns when every rank has written its part."""
+        self._announce(Save(str(folder)))
+        self._save(folder)
+
+    def idle(self) -> None:
+        """Keep the followers' collectives from timing out; cheap enough to be called all the time."""
+        if time.monotonic() - self._said > min(5.0, self._section.collective_timeout / 10):
+            self._announce(Idle())
+
+    def end(self) -> None:
+        """Let the followers go."""
+        self._announce(End())
+
+    # --- what all do --------------------------------------------------------------------------------
+
+    def _announce(self, order: Order) -> None:
+        self.team.announce(_encode(order))
+        self._said = time.monotonic()
+
+    def _train(self, given: Share | bytes, keep_logprobs: bool) -> Trained:
+        self._beat("training")
+        share = Share.from_bytes(given) if isinstance(given, bytes) else given
+        result = train_step(self.engine, share, self._algorithm, self._section, keep_logprobs)
+        totals = result.tally.over(self.team)
+        kept = self.team.gather(result.logp_start.tobytes()) if keep_logprobs else []
+        return Trained(
+            applied=result.applied,
+            skipped=result.skipped,
+            metrics=step_metrics(totals, share.updates),
+            logp_start=[np.frombuffer(part, np.float32) for part in kept],
+        )
+
+    def _save(self, folder: Path) -> None:
+        self._beat("writing a checkpoint")
+        self.engine.save(folder)
+        self.team.barrier()

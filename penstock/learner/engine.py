@@ -1,0 +1,197 @@
+"""The DeepSpeed wrapper: the only file that knows the engine.
+
+What DeepSpeed does to a loss of its own accord, dividing gradients by the number of ranks, is undone in
+`Engine.backward` and nowhere else: callers hand in their share of a sum whose denominators are global already.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+# Built once per machine, takes about a minute; the default lies in a folder that does not last.
+os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path.home() / ".cache" / "penstock" / "torch_extensions"))
+
+import deepspeed
+from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
+
+from penstock.learner.config import TrainingSection
+from penstock.services.contracts import PenstockError
+
+deepspeed.utils.logger.setLevel("WARNING")
+_TAG = "deepspeed"
+
+
+class Update(NamedTuple):
+    """What became of one optimizer update."""
+
+    applied: bool
+    """False when a gradient was infinite or undefined: no rank has changed any weight."""
+    grad_norm: float
+    """Before clipping; infinite when not applied."""
+
+
+class Engine:
+    """One rank's part of a model under training. All methods but `__call__` are collective: every rank calls them,
+    in the same order and the same number of times.
+
+    `model` is a Hugging Face causal language model with the same weights on every rank; the torch process group
+    must exist (`ranks.join`).
+    """
+
+    def __init__(self, model: nn.Module, section: TrainingSection, ranks: int) -> None:
+        self._ranks = ranks
+        self._stage = section.zero_stage
+        self._tied = frozenset(getattr(model, "all_tied_weights_keys", {}))
+        self.device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+        self.updates = 0
+        """Optimizer updates applied so far; goes into checkpoints."""
+        model.to(getattr(torch, section.dtype)).train()
+        _turn_dropout_off(model)
+        if section.gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+        optimizer = torch.optim.AdamW(
+            _decayed_and_not(model, section.weight_decay),
+            lr=section.learning_rate,
+            betas=section.betas,
+            eps=section.eps,
+            fused=self.device.type == "cuda" or None,
+        )
+        self._engine, *_ = deepspeed.initialize(
+            model=model,
+            optimizer=optimizer,
+            config=_deepspeed_config(section, sum(p.numel() for p in model.parameters())),
+        )
+        self._engine.checkpoint_engine = _CheckpointFiles()
+
+    def __call__(self, **inputs: Any) -> Any:
+        """Forward pass of the model, on tensors of this device."""
+        return self._engine(**inputs)
+
+    @property
+    def module(self) -> nn.Module:
+        """The model itself; its parameters are empty at ZeRO stage 3."""
+        return self._engine.module  # type: ignore[no-any-return]
+
+    def backward(self, share: Tensor, last: bool) -> None:
+        """Add the gradient of this rank's `share` of the loss. The shares of all ranks, over all calls up to and
+        including the `last`, sum to the loss."""
+        self._engine.set_gradient_accumulation_boundary(last)
+        # Here, and only here: DeepSpeed averages over ranks, the loss is a sum over ranks.
+        self._engine.backward(share * self._ranks)
+
+    def step(self, learning_rate: float) -> Update:
+        """One optimizer update from the gradients added since the last one. All ranks apply it, or none does."""
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = learning_rate
+        if self._stage == 0:
+            # DeepSpeed checks gradients from stage 1 on; at stage 0 every rank has them all and sees the same.
+            gradients = [p.grad for p in self._engine.module.parameters() if p.grad is not None]
+            norm = float(nn.utils.get_total_norm(gradients))
+            if not torch.isfinite(torch.tensor(norm)):
+                self._engine.zero_grad()
+                return Update(False, float("inf"))
+            self._engine.step()
+            self.updates += 1
+            return Update(True, norm)
+        self._engine.step()
+        applied = bool(self._engine.was_step_applied())
+        self.updates += applied
+        return Update(applied, float(self._engine.get_global_grad_norm()) if applied else float("inf"))
+
+    def full_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Whole tensors by their Hugging Face names, one after the other, valid until the next is asked for. A tied
+        output layer is left out. Every rank must exhaust the iterator."""
+        with torch.no_grad():
+            for name, parameter in self._engine.module.named_parameters():
+                gathered = (
+                    deepspeed.zero.GatheredParameters([parameter]) if self._stage == 3 else contextlib.nullcontext()
+                )
+                with gathered:
+                    if name not in self._tied:
+                        yield name, parameter.detach()
+            parameters = {name for name, _ in self._engine.module.named_parameters()}
+            for name, buffer in self._engine.module.state_dict(keep_vars=True).items():
+                if name not in parameters | self._tied and not isinstance(buffer, nn.Parameter):
+                    yield name, buffer
+
+    def snapshot(self, wanted: bool) -> dict[str, Tensor]:
+        """A copy of the whole weights on the CPU where `wanted`; nothing on ranks that only help to gather it."""
+        return {name: tensor.to("cpu", copy=True) for name, tensor in self.full_weights() if wanted}
+
+    def save(self, folder: Path) -> None:
+        """Write weights, optimizer and the number of updates into `folder`, every rank its part."""
+        self._engine.save_checkpoint(str(folder), tag=_TAG, client_state={"updates": self.updates}, save_latest=False)
+
+    def load(self, folder: Path) -> None:
+        """Inverse of `save`, for the same number of ranks and ZeRO stage. Raises PenstockError."""
+        try:
+            found, state = self._engine.load_checkpoint(str(folder), tag=_TAG)
+        except Exception as error:
+            raise PenstockError(f"cannot load the checkpoint {folder}: {type(error).__name__}: {error}") from error
+        if found is None:
+            raise PenstockError(f"{folder} holds no state of the learner: {folder / _TAG} is missing or incomplete")
+        self.updates = int(state["updates"])
+
+
+class _CheckpointFiles(TorchCheckpointEngine):  # type: ignore[misc]  # no types there
+    """DeepSpeed's checkpoint files, read with a list of what may be in them instead of free unpickling."""
+
+    def load(self, path: str, map_location: Any = None) -> Any:
+        with torch.serialization.safe_globals(_allowed()):
+            return torch.load(path, map_location=map_location, weights_only=True)
+
+
+def _allowed() -> list[Any]:
+    """What DeepSpeed puts into its files besides tensors and plain values."""
+    from deepspeed.runtime.fp16.loss_scaler import LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    return [LossScaler, ZeroStageEnum, fragment_address]
+
+
+def _turn_dropout_off(model: nn.Module) -> None:
+    """The probability of a token must mean the same in the sampler, the reference and the learner."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0  # type: ignore[assignment]  # a plain number in every attention class
+
+
+def _decayed_and_not(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Matrices are decayed, vectors (norms, biases) are not."""
+    matrices = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2]
+    vectors = [p for p in model.parameters() if p.requires_grad and p.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def _deepspeed_config(section: TrainingSection, parameters: int) -> dict[str, Any]:
+    """One micro-batch per backward call, no scaling of its own; the caller says which backward call is the last."""
+    config: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": section.max_grad_norm,
+        "steps_per_print": 2**31,
+        "zero_optimization": {
+            "stage": section.zero_stage,
+            # Buffers are allocated at this size, also for a small model.
+            "reduce_bucket_size": max(1, min(parameters, 50_000_000)),
+            "allgather_bucket_size": max(1, min(parameters, 50_000_000)),
+        },
+        "zero_allow_untested_optimizer": True,
+    }
+    if section.dtype == "bfloat16":
+        config["bf16"] = {"enabled": True, "check_grad_overflow": True}
+        config["data_types"] = {"grad_accum_dtype": "fp32"}
+    return config

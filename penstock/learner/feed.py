@@ -1,0 +1,141 @@
+"""The learner's inlet: takes whole groups from the store until a step has enough with signal. On rank 0."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from penstock.learner.algorithms.bound import BoundAlgorithm
+from penstock.learner.assemble import signal_in
+from penstock.services.codec import CodecError, decode
+from penstock.services.contracts import DeadlinePassed, ReplayStore, Stored
+from penstock.services.trajectory import Group
+from penstock.services.versions import Version
+
+
+@dataclass
+class Fed:
+    """What one step is made of, and what was looked at on the way."""
+
+    version: Version
+    groups: list[Group] = field(default_factory=list)
+    """Held for the step."""
+    indices: list[int] = field(default_factory=list)
+    """The ledger's keys of `groups`."""
+    passed_over: list[Group] = field(default_factory=list)
+    """Groups without signal: not trained on, but part of what the policy achieves."""
+    dropped: Counter[str] = field(default_factory=Counter)
+    """Groups dropped while this step was filled, by reason."""
+    damage: list[str] = field(default_factory=list)
+    """What was wrong with the damaged ones."""
+    ended: str = ""
+    """Why there will be no such step; then `groups` is empty. Empty when the step can be made."""
+
+
+class Feed:
+    """Fills steps. `waiting` is called at every turn of a wait; what it returns, if anything, ends the wait."""
+
+    def __init__(
+        self,
+        store: ReplayStore,
+        algorithm: BoundAlgorithm,
+        groups_per_step: int,
+        refill_attempts: int,
+        deadline: float,
+        poll: float = 0.02,
+    ) -> None:
+        self._store = store
+        self._algorithm = algorithm
+        self._want = groups_per_step
+        self._most_refills = refill_attempts * groups_per_step
+        self._deadline = deadline
+        self._poll = poll
+
+    def next(self, version: Version, waiting: Callable[[], str]) -> Fed:
+        """`groups_per_step` groups with signal for the step that starts from `version`, or why there are none.
+
+        Raises DeadlinePassed when they do not come within the deadline, StoreError when the store does not answer.
+        """
+        fed = Fed(version)
+        seen: set[int] = set()
+        began, since, pause = time.monotonic(), time.time(), self._poll
+        while not fed.ended:
+            taken = self._store.take(version, self._want)
+            fed.dropped["stale"] += taken.stale
+            new = [stored for stored in taken.groups if stored.index not in seen]
+            seen.update(stored.index for stored in new)
+            refused = self._sort_out(fed, new)
+            if len(fed.groups) == self._want:
+                return fed
+            if stop := waiting():
+                # What is held stays taken: who stops the run also says what becomes of what is outstanding.
+                return Fed(version, dropped=fed.dropped, ended=stop)
+            fed.ended = self._hopeless(fed) or ("data_end" if taken.exhausted and not refused else "")
+            if not fed.ended and time.monotonic() - began > self._deadline:
+                raise DeadlinePassed(self._late(fed, since))
+            if not new and not fed.ended:
+                time.sleep(pause)
+                pause = min(1.0, pause * 1.5)
+            elif new:
+                pause = self._poll
+        self._give_up(fed)
+        return fed
+
+    def _sort_out(self, fed: Fed, new: list[Stored]) -> bool:
+        """Keep the useful groups, drop the others with their reason; True when some were dropped."""
+        refused: dict[str, list[int]] = {}
+        for stored in new:
+            try:
+                group = decode(stored.payload, Group)
+            except CodecError as error:
+                fed.damage.append(f"group {stored.index}: {error}")
+                refused.setdefault("damaged", []).append(stored.index)
+                continue
+            if len(group.scored) < self._algorithm.quorum:
+                refused.setdefault("unscored", []).append(stored.index)
+            elif not self._algorithm.keeps_all_groups and not signal_in(group):
+                fed.passed_over.append(group)
+                refused.setdefault("no_signal", []).append(stored.index)
+            else:
+                fed.groups.append(group)
+                fed.indices.append(stored.index)
+        for reason, indices in refused.items():
+            self._store.discard(fed.version, indices, reason)
+            fed.dropped[reason] += len(indices)
+        return bool(refused)
+
+    def _hopeless(self, fed: Fed) -> str:
+        """Why refilling stops, once too many groups had nothing to teach."""
+        useless = sum(fed.dropped[reason] for reason in ("no_signal", "unscored", "damaged"))
+        if useless < self._most_refills:
+            return ""
+        best = max((max(t.reward or 0.0 for t in g.scored) for g in fed.passed_over), default=0.0)
+        solved = sum(all(t.reward == best for t in g.scored) for g in fed.passed_over)
+        counts = ", ".join(f"{n} {reason}" for reason, n in sorted(fed.dropped.items()) if n)
+        return (
+            f"no_signal: the step from version {fed.version} found {len(fed.groups)} of {self._want} groups with "
+            f"signal and dropped {useless} ({counts}); {solved} of the {len(fed.passed_over)} without signal had all "
+            f"answers at the reward {best:g}. The prompts are all solved or all hopeless: change the data or the "
+            "reward, or raise staleness.refill_attempts"
+        )
+
+    def _give_up(self, fed: Fed) -> None:
+        """Hand back what a step that will not be made has held."""
+        reason = fed.ended.split(":")[0]
+        if fed.indices:
+            self._store.discard(fed.version, fed.indices, reason)
+            fed.dropped[reason] += len(fed.indices)
+        fed.groups, fed.indices = [], []
+
+    def _late(self, fed: Fed, since: float) -> str:
+        counts = self._store.counts()
+        states = ", ".join(f"{n} {state}" for state, n in counts.by_state.items() if n) or "nothing issued"
+        dropped = ", ".join(f"{n} {reason}" for reason, n in sorted(fed.dropped.items()) if n) or "none"
+        return (
+            f"the learner at version {fed.version} waited {self._deadline:.0f} s (staleness.take_deadline), since "
+            f"{time.strftime('%H:%M:%S', time.localtime(since))}, for {self._want} groups from the rollout workers "
+            f"and holds {len(fed.groups)}; dropped meanwhile: {dropped}; ledger: {states}; "
+            f"gate: {self._store.gate() or 'open'}. See the workers' logs for what they were doing"
+        )

@@ -1,0 +1,300 @@
+"""The learner's main loop, on rank 0: take, step, publish, advance, checkpoint, report."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from penstock.learner import archive, checkpoints, deal, report
+from penstock.learner.algorithms.bound import BoundAlgorithm
+from penstock.learner.assemble import Moment, assemble
+from penstock.learner.batch import Batch
+from penstock.learner.checkpoints import Checkpoint
+from penstock.learner.config import ArchiveSection, CheckpointSection, LearnerSection, StalenessSection
+from penstock.learner.crew import Crew, Trained
+from penstock.learner.feed import Fed, Feed
+from penstock.learner.publisher import Publisher
+from penstock.services.contracts import PenstockError, ReplayStore, WeightSender
+from penstock.services.versions import FIRST, Version
+
+
+@dataclass(frozen=True)
+class LoopSettings:
+    """What the loop is to do and where its files go."""
+
+    learner: LearnerSection
+    staleness: StalenessSection
+    checkpoint: CheckpointSection
+    archive: ArchiveSection
+    checkpoints: Path
+    archives: Path
+    model: Path
+    """Where the trained model goes at the end, in Hugging Face format."""
+    config_hash: str
+    request: str
+    """Names this start of the learner, so that a repeated `reconcile` gives the same answer."""
+    resume: Checkpoint | None = None
+    samples: int = 4
+    """Trajectories per step that are reported for people to read."""
+
+
+class NonFinite(PenstockError):
+    """Too many steps in a row had infinite or undefined gradients."""
+
+
+class LearnerLoop:
+    """Rank 0's loop.
+
+    `save_model(folder, weights)` writes a Hugging Face folder; `report(dict)` gets every event with plain values;
+    `should_stop(step, tokens)` is asked at every step and while waiting, and gives the reason or an empty text;
+    `beat(doing)` is called whenever the loop moves on.
+    """
+
+    def __init__(
+        self,
+        crew: Crew,
+        store: ReplayStore,
+        sender: WeightSender,
+        algorithm: BoundAlgorithm,
+        settings: LoopSettings,
+        save_model: Callable[[Path, dict[str, Any]], object],
+        report: Callable[[dict[str, Any]], None],
+        should_stop: Callable[[int, int], str] = lambda _step, _tokens: "",
+        beat: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self._crew, self._store = crew, store
+        self._algorithm, self._settings = algorithm, settings
+        self._save_model, self._report = save_model, report
+        self._should_stop, self._beat = should_stop, beat
+        self._publisher = Publisher(store, sender)
+        self._feed = Feed(
+            store,
+            algorithm,
+            settings.learner.groups_per_step,
+            settings.staleness.refill_attempts,
+            settings.staleness.take_deadline,
+        )
+        self.version = FIRST
+        """The weights that the engine holds now."""
+        self.tokens = settings.resume.tokens if settings.resume else 0
+        """Response tokens trained on so far."""
+        self._saved: Version | None = None
+        self._asked_for_checkpoint = False
+        self._observed: dict[str, float] = {}
+        self._metrics: dict[str, float] = {}
+        self._minis: list[list[int]] = []
+        self._skipped: Counter[str] = Counter()
+        self._nonfinite = 0
+        self._gate_seen = 0.0
+
+    def request_checkpoint(self) -> None:
+        """Write a checkpoint at the end of this step; from any thread."""
+        self._asked_for_checkpoint = True
+
+    def observe(self, metrics: dict[str, float]) -> None:
+        """Metrics measured elsewhere (an evaluation), for `checkpoint.keep_best`; from any thread."""
+        self._observed = self._observed | metrics
+
+    def run(self) -> str:
+        """Until a reason to stop; returns it. Ends with a checkpoint and the model on disk."""
+        self._start()
+        while not (why := self._should_stop(self.version.step, self.tokens)):
+            began = time.monotonic()
+            self._beat("waiting for groups")
+            fed = self._feed.next(self.version, self._while_waiting)
+            waited = time.monotonic() - began
+            if fed.ended:
+                why = fed.ended
+                break
+            batch = self._assemble(fed)
+            if len(batch) == 0:
+                # Every action lay beyond the bound, or no answer had one.
+                self._skip(fed, "no_tokens")
+                continue
+            trained = self._train(batch)
+            times = {"time/wait": waited, "time/forward_backward": time.monotonic() - began - waited}
+            if trained.applied == 0:
+                self._skip(fed, "nonfinite")
+                self._count_nonfinite()
+                continue
+            self._nonfinite = 0
+            self.version = self.version.next()
+            self.tokens += int(batch.lengths.sum())
+            times |= self._publish()
+            metrics = self._metrics = self._step_metrics(fed, batch, trained) | times
+            if self._checkpoint_due():
+                metrics["time/checkpoint"] = self._checkpoint()
+            self._step_report(fed, batch, metrics, time.monotonic() - began)
+        self._finish(why)
+        return why
+
+    # --- start and end ------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        """Agree with the store where to go on, and publish the weights that the workers begin with."""
+        resume, request = self._settings.resume, self._settings.request
+        if resume is None:
+            self.version = self._store.reconcile(FIRST, 0, request)
+        else:
+            self.version = self._store.reconcile(resume.version, resume.memo.issued, request, resume.memo)
+            self._saved = self.version
+        self._beat("publishing the first weights")
+        self._publisher.start(self.version, self._crew.snapshot(), advance=False)
+        self._wait_for_publication()
+        self._report({"kind": "started", "version": str(self.version), "at": time.time()})
+
+    def _finish(self, why: str) -> None:
+        self._wait_for_publication()
+        if self._saved != self.version:
+            self._checkpoint()
+        self._beat("writing the model")
+        self._save_model(self._settings.model, self._crew.snapshot())
+        self._crew.end()
+        self._report({"kind": "ended", "version": str(self.version), "why": why, "at": time.time()})
+        self._beat("ended")
+
+    # --- one step -----------------------------------------------------------------------------------
+
+    def _assemble(self, fed: Fed) -> Batch:
+        """Whole groups with their advantages; every mini-batch's denominators in the weights."""
+        learner, staleness = self._settings.learner, self._settings.staleness
+        moment = Moment(self.version, self._store.forks(), staleness.max_lag, staleness.outlived == "mask")
+        batch = assemble(fed.groups, self._algorithm, moment)
+        self._minis = deal.split_groups(batch, learner.mini_batches, self._seed())
+        return deal.weigh(batch, self._minis, self._algorithm.reduction)
+
+    def _train(self, batch: Batch) -> Trained:
+        """Shares balanced by tokens, one train step on all ranks."""
+        learner, ranks = self._settings.learner, self._crew.team.size
+        shares = deal.deal(batch, self._minis, ranks, learner.micro_batch_tokens, learner.epochs, self._seed())
+        every = self._settings.archive.every
+        keep = every > 0 and self.version.step % every == 0
+        trained = self._crew.train(shares, keep)
+        if keep:
+            self._archive([share.batch for share in shares], trained)
+        return trained
+
+    def _seed(self) -> str:
+        """Follows from the run's seed and the step alone, so that a resumed run shuffles alike."""
+        return f"{self._settings.learner.seed} {self.version.step}"
+
+    def _skip(self, fed: Fed, why: str) -> None:
+        """Nothing was learned: the groups go, the version stands still."""
+        self._store.discard(self.version, fed.indices, why)
+        self._skipped += fed.dropped + Counter({why: len(fed.indices)})
+        version = str(self.version)
+        self._report({"kind": "skipped", "version": version, "groups": fed.indices, "why": why, "at": time.time()})
+
+    def _count_nonfinite(self) -> None:
+        self._nonfinite += 1
+        if self._nonfinite >= self._settings.learner.max_nonfinite:
+            raise NonFinite(
+                f"{self._nonfinite} train steps in a row from version {self.version} had infinite or undefined "
+                "gradients (learner.max_nonfinite); the weights were not changed. Lower learner.learning_rate, or "
+                "look at the rewards and the sampler's log-probs of the groups in the archive"
+            )
+
+    def _publish(self) -> dict[str, float]:
+        """Hand the new weights over; overlaps the next step where a lag is allowed."""
+        began = time.monotonic()
+        self._beat("publishing")
+        self._wait_for_publication()
+        self._publisher.start(self.version, self._crew.snapshot(), advance=True)
+        if self._settings.staleness.max_lag == 0:
+            self._wait_for_publication()
+        return {"time/publish_blocked": time.monotonic() - began, "time/publish": self._publisher.seconds}
+
+    def _wait_for_publication(self) -> None:
+        self._publisher.wait(self._crew.idle, self._settings.staleness.take_deadline)
+
+    def _while_waiting(self) -> str:
+        """At every turn of the feed's wait."""
+        self._crew.idle()
+        self._publisher.check()
+        self._beat("waiting for groups")
+        if time.monotonic() - self._gate_seen > 1.0:
+            self._gate_seen = time.monotonic()
+            # Applied groups are kept until a checkpoint has them; they may hold the space that new ones need.
+            if self._saved != self.version and (self._asked_for_checkpoint or self._store.gate() == "memory"):
+                self._checkpoint()
+        return self._should_stop(self.version.step, self.tokens)
+
+    # --- checkpoints and reports --------------------------------------------------------------------
+
+    def _checkpoint_due(self) -> bool:
+        return self._asked_for_checkpoint or self.version.step % self._settings.checkpoint.every == 0
+
+    def _checkpoint(self) -> float:
+        """State on disk first, then the ledger's promise; returns the seconds it took."""
+        began = time.monotonic()
+        self._asked_for_checkpoint = False
+        self._wait_for_publication()
+        self._beat("writing a checkpoint")
+        settings, root = self._settings, self._settings.checkpoints
+        memo = self._store.memo(self.version)
+        partial = checkpoints.begin(root, self.version)
+        self._crew.save(partial)
+        if settings.checkpoint.with_model:
+            self._save_model(partial / "model", self._crew.snapshot())
+        facts = {
+            "ranks": self._crew.team.size,
+            "zero_stage": settings.learner.zero_stage,
+            "dtype": settings.learner.dtype,
+            "config_hash": settings.config_hash,
+            "updates": self._crew.engine.updates,
+            "tokens": self.tokens,
+        }
+        sealed = checkpoints.seal(root, self.version, memo, self._observed | self._metrics, facts)
+        self._store.commit(self.version)
+        self._saved = self.version
+        checkpoints.prune(root, settings.checkpoint.keep_last, settings.checkpoint.keep_best, settings.checkpoint.best)
+        took = time.monotonic() - began
+        self._report(
+            {"kind": "checkpoint", "version": str(self.version), "folder": str(sealed.folder), "seconds": took}
+            | {"at": time.time()}
+        )
+        return took
+
+    def _archive(self, parts: list[Batch], trained: Trained) -> None:
+        learned = [
+            part.with_columns(logp_learner=logp.copy()) for part, logp in zip(parts, trained.logp_start, strict=True)
+        ]
+        name = f"step-{self.version.step:06d}-lineage-{self.version.lineage}"
+        facts = {"learner": self._settings.learner.model_dump(), "metrics": report.finite(trained.metrics)}
+        archive.write(self._settings.archives / name, self.version, Batch.join(learned), facts)
+        archive.prune(self._settings.archives, self._settings.archive.keep_last)
+
+    def _step_metrics(self, fed: Fed, batch: Batch, trained: Trained) -> dict[str, float]:
+        dropped, self._skipped = self._skipped + fed.dropped, Counter()
+        metrics = trained.metrics | report.group_metrics(fed) | report.batch_metrics(batch)
+        metrics |= {f"dropped/{reason}": float(dropped[reason]) for reason in {*report.REASONS, *dropped}}
+        metrics |= {
+            "off_policy/bound": float(self._settings.staleness.max_lag),
+            "actor/skipped_updates": float(trained.skipped),
+            "learner/updates": float(self._crew.engine.updates),
+            "learner/tokens": float(self.tokens),
+        }
+        return metrics
+
+    def _step_report(self, fed: Fed, batch: Batch, metrics: dict[str, float], seconds: float) -> None:
+        metrics["time/step"] = seconds
+        metrics["learner/tokens_per_second"] = float(batch.lengths.sum()) / seconds
+        metrics["learner/busy"] = metrics["time/forward_backward"] / seconds
+        self._report(
+            {
+                "kind": "step",
+                "version": str(self.version),
+                "lineage": self.version.lineage,
+                "step": self.version.step,
+                "at": time.time(),
+                "metrics": report.finite(metrics),
+                "samples": report.samples(fed, self._settings.samples, np.random.default_rng(self.version.step)),
+                "damage": fed.damage,
+            }
+        )

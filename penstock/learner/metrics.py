@@ -1,0 +1,79 @@
+"""What each of the learner's metrics means."""
+
+from __future__ import annotations
+
+from penstock.services.metrics import Metric
+
+METRICS: dict[str, Metric] = {
+    # --- the update
+    "actor/loss": Metric("whole loss, mean over the step's updates"),
+    "actor/pg_loss": Metric("policy part of the loss, mean over the step's updates"),
+    "actor/pg_clipfrac_low": Metric("share of tokens whose gradient the lower clip bound cut off"),
+    "actor/pg_clipfrac_high": Metric("share of tokens whose gradient the upper clip bound cut off"),
+    "actor/entropy": Metric("entropy of the policy over the vocabulary", "nat", estimator="exact per token"),
+    "actor/grad_norm": Metric("norm of the gradient before clipping, mean over applied updates"),
+    "actor/lr": Metric("learning rate, mean over applied updates"),
+    "actor/skipped_updates": Metric("updates skipped for an infinite or undefined gradient", good="down"),
+    # --- divergences
+    "kl/reference": Metric("KL(π‖π_ref) of the policy from the frozen reference", "nat", "neither", "k3"),
+    "kl/update": Metric(
+        "KL(π_prox‖π) between the policy at the start of the step and at the update", "nat", "neither", "k3"
+    ),
+    "kl/offpolicy": Metric(
+        "KL(μ‖π_prox) between what sampled the tokens and the policy at the start of the step: staleness and "
+        "mismatch together",
+        "nat",
+        "down",
+        "k3, tokens from μ",
+    ),
+    "mismatch/mean": Metric(
+        "mean |log π_prox − log μ| over tokens of lag 0 with a clean cache: two engines, same weights", "nat", "down"
+    ),
+    "mismatch/max": Metric("the largest such difference", "nat", "down"),
+    # --- importance weights
+    "rollout_corr/mean": Metric("mean of the raw weights π_prox/μ; 1 in expectation"),
+    "rollout_corr/max": Metric("largest raw weight π_prox/μ", good="down"),
+    "rollout_corr/ess": Metric("effective sample size (Σw)²/(n Σw²) of the raw weights, as a share of 1", good="up"),
+    "rollout_corr/clipfrac": Metric("share of tokens whose weight was cut at max_weight", good="down"),
+    # --- staleness
+    "off_policy/mean": Metric("mean lag of the tokens in the loss", "steps", "down"),
+    "off_policy/max": Metric("largest lag of a token in the loss", "steps", "down"),
+    "off_policy/bound": Metric("max_lag of the run", "steps"),
+    "off_policy/older_kv": Metric("share of tokens decoded on a cache that older weights had written", good="down"),
+    # --- rewards and answers, over all groups seen
+    "reward/mean": Metric("mean reward of scored answers, groups without signal included", good="up"),
+    "reward/std": Metric("standard deviation of those rewards"),
+    "reward/solved": Metric("share of scored answers with a reward of at least 1", good="up"),
+    "reward/unscored": Metric("share of answers that no reward could be had for", good="down"),
+    "reward/with_signal": Metric("share of the groups seen whose rewards differed", good="up"),
+    "reward/part/{name}": Metric("mean of one rule's reward, unweighted", good="up"),
+    "response/length_mean": Metric("mean length of answers", "tokens"),
+    "response/length_max": Metric("longest answer", "tokens"),
+    "response/clipped": Metric("share of answers cut at max_tokens", good="down"),
+    "response/cut_stale": Metric("share of answers cut because they outlived max_lag", good="down"),
+    "dropped/{reason}": Metric("groups the learner dropped while it filled this step", "groups", "down"),
+    # --- sizes
+    "batch/groups": Metric("groups trained on", "groups"),
+    "batch/answers": Metric("answers trained on", "answers"),
+    "batch/tokens": Metric("response tokens trained on", "tokens"),
+    "batch/tokens_in_loss": Metric("of these, tokens that count in the loss", "tokens"),
+    "batch/advantage_max": Metric("largest absolute advantage"),
+    "learner/tokens": Metric("response tokens trained on so far", "tokens"),
+    "learner/updates": Metric("optimizer updates so far"),
+    # --- time
+    "learner/tokens_per_second": Metric("response tokens trained per second of the step, waiting included", "tok/s"),
+    "learner/busy": Metric("share of the step's time in forward and backward", good="up"),
+    "time/step": Metric("the whole step", "s"),
+    "time/wait": Metric("waiting for groups", "s", "down"),
+    "time/forward_backward": Metric("assembling the batch, forward, backward, updates", "s", "down"),
+    "time/publish": Metric("the last publication, beside the training or not", "s", "down"),
+    "time/publish_blocked": Metric("part of the publication that the loop waited for", "s", "down"),
+    "time/checkpoint": Metric("writing a checkpoint", "s", "down"),
+    # --- supervised fine-tuning
+    "sft/loss": Metric("cross-entropy per response token", "nat", "down"),
+    "sft/accuracy": Metric("share of response tokens that were the most likely one", good="up"),
+    "sft/lr": Metric("learning rate"),
+    "sft/grad_norm": Metric("norm of the gradient before clipping"),
+    "sft/epoch": Metric("passes over the data so far"),
+    "sft/tokens_per_second": Metric("response tokens trained per second", "tok/s"),
+}

@@ -1,0 +1,71 @@
+"""Publication of weights beside the training: at most one in flight, its failure surfaces in the loop."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+
+import torch
+
+from penstock.services.contracts import DeadlinePassed, ReplayStore, WeightSender
+from penstock.services.versions import Version
+
+
+class Publisher:
+    """Makes versions readable and then opens the gate for them, one after the other."""
+
+    def __init__(self, store: ReplayStore, sender: WeightSender) -> None:
+        self._store = store
+        self._sender = sender
+        self._thread: threading.Thread | None = None
+        self._failure: BaseException | None = None
+        self._version: Version | None = None
+        self._previous: tuple[Version, ...] = ()
+        self._began = 0.0
+        self.seconds = 0.0
+        """How long the last publication took."""
+
+    def start(self, version: Version, weights: Mapping[str, torch.Tensor], advance: bool) -> None:
+        """Publish `version` in the background; `advance` marks the step that made it as applied afterwards.
+
+        The one before must have been waited for: `wait`.
+        """
+        self._version, self._began = version, time.monotonic()
+        self._thread = threading.Thread(
+            target=self._publish, args=(version, weights, advance), name=f"publish-{version}", daemon=True
+        )
+        self._thread.start()
+
+    def wait(self, meanwhile: Callable[[], object], deadline: float) -> None:
+        """Until nothing is in flight, calling `meanwhile` now and then. Raises what the publication raised."""
+        while self._thread is not None:
+            self._thread.join(timeout=0.5)
+            if not self._thread.is_alive():
+                self._thread = None
+            elif time.monotonic() - self._began > deadline:
+                raise DeadlinePassed(
+                    f"publishing version {self._version} has taken {time.monotonic() - self._began:.0f} s, the limit "
+                    f"is {deadline:.0f} s; the weight transport ({type(self._sender).__name__}) or the store is stuck"
+                )
+            else:
+                meanwhile()
+        self.check()
+
+    def check(self) -> None:
+        """Raises what a publication raised, once."""
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
+
+    def _publish(self, version: Version, weights: Mapping[str, torch.Tensor], advance: bool) -> None:
+        try:
+            self._sender.publish(version, weights.items())
+            if advance:
+                self._store.advance(version)
+            # The one before stays for a worker that is just about to ask for it.
+            self._sender.retire(self._store.pinned() | {version, *self._previous})
+            self._previous = (version,)
+        except BaseException as error:  # noqa: BLE001  (handed over whole: the loop raises it)
+            self._failure = error
+        self.seconds = time.monotonic() - self._began

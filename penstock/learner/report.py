@@ -1,0 +1,92 @@
+"""What a step tells people: rewards and lengths of all groups it saw, and a few trajectories to read. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from penstock.learner.batch import Batch
+from penstock.learner.feed import Fed
+from penstock.services.trajectory import Group, Trajectory
+
+REASONS = ("stale", "no_signal", "unscored", "damaged", "nonfinite")
+"""Why the learner drops groups; reported at every step, also when there were none."""
+SOLVED_AT = 1.0
+"""An answer with at least this reward counts as solved."""
+
+
+def group_metrics(fed: Fed) -> dict[str, float]:
+    """Over all groups the step looked at. Those without signal belong here too: a batch chosen for its spread of
+    rewards says nothing about how good the policy is."""
+    seen = fed.groups + fed.passed_over
+    answers = [t for group in seen for t in group.trajectories]
+    scored = [t for t in answers if t.reward is not None]
+    rewards = np.asarray([t.reward for t in scored], np.float64)
+    lengths = np.asarray([len(t.completion.tokens) for t in answers], np.float64)
+    metrics = {
+        "reward/mean": float(rewards.mean()),
+        "reward/std": float(rewards.std()),
+        "reward/solved": float((rewards >= SOLVED_AT).mean()),
+        "reward/unscored": 1 - len(scored) / len(answers),
+        "reward/with_signal": len(fed.groups) / len(seen),
+        "response/length_mean": float(lengths.mean()),
+        "response/length_max": float(lengths.max()),
+        "response/clipped": _share(answers, "length"),
+        "response/cut_stale": _share(answers, "stale"),
+    }
+    names = sorted({name for t in scored for name in t.parts})
+    for name in names:
+        values = [value for t in scored if (value := t.parts.get(name)) is not None]
+        if values:
+            metrics[f"reward/part/{name}"] = float(np.mean(values))
+    return metrics
+
+
+def batch_metrics(batch: Batch) -> dict[str, float]:
+    """Sizes of the batch that was trained on."""
+    return {
+        "batch/groups": float(len(np.unique(batch.groups))),
+        "batch/answers": float(len(batch)),
+        "batch/tokens": float(batch.lengths.sum()),
+        "batch/tokens_in_loss": float(batch.mask.sum()),
+        "batch/advantage_max": float(np.abs(batch.advantages).max(initial=0.0)),
+    }
+
+
+def samples(fed: Fed, count: int, random: np.random.Generator) -> list[dict[str, Any]]:
+    """Some trajectories as plain values: whole prompts and answers, as text."""
+    choices = [(group, member) for group in fed.groups for member in range(len(group.trajectories))]
+    picked = random.choice(len(choices), size=min(count, len(choices)), replace=False)
+    return [_readable(*choices[i]) for i in sorted(int(i) for i in picked)]
+
+
+def finite(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Only what is a number; JSON has no word for the rest."""
+    return {name: float(value) for name, value in sorted(metrics.items()) if math.isfinite(value)}
+
+
+def _readable(group: Group, member: int) -> dict[str, Any]:
+    trajectory = group.trajectories[member]
+    completion = trajectory.completion
+    return {
+        "prompt_index": group.prompt.index,
+        "source": group.prompt.source,
+        "prompt": group.prompt.text,
+        "answer": completion.text,
+        "reward": trajectory.reward,
+        "parts": trajectory.parts,
+        "unscored": trajectory.unscored,
+        "finish": completion.finish,
+        "tokens": len(completion.tokens),
+        "logprob_mean": float(completion.logprobs[completion.actions].mean()) if completion.actions.any() else None,
+        "versions": [f"{span.version}:{span.count}" for span in completion.spans],
+        "worker": completion.worker,
+        "seconds": completion.ended - completion.started,
+    }
+
+
+def _share(answers: list[Trajectory], finish: str) -> float:
+    return sum(t.completion.finish == finish for t in answers) / len(answers)

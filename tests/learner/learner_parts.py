@@ -1,0 +1,144 @@
+"""A tiny model, a sender that keeps weights in memory, and a worker that samples with them in a thread."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+
+import numpy as np
+import torch
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from penstock.services.codec import encode
+from penstock.services.logprobs import sequence_logprobs
+from penstock.services.staleness import binding_version
+from penstock.services.trajectory import Completion, Group, Prompt, Sampling, Span, Trajectory
+
+
+def tiny_model(seed: int = 0) -> Qwen3ForCausalLM:
+    torch.manual_seed(seed)
+    config = Qwen3Config(
+        vocab_size=32,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        tie_word_embeddings=True,
+    )
+    return Qwen3ForCausalLM(config)
+
+
+def free_address() -> str:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{listener.getsockname()[1]}"
+
+
+class MemorySender:
+    """Published weights in a dict."""
+
+    def __init__(self) -> None:
+        self.versions = {}
+        self.published = []
+        self.delay = 0.0
+        self.failure = None
+
+    def publish(self, version, tensors):
+        if self.failure is not None:
+            raise self.failure
+        time.sleep(self.delay)
+        self.versions[version] = {name: tensor.clone() for name, tensor in tensors}
+        self.published.append(version)
+
+    def retire(self, keep):
+        gone = [version for version in self.versions if version not in keep]
+        for version in gone:
+            del self.versions[version]
+        return gone
+
+    def close(self):
+        pass
+
+
+class Worker(threading.Thread):
+    """Reserves, samples with the newest weights, scores with `reward(tokens) -> float | None`, puts."""
+
+    def __init__(self, store, sender, reward, members=4, length=6, seed=0, outlived="drop"):
+        super().__init__(daemon=True)
+        self.store, self.sender, self.reward, self.members, self.length = store, sender, reward, members, length
+        self.outlived = outlived
+        self.model = tiny_model()
+        self.version = None
+        self.random = torch.Generator().manual_seed(seed)
+        self.stop = threading.Event()
+        self.failure = None
+
+    def run(self):
+        try:
+            count = 0
+            while not self.sender.versions and not self.stop.is_set():
+                time.sleep(0.01)
+            while not self.stop.is_set():
+                published = self.store.published()
+                if published != self.version and published in self.sender.versions:
+                    self.model.load_state_dict(self.sender.versions[published], strict=False)
+                    self.version = published
+                if self.version is None:
+                    time.sleep(0.01)
+                    continue
+                count += 1
+                answer = self.store.reserve("worker", self.version, 2, 60.0, f"r{count}")
+                for ticket in answer.tickets:
+                    group = self.play(ticket.index)
+                    forks = self.store.forks()
+                    binding = binding_version(group.spans, self.version, forks, self.outlived)
+                    self.store.put(ticket, encode(group), binding)
+                if not answer.tickets:
+                    time.sleep(0.01)
+        except Exception as error:
+            self.failure = error
+
+    def play(self, index: int) -> Group:
+        random = np.random.default_rng(index)
+        prompt = Prompt(
+            index=index,
+            source="test",
+            row=index,
+            epoch=0,
+            tokens=random.integers(1, 32, 1 + index % 3).astype(np.int32),
+            text=f"prompt {index}",
+        )
+        return Group(prompt=prompt, sampling=Sampling(max_tokens=self.length), trajectories=tuple(self.answers(prompt)))
+
+    def answers(self, prompt):
+        tokens = torch.tensor(prompt.tokens.tolist()).repeat(self.members, 1)
+        with torch.inference_mode():
+            for _ in range(self.length):
+                probabilities = self.model(input_ids=tokens).logits[:, -1].softmax(-1)
+                tokens = torch.cat([tokens, torch.multinomial(probabilities, 1, generator=self.random)], 1)
+        for row in tokens[:, len(prompt.tokens) :].numpy().astype(np.int32):
+            row = row[: 1 + int(row[0]) % self.length]
+            (logprobs,) = sequence_logprobs(self.model, [(prompt.tokens, row)])
+            reward = self.reward(row)
+            completion = Completion(
+                tokens=row,
+                logprobs=logprobs,
+                actions=np.ones(len(row), np.bool_),
+                spans=(Span(lineage=self.version.lineage, step=self.version.step, count=len(row)),),
+                finish="stop",
+                text=" ".join(map(str, row)),
+                worker="worker",
+                engine="test",
+                started=0.0,
+                ended=1.0,
+            )
+            yield Trajectory(
+                completion=completion,
+                reward=reward,
+                parts={"test": reward},
+                unscored=None if reward is not None else "reward 'test': timed out",
+                reference_logprobs=logprobs - 0.01,
+            )
