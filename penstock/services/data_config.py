@@ -37,7 +37,7 @@ class SourceSection(Section):
     subset: str | None = None
     """Configuration of a hub dataset, for example `main` of `openai/gsm8k`."""
     split: str = "train"
-    """Split of a hub dataset; slices such as `train[:1000]` work. Local files have no splits."""
+    """Split of a hub dataset, where slices such as `train[:1000]` work, or of a saved one. Plain files have none."""
     revision: str | None = None
     """Branch, tag or commit of a hub dataset; a commit makes the run repeatable."""
     columns: Columns = Columns()

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import datasets
 
 CACHE = Path("~/.cache/penstock/data")
+_SAVED = ("state.json", "dataset_dict.json")  # one of them lies in what save_to_disk wrote
 _SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
 
 
@@ -40,7 +41,7 @@ def layout(name: str, source: SourceSection) -> tuple[str, tuple[Path, ...]]:
     if not path.exists():
         beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         raise DataError(f"source {name!r}: there is no {source.path!r}{nearest(path.name, beside)}")
-    if path.is_dir() and (path / "state.json").is_file() and source.format in {"auto", "disk"}:
+    if source.format in {"auto", "disk"} and any((path / name).is_file() for name in _SAVED):
         return "disk", (path,)
     files = sorted(p for p in path.iterdir() if p.suffix in _SUFFIXES) if path.is_dir() else [path]
     wanted = source.format if source.format != "auto" else _SUFFIXES.get(files[0].suffix) if files else None
@@ -69,16 +70,25 @@ def open_table(name: str, source: SourceSection, cache: Path | None = None) -> d
         elif kind == "disk":
             table = datasets.load_from_disk(paths[0])
         elif kind == "jsonl":
+            columns_of(name, source)  # `datasets` would read a first line that is no object as something else
             table = datasets.Dataset.from_json(paths, cache_dir=folder)
         else:
             table = datasets.Dataset.from_parquet(paths, cache_dir=folder)
+    except DataError:
+        raise
     except Exception as error:
         cause = _bad_line(files) if kind == "jsonl" else None
         why = error.__cause__ or error
         cause = cause or f"cannot read {source.path!r}: {type(why).__name__}: {str(why).strip()[:300]}"
         raise DataError(f"source {name!r}: {cause}") from error
     if isinstance(table, dict):
-        raise DataError(f"source {name!r}: {source.path!r} holds several splits: {', '.join(table)}; name one of them")
+        if source.split not in table:
+            have = ", ".join(table)
+            raise DataError(
+                f"source {name!r}: {source.path!r} has no split {source.split!r}; it has {have}"
+                f"{nearest(source.split, table)}"
+            )
+        table = table[source.split]
     mixed = [key for key, feature in table.features.items() if "Json(" in repr(feature)]
     if kind == "jsonl" and mixed:  # `datasets` would turn a string "007" in such a column into the number 7
         cause = _bad_line(files) or f"{source.path!r}: values within {mixed[0]!r} are of several types; use one type"
@@ -144,12 +154,14 @@ def columns_of(name: str, source: SourceSection) -> list[str] | None:
     kind, files = layout(name, source)
     if kind == "jsonl":
         number, line = next(_lines(files[0]), (0, ""))
-        if not line:
-            raise DataError(f"source {name!r}: {files[0]} has no rows")
         try:
-            return list(json.loads(line))
-        except (ValueError, TypeError) as error:
-            raise DataError(f"source {name!r}: {files[0]} line {number} is not a JSON object: {error}") from error
+            row = json.loads(line) if line else {}
+        except json.JSONDecodeError as error:
+            raise DataError(f"source {name!r}: {files[0]} line {number} is not JSON: {error.msg}") from error
+        if not isinstance(row, dict) or not row:
+            cause = _bad_line(files) or f"{files[0]} line {number} has no keys"
+            raise DataError(f"source {name!r}: {cause}")
+        return list(row)
     if kind == "parquet":
         import pyarrow.parquet
 
@@ -158,8 +170,9 @@ def columns_of(name: str, source: SourceSection) -> list[str] | None:
         except (OSError, ValueError) as error:
             raise DataError(f"source {name!r}: {files[0]} is no Parquet file: {error}") from error
     if kind == "disk":
-        info = json.loads((files[0] / "dataset_info.json").read_text())
-        return list(info.get("features") or ())
+        folder = files[0] if (files[0] / "state.json").is_file() else files[0] / source.split
+        info = folder / "dataset_info.json"
+        return list(json.loads(info.read_text())["features"]) if info.is_file() else None
     return None
 
 

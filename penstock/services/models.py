@@ -49,12 +49,24 @@ def not_found(path: str, looked_for: str) -> str:
 def problems(section: ModelSection) -> list[tuple[str, str]]:
     """What can be known to be wrong without loading or network: (key within the section, what and remedy)."""
     found: list[tuple[str, str]] = []
-    for key, path, file in (("path", section.path, "config.json"), ("tokenizer", section.tokenizer, "")):
-        if path is None or (file and (Path(path) / file).is_file()) or (not file and Path(path).is_dir()):
-            continue
-        if Path(path).exists() or not could_be_hub_id(path):
-            found.append((key, not_found(path, file or "a tokenizer")))
+    tokenizer = section.tokenizer or section.path
+    if _is_local(section.path) and not (Path(section.path) / "config.json").is_file():
+        found.append(("path", not_found(section.path, "config.json")))
+        if section.tokenizer is None:
+            return found
+    if _is_local(tokenizer) and not _holds_tokenizer(Path(tokenizer)):
+        found.append(("tokenizer", not_found(tokenizer, "tokenizer.json")))
     return found
+
+
+def _is_local(path: str) -> bool:
+    """True where only a file or directory can be meant."""
+    return Path(path).exists() or not could_be_hub_id(path)
+
+
+def _holds_tokenizer(folder: Path) -> bool:
+    """Whether any of the files is there that one of the tokenizer classes begins from."""
+    return any(p.name.startswith(("tokenizer", "vocab")) or p.suffix == ".model" for p in folder.glob("*"))
 
 
 # --- facts ----------------------------------------------------------------------------------------
@@ -83,7 +95,7 @@ def read_config(path: str, revision: str | None = None) -> dict[str, Any]:
     """config.json of a directory or hub id. Raises ModelError."""
     file = Path(path) / "config.json"
     if not file.is_file():
-        if Path(path).exists() or not could_be_hub_id(path):
+        if _is_local(path):
             raise ModelError(not_found(path, "config.json"))
         with _explained(path, "config.json"):
             from huggingface_hub import hf_hub_download
@@ -203,6 +215,9 @@ def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
     source = _source(path, section)
     if section.tokenizer is not None:
         source.pop("revision", None)  # the revision is the model's
+    if Path(path).is_dir() and not _holds_tokenizer(Path(path)):
+        # transformers would make an empty one from config.json
+        raise ModelError(f"{not_found(path, 'tokenizer.json')}; name the tokenizer's directory in model.tokenizer")
     with _explained(path, "tokenizer"):
         from transformers import AutoTokenizer
 
