@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from functools import cache
 
+from penstock.learner.metrics import METRICS as LEARNER
 from penstock.reward.metrics import METRICS as REWARD
+from penstock.rollout.metrics import METRICS as ROLLOUT
 from penstock.services.metrics import Metric, merge
 
 
 @cache
 def catalogue() -> dict[str, Metric]:
     """Name to meaning. Raises MetricError when two roles claim one name."""
-    return merge({"reward": REWARD})
+    # The rewards of a step are the learner's to record: it alone sees all groups, also those without signal.
+    scorer = {name: metric for name, metric in REWARD.items() if name not in LEARNER}
+    return merge({"learner": LEARNER, "rollout": ROLLOUT, "scorer": scorer})

@@ -18,11 +18,12 @@ class Headline(NamedTuple):
 
 HEADLINES = (
     Headline("reward", ("reward/mean",)),
-    Headline("accuracy", ("eval/sampled/accuracy", "eval/accuracy")),
+    Headline("solved", ("reward/solved",)),
+    Headline("accuracy", ("eval/sampled/accuracy",)),
     Headline("greedy", ("eval/greedy/accuracy",)),
     Headline("lag", ("off_policy/mean",), ".2f"),
     Headline("max lag", ("off_policy/max",), ".0f"),
-    Headline("kl", ("kl/reference", "kl/offpolicy", "kl/update", "actor/ppo_kl"), ".2e", "nat"),
+    Headline("kl", ("kl/reference", "kl/update", "kl/offpolicy"), ".2e", "nat"),
     Headline("entropy", ("actor/entropy",), ".3f", "nat"),
     Headline("rollout", ("rollout/tokens_per_second",), "count", "tok/s"),
     Headline("learner", ("learner/tokens_per_second",), "count", "tok/s"),

@@ -14,11 +14,17 @@ Dtype = Literal["float32", "bfloat16"]
 """float16 is left out: its narrow exponent needs loss scaling, which no part here does."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+_FILE = re.compile(r".*\.(jsonl|json|parquet|safetensors)")
 
 
 def could_be_hub_id(path: str, base: Path = Path()) -> bool:
-    """True for `name` and `owner/name`, unless there is a folder `owner`: then a file system is meant."""
-    return _HUB_ID.fullmatch(path) is not None and not ("/" in path and (base / path).parent.is_dir())
+    """True for `name` and `owner/name`, unless there is a folder `owner` or the name ends like a file: then a file
+    system is meant."""
+    return (
+        _FILE.fullmatch(path) is None
+        and _HUB_ID.fullmatch(path) is not None
+        and not ("/" in path and (base / path).parent.is_dir())
+    )
 
 
 def locate(path: str, base: Path) -> str:

@@ -64,16 +64,18 @@ class Context:
     # --- facts ---
 
     @cached_property
-    def model(self) -> models.ModelFacts | None:
-        """Facts of the model; None when they cannot be had, which another rule reports."""
+    def model(self) -> models.ModelFacts | PenstockError:
+        """Facts of the model, or why they cannot be had."""
         try:
             return models.describe(self.run_file.model.path, self.run_file.model.revision)
-        except PenstockError:
-            return None
+        except PenstockError as error:
+            return error
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase | PenstockError:
         """The tokenizer, or why it cannot be had."""
+        if self.run_file.model.tokenizer is None and isinstance(self.model, PenstockError):
+            return self.model  # it comes with the model, and asking the hub again would take as long again
         try:
             return models.load_tokenizer(self.run_file.model)
         except PenstockError as error:

@@ -13,9 +13,9 @@ from penstock.services.metrics import describe
 from penstock.services.weights.config import choose
 
 
-@rule(stages=("train", "evaluate"))
+@rule("reward", stages=("train", "evaluate"))
 def a_reward_is_given(ctx: Context) -> Iterator[Finding]:
-    if ctx.run_file.reward is None and "reward" not in ctx.source.values:
+    if ctx.run_file.reward is None:
         remedy = "for example: reward: {rules: {exact: {}}}"
         yield ctx.error("reward", "is required and missing: nothing says which answers are good", remedy=remedy)
 
@@ -143,7 +143,7 @@ def _known(ctx: Context, key: str, metric: str) -> Iterator[Finding]:
     known = catalogue()
     if describe(metric, known) is None:
         close = difflib.get_close_matches(metric, known, n=1, cutoff=0.5)
-        yield ctx.warning(key, "no role records a metric of this name", nearest=close[0] if close else "")
+        yield ctx.error(key, "no role records a metric of this name", nearest=close[0] if close else "")
     elif metric.startswith("eval/") and ctx.run_file.evaluation.data is None:
         yield ctx.error(key, "is measured by evaluation, and evaluation.data is not given")
 

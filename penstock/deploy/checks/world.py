@@ -30,11 +30,8 @@ LEARNER_BYTES = 0.8 * GIB
 def the_model_is_there(ctx: Context) -> Iterator[Finding]:
     found = models.problems(ctx.run_file.model)
     yield from ctx.within("model", found)
-    if not any(key == "path" for key, _ in found):
-        try:
-            models.describe(ctx.run_file.model.path, ctx.run_file.model.revision)
-        except PenstockError as error:
-            yield ctx.error("model.path", str(error))
+    if isinstance(ctx.model, PenstockError) and not any(key == "path" for key, _ in found):
+        yield ctx.error("model.path", str(ctx.model))
 
 
 @rule("reward")
@@ -46,13 +43,15 @@ def the_reference_model_is_there(ctx: Context) -> Iterator[Finding]:
 
 @rule("model", stages=STAGES)
 def the_tokenizer_loads(ctx: Context) -> Iterator[Finding]:
-    if not models.problems(ctx.run_file.model) and isinstance(ctx.tokenizer, PenstockError):
+    # A model that cannot be had has been reported; a tokenizer of its own is looked at all the same.
+    own = ctx.run_file.model.tokenizer is not None
+    if isinstance(ctx.tokenizer, PenstockError) and (own or not isinstance(ctx.model, PenstockError)):
         yield ctx.error("model.tokenizer" if ctx.run_file.model.tokenizer else "model.path", str(ctx.tokenizer))
 
 
 @rule("model", "data", stages=STAGES)
 def the_chat_template_is_there(ctx: Context) -> Iterator[Finding]:
-    if models.problems(ctx.run_file.model) or isinstance(ctx.tokenizer, PenstockError):
+    if isinstance(ctx.tokenizer, PenstockError):
         return
     try:
         Renderer(ctx.tokenizer, ctx.run_file.data)
@@ -62,7 +61,7 @@ def the_chat_template_is_there(ctx: Context) -> Iterator[Finding]:
 
 @rule("model", "rollout")
 def stop_texts_are_single_tokens(ctx: Context) -> Iterator[Finding]:
-    if models.problems(ctx.run_file.model) or isinstance(ctx.tokenizer, PenstockError):
+    if isinstance(ctx.tokenizer, PenstockError):
         return
     for number, text in enumerate(ctx.run_file.rollout.sampling.stop):
         ids = ctx.tokenizer(text, add_special_tokens=False).input_ids
@@ -109,7 +108,7 @@ def _columns(section: DataSection) -> set[str] | None:
 @rule("model", "engine", "rollout")
 def the_model_is_long_enough(ctx: Context) -> Iterator[Finding]:
     length = ctx.run_file.engine.max_model_len
-    if ctx.model is not None and 0 < ctx.model.max_positions < length:
+    if not isinstance(ctx.model, PenstockError) and 0 < ctx.model.max_positions < length:
         problem = f"the model was made for {ctx.model.max_positions} positions"
         yield ctx.error("engine.max_model_len", problem, allowed=f"up to {ctx.model.max_positions}")
 
@@ -156,21 +155,21 @@ def _existing(folder: Path) -> Path:
 
 @rule("model", "checkpoints")
 def checkpoints_fit_on_the_disk(ctx: Context) -> Iterator[Finding]:
-    if ctx.model is None:
+    if isinstance(ctx.model, PenstockError):
         return
     keep = ctx.run_file.checkpoints
     # At most: those kept, one being written, and the final model. 16 bytes per parameter: weights, two moments, and
     # the model in Hugging Face format.
     wanted = 16 * ctx.model.parameters * (keep.keep_last + (keep.keep_best is not None) + 2)
     free = shutil.disk_usage(_existing(Path(ctx.run_file.runs_dir))).free
-    if free < wanted:
+    if LEAST_DISK <= free < wanted:  # below that another rule has spoken
         problem = f"the disk has {free / GIB:.1f} GiB free, checkpoints need about {wanted / GIB:.1f} GiB"
         yield ctx.warning("runs_dir", problem, remedy="lower checkpoints.keep_last, or choose another disk")
 
 
 @rule("model", "rollout", "engine", "learner", "placement")
 def memory_suffices(ctx: Context) -> Iterator[Finding]:
-    if ctx.model is None or ctx.joins_a_cluster or ctx.gpus:
+    if isinstance(ctx.model, PenstockError) or ctx.joins_a_cluster or ctx.gpus:
         return  # on GPUs the engines take a share of what there is, by engine.memory_share
     run = ctx.run_file
     width = 4 if run.engine.dtype == "float32" else 2
