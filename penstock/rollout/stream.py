@@ -173,5 +173,4 @@ def _slots(weights: NDArray[np.float64]) -> NDArray[np.int64]:
     for source in np.argsort(counts - shares, kind="stable")[: PATTERN - int(counts.sum())]:
         counts[source] += 1
     counts[live] = np.maximum(counts[live], 1)
-    counts //= np.gcd.reduce(counts[live])
-    return counts
+    return np.asarray(counts // np.gcd.reduce(counts[live]), np.int64)

@@ -1,0 +1,122 @@
+"""A generator without an engine, for trying and testing what is around one.
+
+Its policy is a table: the logits of the next token depend on the last token only. Every version has a table of
+its own, drawn from a seed, so that log-probabilities can be checked against `table`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from penstock.rollout.errors import PromptTooLong
+from penstock.rollout.recorder import Track
+from penstock.services.contracts import Request, SwapReport
+from penstock.services.trajectory import Completion, Finish, Span, Unfinished
+from penstock.services.versions import FIRST, Version
+
+
+def table(version: Version, vocabulary: int, temperature: float = 1.0) -> NDArray[np.float64]:
+    """[vocabulary, vocabulary] log-probabilities of the next token (column) after the last one (row)."""
+    logits = np.random.default_rng([version.lineage, version.step]).normal(size=(vocabulary, vocabulary))
+    logits /= temperature or 1.0
+    logits -= logits.max(-1, keepdims=True)
+    return np.asarray(logits - np.log(np.exp(logits).sum(-1, keepdims=True)), np.float64)
+
+
+class FakeGenerator:
+    """`contracts.Generator` over the tables. Temperature 0 is greedy; top_p and top_k are refused."""
+
+    def __init__(
+        self,
+        *,
+        vocabulary: int = 32,
+        end: int = 1,
+        limit: int = 64,
+        slots: int = 64,
+        seed: int = 0,
+        name: str = "fake",
+        fetch: Callable[[Version], object] | None = None,
+    ) -> None:
+        """end: the end-of-sequence token. limit: longest prompt and answer together. slots: requests that advance
+        at a time. fetch: called with the version at every swap; what it raises, the swap raises."""
+        self.name = name
+        self._vocabulary, self._end, self._limit, self._slots = vocabulary, end, limit, slots
+        self._random = np.random.default_rng(seed)
+        self._fetch = fetch
+        self._version = FIRST
+        self._tracks: dict[str, Track] = {}
+        self._tables: dict[float, NDArray[np.float64]] = {}
+        self.closed = False
+
+    @property
+    def version(self) -> Version:
+        return self._version
+
+    @property
+    def in_flight(self) -> tuple[str, ...]:
+        return tuple(self._tracks)
+
+    def spans(self, key: str) -> tuple[Span, ...]:
+        return tuple(self._tracks[key].spans)
+
+    def submit(self, request: Request) -> None:
+        if len(request.prompt.tokens) >= self._limit:
+            raise PromptTooLong(f"prompt {request.prompt.index} has {len(request.prompt.tokens)} tokens")
+        if request.sampling.top_p != 1 or request.sampling.top_k != 0:
+            raise ValueError("the fake generator draws from the whole vocabulary: top_p = 1 and top_k = 0")
+        self._tracks[request.key] = Track(request)
+
+    def step(self) -> list[tuple[str, Completion]]:
+        """One more token for every request that has a slot."""
+        done = []
+        for key, track in list(self._tracks.items())[: self._slots]:
+            if self._room(track) > 0:
+                self._draw(track)
+            finish: Finish | None = "stop" if self._ends(track) else "length" if self._room(track) <= 0 else None
+            if finish is not None:
+                del self._tracks[key]
+                done.append((key, self._complete(track, finish)))
+        return done
+
+    def take_back(self, keys: Sequence[str]) -> dict[str, Unfinished]:
+        return {key: self._tracks.pop(key).unfinished() for key in keys}
+
+    def cut(self, keys: Sequence[str]) -> list[tuple[str, Completion]]:
+        return [(key, self._complete(self._tracks.pop(key), "stale")) for key in keys]
+
+    def swap(self, version: Version) -> SwapReport:
+        began = time.perf_counter()
+        if self._fetch is not None:
+            self._fetch(version)
+        self._version = version
+        self._tables.clear()
+        return SwapReport(version, time.perf_counter() - began, 0.0, 0.0, len(self._tracks))
+
+    def close(self) -> None:
+        self._tracks.clear()
+        self.closed = True
+
+    def _room(self, track: Track) -> int:
+        budget = min(track.request.sampling.max_tokens, self._limit - len(track.request.prompt.tokens))
+        return budget - len(track.tokens)
+
+    def _ends(self, track: Track) -> bool:
+        return bool(track.tokens) and track.tokens[-1] in (self._end, *track.request.sampling.stop_token_ids)
+
+    def _draw(self, track: Track) -> None:
+        temperature = track.request.sampling.temperature
+        if temperature not in self._tables:
+            self._tables[temperature] = table(self._version, self._vocabulary, temperature)
+        last = track.tokens[-1] if track.tokens else int(track.request.prompt.tokens[-1])
+        logprobs = self._tables[temperature][last]
+        noise = self._random.gumbel(size=self._vocabulary) if temperature > 0 else 0.0
+        token = int((logprobs + noise).argmax())
+        track.add([token], [float(logprobs[token])], self._version)
+
+    def _complete(self, track: Track, finish: Finish) -> Completion:
+        text = " ".join(map(str, track.tokens))
+        return track.completion(finish, text, self.name, "fake")

@@ -1,0 +1,202 @@
+"""The groups in one worker's hands: from the ticket to one of the ways in which a group leaves a worker.
+
+A group is put (scored), refused (cannot be completed), handed back (another worker goes on), or fenced (it was
+somebody else's already). Whatever happens, its requests leave the generator and its lease is dropped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from penstock.rollout.episode import Episode
+from penstock.rollout.errors import PromptTooLong
+from penstock.rollout.leases import Leases
+from penstock.rollout.meter import Meter
+from penstock.rollout.patience import patiently
+from penstock.services.codec import CodecError, decode, encode
+from penstock.services.contracts import DeadlinePassed, Fenced, Generator, ReplayStore, Scorer, Ticket
+from penstock.services.staleness import Forks, Outlived, binding_version, lag
+from penstock.services.trajectory import Completion, PartialGroup, Prompt, Sampling, Span, Unfinished
+from penstock.services.versions import Version
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How a worker plays; the values of the run file that concern it."""
+
+    group_size: int
+    max_lag: int
+    outlived: Outlived = "drop"
+    max_groups: int = 32
+    lease: float = 60.0
+    quorum: int = 1
+    evaluation_slots: int = 8
+    patience: float = 60.0
+    """Seconds for which a store that does not answer is asked again."""
+    scoring_deadline: float = 900.0
+    """Seconds that one group's scoring may take."""
+    weights_deadline: float = 600.0
+    """Seconds to wait for the first published weights."""
+
+
+class Groups:
+    """Episodes by index and by request. One thread owns it."""
+
+    def __init__(
+        self, store: ReplayStore, generator: Generator, sampling: Sampling, rules: Rules, leases: Leases, meter: Meter
+    ) -> None:
+        self._store = store
+        self._generator = generator
+        self._sampling = sampling
+        self._rules = rules
+        self._leases = leases
+        self._meter = meter
+        self._episodes: dict[int, Episode] = {}
+        self._by_key: dict[str, Episode] = {}
+
+    def __len__(self) -> int:
+        return len(self._episodes)
+
+    @property
+    def generating(self) -> int:
+        """Answers that are not complete."""
+        return len(self._by_key)
+
+    def begin(self, ticket: Ticket, prompt: Prompt) -> None:
+        """Submit the answers of a group, or what another worker left of them."""
+        self._leases.hold(ticket)
+        episode = Episode.begin(ticket, prompt, self._sampling, self._rules.group_size, _partial_of(ticket))
+        self._episodes[ticket.index] = episode
+        self._meter.count("resumed", by=int(ticket.partial is not None))
+        try:
+            for request in episode.requests():
+                self._generator.submit(request)
+                self._by_key[request.key] = episode
+        except PromptTooLong as error:
+            log.warning("%s", error)
+            self._refuse(episode, "prompt_too_long")
+
+    def absorb(self, key: str, completion: Completion) -> None:
+        """One answer is complete. Answers of groups that were forgotten meanwhile are ignored."""
+        episode = self._by_key.pop(key, None)
+        if episode is not None:
+            self._meter.sampled(episode.absorb(key, completion))
+
+    def score(self, scorer: Scorer, scored: Callable[[], object]) -> None:
+        """Have complete groups judged; `scored` is called, from any thread, when one is."""
+        for episode in self._episodes.values():
+            if episode.complete and episode.scoring is None:
+                episode.since = time.monotonic()
+                episode.scoring = scorer.submit(episode.prompt, episode.completions)
+                episode.scoring.add_done_callback(lambda _: scored())
+
+    def put(self, published: Version, forks: Forks) -> None:
+        """Hand groups that are judged to the store. Raises DeadlinePassed, and what a scorer raised."""
+        for episode in list(self._episodes.values()):
+            if episode.scoring is None:
+                continue
+            waited = time.monotonic() - episode.since
+            if episode.scoring.done():
+                self._put(episode, published, forks)
+            elif waited > self._rules.scoring_deadline:
+                raise DeadlinePassed(
+                    f"the scores of group {episode.ticket.index} have been missing for {waited:.0f} s, the limit is "
+                    f"{self._rules.scoring_deadline:.0f} s; the scorer is stuck"
+                )
+
+    def _put(self, episode: Episode, published: Version, forks: Forks) -> None:
+        assert episode.scoring is not None
+        group = episode.group(episode.scoring.result(timeout=0))
+        if len(group.scored) < self._rules.quorum:
+            causes = sorted({t.unscored for t in group.trajectories if t.unscored is not None})
+            log.warning("group %d has %d scores: %s", episode.ticket.index, len(group.scored), "; ".join(causes))
+            self._refuse(episode, "unscored")
+        elif not group.spans:  # every answer was cut before its first token
+            self._refuse(episode, "stale")
+        else:
+            binding = binding_version(group.spans, published, forks, self._rules.outlived)
+            with self._leaving(episode, "groups_put"):
+                self._ask("put", lambda: self._store.put(episode.ticket, encode(group), binding))
+
+    def end_outlived(self, published: Version, forks: Forks) -> None:
+        """After a weight swap to `published`: groups that `take` would drop in any case end here; with `cut`,
+        answers that would be too old after one more step are ended while they can still be used."""
+        if self._rules.outlived == "mask":
+            return  # one fresh token is enough
+
+        def age(spans: list[Span]) -> int:
+            return max((lag(published, span.version, forks) for span in spans), default=0)
+
+        flying = set(self._generator.in_flight)
+        for episode in list(self._episodes.values()):
+            begun = {r.key: list(self._generator.spans(r.key)) for r in episode.requests() if r.key in flying}
+            everything = [span for spans in begun.values() for span in spans] + list(episode.spans)
+            if begun and age(everything) > self._rules.max_lag:
+                self._refuse(episode, "stale")
+            elif self._rules.outlived == "cut":
+                old = [key for key, spans in begun.items() if spans and age(spans) >= self._rules.max_lag]
+                self._meter.count("cut", by=len(old))
+                for key, completion in self._generator.cut(old):
+                    self.absorb(key, completion)
+
+    def forget_lost(self) -> None:
+        """Groups whose lease turned out to be somebody else's."""
+        for ticket in self._leases.lost():
+            episode = self._episodes.get(ticket.index)
+            if episode is not None and episode.ticket is ticket:
+                with self._leaving(episode, "fenced"):
+                    pass
+
+    def hand_back(self) -> None:
+        """Release every group with what exists of it."""
+        for episode in list(self._episodes.values()):
+            partial = episode.partial(self._stop(episode))
+            with self._leaving(episode, "handed_back"):
+                self._release(episode.ticket, partial)
+
+    def _release(self, ticket: Ticket, partial: PartialGroup | None) -> None:
+        payload = encode(partial) if partial is not None else None
+        self._ask("release", lambda: self._store.release(ticket, payload))
+
+    def _refuse(self, episode: Episode, reason: str) -> None:
+        with self._leaving(episode, "refused"):
+            self._ask("refuse", lambda: self._store.refuse(episode.ticket, reason))
+
+    @contextlib.contextmanager
+    def _leaving(self, episode: Episode, outcome: str) -> Iterator[None]:
+        """The group leaves this worker as `outcome`, or as fenced."""
+        try:
+            yield
+        except Fenced:
+            outcome = "fenced"
+        self._meter.count(outcome)
+        self._leases.drop(episode.ticket)
+        self._stop(episode)
+        del self._episodes[episode.ticket.index]
+
+    def _stop(self, episode: Episode) -> dict[str, Unfinished]:
+        """Take the group's requests out of the generator."""
+        for key in [key for key, owner in self._by_key.items() if owner is episode]:
+            del self._by_key[key]
+        own = {request.key for request in episode.requests()}
+        return self._generator.take_back([key for key in self._generator.in_flight if key in own])
+
+    def _ask(self, what: str, call: Callable[[], None]) -> None:
+        patiently(what, call, self._rules.patience)
+
+
+def _partial_of(ticket: Ticket) -> PartialGroup | None:
+    if ticket.partial is None:
+        return None
+    try:
+        return decode(ticket.partial, PartialGroup)
+    except CodecError as error:
+        # The whole group is played again: a copy that nobody can read must not end worker after worker.
+        log.warning("what was handed back of group %d cannot be used: %s", ticket.index, error)
+        return None

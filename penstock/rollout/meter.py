@@ -1,0 +1,53 @@
+"""Counts what a worker does, and how fast."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+
+from penstock.services.contracts import SwapReport
+
+WINDOW = 30.0
+"""Seconds over which rates are taken."""
+
+
+class Meter:
+    """Totals since the start and rates over the last half minute. `clock` gives seconds."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._began = clock()
+        self._recent: deque[tuple[float, int, float]] = deque()
+        self.totals: Counter[str] = Counter()
+        self._swap: SwapReport | None = None
+
+    def count(self, name: str, by: int = 1) -> None:
+        self.totals[name] += by
+
+    def sampled(self, tokens: int) -> None:
+        self.totals["tokens"] += tokens
+        self._recent.append((self._clock(), tokens, 0.0))
+
+    def waited(self, seconds: float) -> None:
+        self._recent.append((self._clock(), 0, seconds))
+
+    def swapped(self, report: SwapReport) -> None:
+        self.totals["swaps"] += 1
+        self._swap = report
+
+    def read(self) -> dict[str, float]:
+        """By metric name. Called from any thread."""
+        now = self._clock()
+        while self._recent and self._recent[0][0] < now - WINDOW:
+            self._recent.popleft()
+        recent = list(self._recent)
+        seconds = max(min(WINDOW, now - self._began), 1e-3)
+        values = {f"rollout/{name}": float(count) for name, count in dict(self.totals).items()}
+        values["rollout/tokens_per_second"] = sum(tokens for _, tokens, _ in recent) / seconds
+        values["rollout/waiting_share"] = min(1.0, sum(waited for *_, waited in recent) / seconds)
+        if self._swap is not None:
+            values["rollout/swap/verify_seconds"] = self._swap.verify
+            values["rollout/swap/pause_seconds"] = self._swap.pause
+            values["rollout/swap/probe_seconds"] = self._swap.probe
+        return values

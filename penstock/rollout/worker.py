@@ -1,0 +1,220 @@
+"""The rollout worker: reserves prompts, generates, has the answers scored, hands whole groups to the store.
+
+It waits for nobody but the gate (a reservation) and, briefly, for a weight swap. Everything it holds is leased:
+when it dies, others play its groups; when it is drained, they go on from where it stopped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from concurrent.futures import Future
+from functools import partial
+from typing import Protocol, TypeVar
+
+from penstock.rollout.evaluation import EvaluationJob, EvaluationReport
+from penstock.rollout.evaluator import Evaluator
+from penstock.rollout.groups import Groups, Rules
+from penstock.rollout.leases import Leases
+from penstock.rollout.meter import Meter
+from penstock.rollout.patience import patiently
+from penstock.services.contracts import DeadlinePassed, Generator, PenstockError, ReplayStore, Scorer
+from penstock.services.staleness import Forks
+from penstock.services.trajectory import Prompt, Sampling
+from penstock.services.versions import FIRST, Version
+from penstock.services.weights.files import WeightsMissing
+
+__all__ = ["RolloutWorker", "Rules"]
+
+T = TypeVar("T")
+
+LOOK = 0.25
+"""Seconds between looks at which version is published."""
+RETRY = (0.05, 1.0)
+"""Seconds between questions at a closed gate: at first, and at most."""
+REST = 0.2
+"""Longest rest of a worker with nothing to generate; scores, jobs and a drain wake it earlier."""
+
+
+class Stream(Protocol):
+    """Index → prompt; see `stream.PromptStream`."""
+
+    def __getitem__(self, index: int, /) -> Prompt: ...
+
+
+class RolloutWorker:
+    """Owns its generator while `run` runs; `request_drain`, `evaluate` and `stats` may be called by any thread."""
+
+    def __init__(
+        self,
+        name: str,
+        store: ReplayStore,
+        generator: Generator,
+        scorer: Scorer,
+        stream: Stream,
+        sampling: Sampling,
+        rules: Rules,
+    ) -> None:
+        self.name = name
+        self._store = store
+        self._generator = generator
+        self._scorer = scorer
+        self._stream = stream
+        self._rules = rules
+        self._meter = Meter()
+        self._leases = Leases(store, name, rules.lease)
+        self._groups = Groups(store, generator, sampling, rules, self._leases, self._meter)
+        self._evaluator = Evaluator(generator, scorer, rules.evaluation_slots)
+        self._forks: Forks = {}
+        self._published = FIRST
+        self._looked = self._ask_at = 0.0
+        self._backoff = RETRY[0]
+        self._requests = 0
+        self._life = uuid.uuid4().hex[:12]  # request ids of a restarted worker must not repeat its old ones
+        self._draining = threading.Event()
+        self._wake = threading.Event()
+        self._closed, self._phase, self._beat = "", "starting", time.time()
+
+    # --- for other threads ------------------------------------------------------------------------
+
+    def request_drain(self) -> None:
+        """Hand everything back and let `run` return, within an engine step."""
+        self._draining.set()
+        self._wake.set()
+
+    def evaluate(self, job: EvaluationJob) -> Future[EvaluationReport]:
+        """Measure a version beside training. The future raises WeightsMissing when that version cannot be had, and
+        DeadlinePassed when the measurement took too long."""
+        result = self._evaluator.ask(job)
+        self._wake.set()
+        return result
+
+    def stats(self) -> dict[str, float | str]:
+        """Metrics by name, and what a display wants: phase, version, why the gate is closed, last sign of life."""
+        return {
+            **self._meter.read(),
+            "rollout/groups_in_hand": float(len(self._groups)),
+            "rollout/in_flight": float(self._groups.generating),
+            "phase": self._phase,
+            "version": str(self._published),
+            "closed": self._closed,
+            "beat": self._beat,
+        }
+
+    # --- the loop ---------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Until the worker is drained or the run ends. Raises what makes it unable to go on, after handing back
+        what it holds: then at most the tokens of one engine step are lost."""
+        with self._leases:
+            try:
+                self._get_first_weights()
+                while not self._draining.is_set():
+                    self._groups.forget_lost()
+                    self._swap_if_behind()
+                    self._evaluator.advance(self._swap)
+                    self._reserve()
+                    self._generate()
+                    self._groups.score(self._scorer, self._wake.set)
+                    self._groups.put(self._published, self._forks)
+                self._in_phase("draining")
+                self._groups.put(self._published, self._forks)
+                self._groups.hand_back()
+            except BaseException:
+                # The cause is what counts; leases that cannot be handed back now end by themselves.
+                with contextlib.suppress(PenstockError):
+                    self._groups.hand_back()
+                raise
+            finally:
+                self._in_phase("ended")
+                self._evaluator.close(f"rollout worker {self.name} has ended")
+
+    def _get_first_weights(self) -> None:
+        self._in_phase("waiting for weights")
+        began = time.monotonic()
+        while not self._draining.is_set():
+            try:
+                self._saw(self._ask("published", self._store.published))
+                return self._swap(self._published)
+            except WeightsMissing as error:
+                waited = time.monotonic() - began
+                if waited > self._rules.weights_deadline:
+                    raise DeadlinePassed(
+                        f"{self.name} has waited {waited:.0f} s for the learner's first weights: {error}"
+                    ) from error
+                self._rest()
+
+    def _swap_if_behind(self) -> None:
+        now = time.monotonic()
+        if now - self._looked >= LOOK:
+            self._looked = now
+            self._saw(self._ask("published", self._store.published))
+        if self._published == self._generator.version or self._evaluator.busy:
+            return
+        try:
+            self._swap(self._published)
+        except WeightsMissing:
+            missing = self._published
+            self._saw(self._ask("published", self._store.published))
+            if self._published == missing:
+                raise  # otherwise it was replaced by a newer one before it could be pinned
+
+    def _swap(self, version: Version) -> None:
+        """Bring the generator to `version`, pinned while it is fetched. Raises WeightsMissing, WeightsError."""
+        self._in_phase("swapping weights")
+        pin = partial(self._store.pin, version, self.name, self._rules.weights_deadline)
+        self._ask("pin", pin)
+        try:
+            self._meter.swapped(self._generator.swap(version))
+        finally:
+            self._ask("unpin", partial(self._store.unpin, version, self.name))
+        self._groups.end_outlived(self._published, self._forks)
+
+    def _saw(self, published: Version) -> None:
+        """A version that the learner has published; a new lineage comes with a new tree of versions."""
+        if published.lineage != 0 and published.lineage not in self._forks:
+            self._forks = self._ask("forks", self._store.forks)
+        self._published = published
+
+    def _reserve(self) -> None:
+        free = self._rules.max_groups - len(self._groups)
+        if free <= 0 or time.monotonic() < self._ask_at:
+            return
+        self._requests += 1
+        request, version = f"{self.name}-{self._life}-{self._requests}", self._generator.version
+        reply = self._ask("reserve", lambda: self._store.reserve(self.name, version, free, self._rules.lease, request))
+        self._saw(reply.published)
+        self._closed = reply.closed
+        for ticket in reply.tickets:
+            self._groups.begin(ticket, self._stream[ticket.index])
+        if reply.closed == "draining":
+            self.request_drain()
+        self._backoff = RETRY[0] if reply.tickets else min(2 * self._backoff, RETRY[1])
+        self._ask_at = time.monotonic() + self._backoff if len(reply.tickets) < free else 0.0
+
+    def _generate(self) -> None:
+        done = self._generator.step()
+        for key, completion in done:
+            if not self._evaluator.absorb(key, completion):
+                self._groups.absorb(key, completion)
+        if self._generator.in_flight:
+            self._in_phase("generating")
+        elif not done:
+            self._in_phase("waiting for scores" if len(self._groups) else f"waiting: {self._closed or 'prompts'}")
+            self._rest()
+
+    def _rest(self) -> None:
+        """Nothing to generate: until something happens, or it is time to ask for prompts again."""
+        began = time.monotonic()
+        self._wake.wait(min(REST, max(self._ask_at - began, RETRY[0])))
+        self._wake.clear()
+        self._meter.waited(time.monotonic() - began)
+
+    def _in_phase(self, phase: str) -> None:
+        self._phase, self._beat = phase, time.time()
+
+    def _ask(self, what: str, call: Callable[[], T]) -> T:
+        return patiently(f"{self.name}: {what}", call, self._rules.patience)
