@@ -22,7 +22,6 @@ from redis.exceptions import (
     AuthorizationError,
     NoPermissionError,
     NoScriptError,
-    OutOfMemoryError,
     ResponseError,
 )
 from redis.retry import Retry
@@ -36,6 +35,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _REFUSED = (AuthenticationError, AuthenticationWrongNumberOfArgsError, AuthorizationError, NoPermissionError)
+_PASSING = ("BUSY", "LOADING", "MASTERDOWN", "TRYAGAIN")
+"""Answers of a server that will be able to serve in a moment."""
 _AWAY = (redis.ConnectionError, redis.TimeoutError)
 
 
@@ -155,6 +156,16 @@ class Connection:
             answer = self._redis.eval(text, 1, self._prefix, *args)
         return cast(list[Any], answer)
 
+    def _refusal(self, said: str) -> str:
+        """What the server said, with the remedy where there is a known one. A refused script has changed nothing."""
+        remedies = {
+            "OOM": "it is out of memory: raise its maxmemory, or lower store.max_bytes",
+            "MISCONF": "it cannot write to its disk: make space, or look at its log",
+            "READONLY": "it is a replica: store.url must name the primary",
+        }
+        remedy = next((text for word, text in remedies.items() if word in said), None)
+        return f"the Redis server at {self._url} answers: {said}" + (f" ({remedy})" if remedy else "")
+
     def _until_deadline(self, name: str, attempt: Callable[[], T]) -> T:
         began, pause = time.monotonic(), 0.01
         while True:
@@ -165,14 +176,9 @@ class Connection:
                     f"{name}: the Redis server at {self._url} refuses the connection: {error}. The password comes from "
                     "the environment variable that store.password_env names"
                 ) from error
-            except OutOfMemoryError as error:
-                raise StoreError(
-                    f"{name}: the Redis server at {self._url} is out of memory ({error}); raise its maxmemory or lower "
-                    "store.max_bytes"
-                ) from error
             except ResponseError as error:
-                if not str(error).startswith(("BUSY", "LOADING", "MASTERDOWN", "TRYAGAIN")):
-                    raise StoreError(f"{name}: the Redis server at {self._url} answers: {error}") from error
+                if not str(error).startswith(_PASSING):
+                    raise StoreError(f"{name}: {self._refusal(str(error))}") from error
                 reason: Exception = error
             except _AWAY as error:
                 reason = error

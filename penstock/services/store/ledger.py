@@ -21,7 +21,7 @@ from penstock.services.contracts import (
 )
 from penstock.services.staleness import Forks
 from penstock.services.store.connection import Connection, ForksChanged, Unattached
-from penstock.services.store.lineages import Tree, lineages
+from penstock.services.store.lineages import Tree
 from penstock.services.versions import FIRST, Version
 
 _RUN_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
@@ -74,11 +74,7 @@ class RedisStore:
 
         def ask(tree: Tree) -> list[Any]:
             forks = {**tree.forks, **(memo.forks if memo else {})}
-            if tree.lineage >= 0 and checkpoint.lineage not in lineages(forks):
-                raise StoreError(
-                    f"reconcile: the checkpoint is of version {checkpoint}, the store of run {self.run_id} knows the "
-                    f"lineages {sorted(lineages(forks))}: does the checkpoint belong to another run?"
-                )
+            common = Tree(tree.lineage, forks).reach(checkpoint)
             opened = max(tree.lineage, checkpoint.lineage, *forks, 0) + 1
             return self._connection.call(
                 "reconcile",
@@ -88,7 +84,7 @@ class RedisStore:
                 tree.lineage,
                 issued,
                 opened,
-                json.dumps(Tree(tree.lineage, forks).common(checkpoint)),
+                json.dumps(common),
                 json.dumps({lineage: str(version) for lineage, version in forks.items()}),
                 json.dumps(memo.as_dict()) if memo else "",
             )

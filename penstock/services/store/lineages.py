@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from penstock.services import staleness
+from penstock.services.contracts import StoreError
 from penstock.services.staleness import Forks
 from penstock.services.versions import Version
 
@@ -35,6 +36,17 @@ class Tree:
                 steps[lineage] = staleness.common_step(now, lineage, self.forks)
             except ValueError:  # its fork was lost together with an earlier store
                 continue
+        return steps
+
+    def reach(self, checkpoint: Version) -> dict[int, int]:
+        """`common` of a checkpoint that a learner of this tree resumes from. Raises StoreError for one that has
+        nothing to do with the newest lineage."""
+        steps = self.common(checkpoint)
+        if self.lineage >= 0 and self.lineage not in steps:
+            raise StoreError(
+                f"reconcile: the checkpoint is of version {checkpoint}, related to none of the lineages that the store "
+                f"knows ({', '.join(map(str, sorted(lineages(self.forks))))}): does it belong to another run?"
+            )
         return steps
 
     @cached_property

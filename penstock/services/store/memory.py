@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from penstock.services import staleness
 from penstock.services.contracts import (
     Closed,
     LedgerMemo,
@@ -22,7 +21,7 @@ from penstock.services.contracts import (
 )
 from penstock.services.staleness import Forks
 from penstock.services.store.book import OUTSTANDING, Book, Entry, atomic
-from penstock.services.store.lineages import lineages
+from penstock.services.store.lineages import Tree
 from penstock.services.versions import FIRST, Version
 
 
@@ -58,10 +57,6 @@ class MemoryStore(Book):
                 self._committed, self._drops = memo.committed, Counter(memo.dropped)
             self._drops["store_lost"] += issued - self._committed - self._drops.total()
         else:
-            if checkpoint.lineage not in lineages(forks):
-                raise StoreError(
-                    f"reconcile: lineage of checkpoint {checkpoint} unknown: does it belong to another run?"
-                )
             self._back_to(checkpoint, forks, memo)
         newest = max(self._now.lineage if self._now else 0, checkpoint.lineage, *forks, 0)
         self._forks = {**forks, newest + 1: checkpoint}
@@ -76,8 +71,10 @@ class MemoryStore(Book):
         """Put every group where the checkpoint leaves it."""
         now = self._at()
 
+        common = Tree(now.lineage, forks).reach(checkpoint)
+
         def contains(version: Version) -> bool:
-            return version.step <= staleness.common_step(checkpoint, version.lineage, forks)
+            return version.step <= common.get(version.lineage, -1)
 
         for index in self._in("taken", "applied"):
             held = self._entries[index]
@@ -87,8 +84,7 @@ class MemoryStore(Book):
             else:
                 held.state = "stored"
         rolled_back = self._last_commit is not None and not contains(self._last_commit)
-        shared = min(now.step, staleness.common_step(checkpoint, now.lineage, forks))
-        not_ours = shared < checkpoint.step
+        not_ours = min(now.step, common[now.lineage]) < checkpoint.step
         if memo is not None and (rolled_back or not_ours):
             self._rebase(memo)
 

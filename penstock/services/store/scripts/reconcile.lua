@@ -72,7 +72,7 @@ else
       move(index, 'applied', 'stored', index)
     end
   end
-  local rolled_back = run.commit_step and common[tostring(run.commit_lineage)] < run.commit_step
+  local rolled_back = run.commit_step and (common[tostring(run.commit_lineage)] or -1) < run.commit_step
   local not_ours = math.min(ours, run.step) < step -- the checkpoint is no ancestor of what is published
   if memo and (rolled_back or not_ours) then rebase() end
 end
