@@ -1,4 +1,4 @@
-"""A tokenizer of single characters and a model of 20 thousand weights, in Hugging Face format, made in milliseconds."""
+"""A tokenizer of single characters and a model of 26 thousand weights, in Hugging Face format, made in milliseconds."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def model(seed: int = 0, tied: bool = True) -> PreTrainedModel:
         num_hidden_layers=2,
         num_attention_heads=2,
         num_key_value_heads=1,
-        head_dim=16,
+        head_dim=32,
         max_position_embeddings=128,
         tie_word_embeddings=tied,
         eos_token_id=EOS,
