@@ -23,15 +23,9 @@ class ScheduleSection(Section):
     warmup_updates: int = Field(0, ge=0)
     """Updates over which the rate rises linearly from nothing."""
     decay_updates: int | None = on_resume(None, ge=1)
-    """Length of the fall, warm-up not included; needed for linear and cosine."""
+    """Length of the fall, warm-up not included. Fine-tuning takes the rest of its updates when this is left out."""
     min_ratio: float = Field(0.0, ge=0, le=1)
     """Where the fall ends, as a fraction of the learning rate."""
-
-    @model_validator(mode="after")
-    def _fits(self) -> ScheduleSection:
-        if self.kind != "constant" and self.decay_updates is None:
-            raise ValueError(f"schedule {self.kind} needs decay_updates: over how many updates the rate falls")
-        return self
 
 
 class TrainingSection(Section):
@@ -63,8 +57,8 @@ class TrainingSection(Section):
     """Decoupled decay of matrices; vectors (norms, biases) are never decayed."""
     max_grad_norm: float = on_resume(1.0, gt=0)
     """The global gradient is scaled down to this norm."""
-    seed: int = 0
-    """Order of the data within the stage, and dropout where a model has any."""
+    seed: int = Field(0, ge=0)
+    """Order of the data within the stage; added to the run's seed."""
 
     @model_validator(mode="after")
     def _possible(self) -> TrainingSection:
@@ -95,6 +89,11 @@ class LearnerSection(TrainingSection):
             raise ValueError(
                 f"mini_batches ({self.mini_batches}) cannot exceed groups_per_step ({self.groups_per_step}): "
                 "a mini-batch is made of whole groups"
+            )
+        if self.schedule.kind != "constant" and self.schedule.decay_updates is None:
+            raise ValueError(
+                f"the schedule {self.schedule.kind} needs schedule.decay_updates, the number of updates over which the "
+                "rate falls: train steps × mini_batches × epochs"
             )
         return self
 

@@ -1,13 +1,11 @@
-"""One rank of the learner as a plain object: built from values, run in a thread, asked from others."""
+"""One rank of the learner as a plain object: builds its parts from values and runs the loop, or follows it."""
 
 from __future__ import annotations
 
-import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from penstock.learner import checkpoints
 from penstock.learner.config import (
@@ -17,8 +15,12 @@ from penstock.learner.config import (
     LearnerSection,
     StalenessSection,
 )
+from penstock.learner.rank import Rank
 from penstock.services.contracts import ReplayStore, WeightSender
 from penstock.services.model_config import ModelSection
+
+if TYPE_CHECKING:
+    from penstock.learner.loop import LearnerLoop
 
 
 @dataclass(frozen=True)
@@ -46,23 +48,11 @@ class LearnerPlan:
     """Threads of torch in this process; None leaves torch's choice."""
     samples: int = 4
     """Trajectories per step in the reports."""
+    seed: int = 0
+    """Of the run; the learner's own is added to it."""
 
 
-@dataclass(frozen=True)
-class Health:
-    """What a rank is doing, for the supervisor."""
-
-    rank: int
-    state: str
-    """starting, running, ended or failed."""
-    doing: str
-    beat: float
-    """Unix seconds of the last sign of life; a rank that compiles or saves may be silent for minutes."""
-    version: str
-    error: str = ""
-
-
-class LearnerRank:
+class LearnerRank(Rank):
     """Rank `rank` of the learner. Rank 0 also needs the store and the sender of weights.
 
     `run()` blocks until the run ends; everything else may be called from other threads meanwhile.
@@ -78,28 +68,11 @@ class LearnerRank:
     ) -> None:
         if rank == 0 and (store is None or sender is None):
             raise ValueError("rank 0 of the learner takes from the store and publishes weights: it needs both")
-        self._rank, self._plan = rank, plan
+        super().__init__(rank)
+        self._plan = plan
         self._store, self._sender = store, sender
         self._limits = should_stop
-        self._lock = threading.Lock()
-        self._reports: list[dict[str, Any]] = []
-        self._stop_why = ""
-        self._state, self._doing, self._beat_at, self._error = "starting", "starting", time.time(), ""
-        self._loop: Any = None
-
-    def run(self) -> str:
-        """Meet the others, load the model, train until there is a reason to stop; returns the reason.
-
-        A follower returns an empty text when rank 0 has ended. Raises what ended the run otherwise.
-        """
-        try:
-            why = self._run()
-        except BaseException as error:
-            self._error = f"{type(error).__name__}: {error}"
-            self._state = "failed"
-            raise
-        self._state = "ended"
-        return why
+        self._loop: LearnerLoop | None = None
 
     def _run(self) -> str:
         import torch
@@ -126,7 +99,7 @@ class LearnerRank:
             engine.load(resume.folder)
         algorithm = bind(plan.algorithm)
         crew = Crew(team, engine, algorithm, plan.learner, self._beat)
-        self._state = "running"
+        self._running()
         if self._rank > 0:
             crew.follow()
             return ""
@@ -144,6 +117,7 @@ class LearnerRank:
             request=plan.request,
             resume=resume,
             samples=plan.samples,
+            seed=plan.seed + plan.learner.seed,
         )
         self._loop = LearnerLoop(
             crew,
@@ -156,19 +130,9 @@ class LearnerRank:
             should_stop=self._should_stop,
             beat=self._beat,
         )
-        return str(self._loop.run())
+        return self._loop.run()
 
     # --- asked from other threads -------------------------------------------------------------------
-
-    def reports(self) -> list[dict[str, Any]]:
-        """Everything reported since the last call, oldest first; plain values."""
-        with self._lock:
-            reports, self._reports = self._reports, []
-        return reports
-
-    def request_stop(self, why: str) -> None:
-        """End after this step, with a checkpoint and the model on disk."""
-        self._stop_why = self._stop_why or why
 
     def request_checkpoint(self) -> None:
         """Write a checkpoint at the end of this step."""
@@ -176,23 +140,13 @@ class LearnerRank:
             self._loop.request_checkpoint()
 
     def observe(self, metrics: dict[str, float]) -> None:
-        """Metrics measured elsewhere (an evaluation), for `checkpoint.keep_best`."""
+        """Metrics measured elsewhere (an evaluation), for `checkpoints.keep_best`."""
         if self._loop is not None:
             self._loop.observe(metrics)
 
-    def health(self) -> Health:
-        """What this rank is doing."""
-        version = str(self._loop.version) if self._loop is not None else ""
-        return Health(self._rank, self._state, self._doing, self._beat_at, version, self._error)
-
-    # --- told by the loop ---------------------------------------------------------------------------
-
-    def _beat(self, doing: str) -> None:
-        self._doing, self._beat_at = doing, time.time()
-
-    def _keep(self, report: dict[str, Any]) -> None:
-        with self._lock:
-            self._reports.append(report)
+    @property
+    def version(self) -> str:
+        return str(self._loop.version) if self._loop is not None else ""
 
     def _should_stop(self, step: int, tokens: int) -> str:
         return self._stop_why or (self._limits(step, tokens) if self._limits is not None else "")

@@ -42,6 +42,8 @@ class LoopSettings:
     resume: Checkpoint | None = None
     samples: int = 4
     """Trajectories per step that are reported for people to read."""
+    seed: int = 0
+    """Of the order of mini-batches, and of which samples are shown."""
 
 
 class NonFinite(PenstockError):
@@ -98,7 +100,7 @@ class LearnerLoop:
         self._asked_for_checkpoint = True
 
     def observe(self, metrics: dict[str, float]) -> None:
-        """Metrics measured elsewhere (an evaluation), for `checkpoint.keep_best`; from any thread."""
+        """Metrics measured elsewhere (an evaluation), for `checkpoints.keep_best`; from any thread."""
         self._observed = self._observed | metrics
 
     def run(self) -> str:
@@ -182,7 +184,7 @@ class LearnerLoop:
 
     def _seed(self) -> str:
         """Follows from the run's seed and the step alone, so that a resumed run shuffles alike."""
-        return f"{self._settings.learner.seed} {self.version.step}"
+        return f"{self._settings.seed} {self.version.step}"
 
     def _skip(self, fed: Fed, why: str) -> None:
         """Nothing was learned: the groups go, the version stands still."""
@@ -283,6 +285,7 @@ class LearnerLoop:
         return metrics
 
     def _step_report(self, fed: Fed, batch: Batch, metrics: dict[str, float], seconds: float) -> None:
+        random = np.random.default_rng([self._settings.seed, self.version.step])
         metrics["time/step"] = seconds
         metrics["learner/tokens_per_second"] = float(batch.lengths.sum()) / seconds
         metrics["learner/busy"] = metrics["time/forward_backward"] / seconds
@@ -294,7 +297,7 @@ class LearnerLoop:
                 "step": self.version.step,
                 "at": time.time(),
                 "metrics": report.finite(metrics),
-                "samples": report.samples(fed, self._settings.samples, np.random.default_rng(self.version.step)),
+                "samples": report.samples(fed, self._settings.samples, random),
                 "damage": fed.damage,
             }
         )

@@ -71,7 +71,6 @@ METRICS: dict[str, Metric] = {
     "time/checkpoint": Metric("writing a checkpoint", "s", "down"),
     # --- supervised fine-tuning
     "sft/loss": Metric("cross-entropy per response token", "nat", "down"),
-    "sft/accuracy": Metric("share of response tokens that were the most likely one", good="up"),
     "sft/lr": Metric("learning rate"),
     "sft/grad_norm": Metric("norm of the gradient before clipping"),
     "sft/epoch": Metric("passes over the data so far"),
