@@ -42,6 +42,9 @@ class RolloutSection(Section):
     third of it, so it bounds how long a dead worker's groups wait, not how long an answer may take."""
     quorum: int = on_resume(1, ge=1)
     """Answers of a group that must be scored; a group with fewer is dropped(unscored)."""
+    max_restarts: int = on_resume(3, ge=0)
+    """How often one worker is started again after it died. A worker that dies more often has a cause that starting
+    again does not mend, and ends the run with it."""
     evaluation_slots: int = on_resume(8, ge=1, le=4096)
     """Evaluation answers that one engine generates at a time, beside training."""
     sampling: SamplingSection = SamplingSection()

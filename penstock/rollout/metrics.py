@@ -18,6 +18,7 @@ METRICS: dict[str, Metric] = {
     "rollout/cut": Metric("answers cut short because they outlived max_lag", "answers", "down"),
     "rollout/fenced": Metric("groups forgotten because their lease had ended", "groups", "down"),
     "rollout/refused": Metric("groups that could not be completed", "groups", "down"),
+    "rollout/handed_back": Metric("groups handed back for another worker to go on with", "groups"),
     "rollout/resumed": Metric("groups gone on with after another worker handed them back", "groups"),
     "eval/sampled/accuracy": Metric("share of right answers, sampled", "", "up", "mean over answers that were scored"),
     "eval/greedy/accuracy": Metric("share of right answers, greedy", "", "up", "mean over answers that were scored"),

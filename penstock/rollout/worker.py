@@ -76,7 +76,7 @@ class RolloutWorker:
         self._life = uuid.uuid4().hex[:12]  # request ids of a restarted worker must not repeat its old ones
         self._draining = threading.Event()
         self._wake = threading.Event()
-        self._closed, self._phase, self._beat = "", "starting", time.time()
+        self._closed, self._serving, self._phase, self._beat = "", "", "starting", time.time()
 
     # --- for other threads ------------------------------------------------------------------------
 
@@ -93,13 +93,15 @@ class RolloutWorker:
         return result
 
     def stats(self) -> dict[str, float | str]:
-        """Metrics by name, and what a display wants: phase, version, why the gate is closed, last sign of life."""
+        """Metrics by name, and what a display wants: phase, version in use, why the gate is closed, last sign of
+        life of the loop."""
         return {
             **self._meter.read(),
             "rollout/groups_in_hand": float(len(self._groups)),
             "rollout/in_flight": float(self._groups.generating),
             "phase": self._phase,
-            "version": str(self._published),
+            "version": self._serving,
+            "published": str(self._published),
             "closed": self._closed,
             "beat": self._beat,
         }
@@ -171,6 +173,7 @@ class RolloutWorker:
             self._meter.swapped(self._generator.swap(version))
         finally:
             self._ask("unpin", partial(self._store.unpin, version, self.name))
+        self._serving = str(version)
         self._groups.end_outlived(self._published, self._forks)
 
     def _saw(self, published: Version) -> None:
