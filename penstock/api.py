@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from penstock.deploy.checks.context import Stage
 from penstock.deploy.findings import Finding
-from penstock.deploy.runfile import RunFile, load
+from penstock.deploy.runfile import RunFile, load, load_for_resume
 from penstock.services.metrics import read_table
 from penstock.services.rundir import RunDir, RunEvent
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from penstock.deploy.view import Display
 
 
 class Run:
@@ -69,3 +71,56 @@ def check(run_file: Path | str, overrides: Sequence[str] = (), stage: Stage = "t
     from penstock.deploy.preflight import check as preflight
 
     return preflight(Path(run_file), overrides, stage)
+
+
+def train(run_file: Path | str, overrides: Sequence[str] = (), *, display: Display | None = None) -> Run:
+    """Train with asynchronous reinforcement learning; returns when the run has ended.
+
+    Raises RunFileError listing every mistake before anything is started, PenstockError with the cause when the run
+    fails, KeyboardInterrupt after the clean end that a signal asks for.
+    """
+    from penstock.deploy.run import train as conduct
+
+    ready, directory = _open_new(run_file, overrides, "train")
+    conduct(ready, directory, display)
+    return Run(directory)
+
+
+def sft(run_file: Path | str, overrides: Sequence[str] = (), *, display: Display | None = None) -> Run:
+    """Fine-tune on demonstrations with the `sft` section; the model is at `.model` of what is returned. Raises as
+    `train` does."""
+    from penstock.deploy.tune import tune
+
+    ready, directory = _open_new(run_file, overrides, "sft")
+    tune(ready, directory, display)
+    return Run(directory)
+
+
+def evaluate(run_file: Path | str, model: str | None = None, overrides: Sequence[str] = ()) -> dict[str, float]:
+    """Metrics of `model` (a directory or hub id; by default the run file's own) on the held-out prompts."""
+    from penstock.deploy.measure import measure
+    from penstock.deploy.preflight import require
+
+    ready, _ = require(Path(run_file), overrides, "evaluate")
+    return measure(ready, model)
+
+
+def resume(run_dir: Path | str, overrides: Sequence[str] = (), *, display: Display | None = None) -> Run:
+    """Go on with a run from its last checkpoint. Raises RunFileError for overrides that may not change."""
+    from penstock.deploy.run import train as conduct
+
+    directory = RunDir.open(run_dir)
+    ready = load_for_resume(directory.config, overrides)
+    conduct(ready, directory, display, resume=True)
+    return Run(directory)
+
+
+def _open_new(run_file: Path | str, overrides: Sequence[str], stage: Stage) -> tuple[RunFile, RunDir]:
+    """The checked run file and a fresh directory for it."""
+    from penstock.deploy.preflight import require
+
+    ready, warnings = require(Path(run_file), overrides, stage)
+    directory = RunDir.create(Path(ready.runs_dir), ready.name, ready.to_yaml())
+    for warning in warnings:
+        directory.add_event("warning", str(warning))
+    return ready, directory

@@ -9,10 +9,17 @@ from penstock.reward.metrics import METRICS as REWARD
 from penstock.rollout.metrics import METRICS as ROLLOUT
 from penstock.services.metrics import Metric, merge
 
+SUPERVISOR: dict[str, Metric] = {
+    "rollout/workers": Metric("rollout workers that run", "workers", "up"),
+    "ledger/{state}": Metric("prompts in one state of the ledger", "groups"),
+    "ledger/payload_bytes": Metric("payloads in the store", "bytes"),
+}
+"""What the driver adds to every step."""
+
 
 @cache
 def catalogue() -> dict[str, Metric]:
     """Name to meaning. Raises MetricError when two roles claim one name."""
     # The rewards of a step are the learner's to record: it alone sees all groups, also those without signal.
     scorer = {name: metric for name, metric in REWARD.items() if name not in LEARNER}
-    return merge({"learner": LEARNER, "rollout": ROLLOUT, "scorer": scorer})
+    return merge({"learner": LEARNER, "rollout": ROLLOUT, "scorer": scorer, "supervisor": SUPERVISOR})

@@ -9,6 +9,8 @@ import ray
 
 from penstock.deploy.cluster import actor_environment
 from penstock.deploy.config import PlacementSection, RoleResources
+from penstock.deploy.runfile import RunFile
+from penstock.rollout.config import EngineSection
 from penstock.services.contracts import PenstockError
 
 Device = Literal["cpu", "cuda"]
@@ -20,8 +22,8 @@ class Placement:
 
     device: Device
     section: PlacementSection
+    engine: EngineSection
     workers: int
-    tensor_parallel: int
     ranks: int
 
     def options(self, role: Literal["rollout", "learner", "scorer"], secrets: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -42,7 +44,7 @@ class Placement:
             return asked
         if role == "scorer":
             return 0.0
-        whole = 1.0 if role == "learner" else float(self.tensor_parallel)
+        whole = 1.0 if role == "learner" else float(self.engine.tensor_parallel)
         return whole / 2 if self.section.colocate and whole == 1.0 else whole
 
     def demand(self) -> dict[str, float]:
@@ -58,13 +60,13 @@ class Placement:
         }
 
 
-def place(section: PlacementSection, *, workers: int, tensor_parallel: int, ranks: int) -> Placement:
+def place(run_file: RunFile, *, workers: int, ranks: int) -> Placement:
     """Decide the device and check that the cluster has what the run asks for. Raises PenstockError that says what
     is lacking; otherwise Ray would wait for it without a word."""
-    there = ray.cluster_resources()
+    section, there = run_file.placement, ray.cluster_resources()
     device: Device
     device = ("cuda" if there.get("GPU", 0) >= 1 else "cpu") if section.device == "auto" else section.device
-    placement = Placement(device, section, workers, tensor_parallel, ranks)
+    placement = Placement(device, section, run_file.engine, workers, ranks)
     lacking = [
         f"{wanted:g} {kind}s are asked for, the cluster has {there.get(kind, 0):g}"
         for kind, wanted in placement.demand().items()

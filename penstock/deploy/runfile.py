@@ -208,5 +208,5 @@ def load_for_resume(config: Path, overrides: Sequence[str] = ()) -> RunFile:
 
 def schema() -> dict[str, Any]:
     """JSON schema of a run file, for editors."""
-    described = RunFile.model_json_schema()
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Penstock run file"} | described
+    head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Penstock run file"}
+    return {**head, **RunFile.model_json_schema(), "title": head["title"]}

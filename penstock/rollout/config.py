@@ -45,6 +45,9 @@ class RolloutSection(Section):
     max_restarts: int = on_resume(3, ge=0)
     """How often one worker is started again after it died. A worker that dies more often has a cause that starting
     again does not mend, and ends the run with it."""
+    scoring_deadline: float = on_resume(900.0, gt=0)
+    """Seconds that a worker waits for the scores of one group before it gives up. Must exceed what the reward rules
+    may take together, and what waits before them at the scorer."""
     evaluation_slots: int = on_resume(8, ge=1, le=4096)
     """Evaluation answers that one engine generates at a time, beside training."""
     sampling: SamplingSection = SamplingSection()

@@ -1,0 +1,106 @@
+"""Roles put together from sections of the run file; used by the actors, by `evaluate` and by tests."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from penstock.rollout.config import SamplingSection
+from penstock.services.contracts import Scorer
+from penstock.services.data_config import DataSection
+from penstock.services.model_config import ModelSection
+from penstock.services.trajectory import Sampling
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from penstock.deploy.rollouts import RolloutPlan
+    from penstock.rollout.stream import PromptStream
+    from penstock.rollout.vllm_engine import VllmGenerator
+    from penstock.rollout.worker import RolloutWorker
+
+
+def build_stream(data: DataSection, tokenizer: PreTrainedTokenizerBase, seed: int) -> PromptStream:
+    """The prompts of a data section, the same on every machine. `seed` is the run's; the section's is added."""
+    from penstock.rollout.stream import PromptStream
+    from penstock.services.data import open_prompts
+
+    return PromptStream(
+        open_prompts(data, tokenizer),
+        seed=seed + data.seed,
+        epochs=data.epochs,
+        at_end=data.at_end,
+        shuffle=data.shuffle,
+    )
+
+
+def training_sampling(section: SamplingSection, tokenizer: PreTrainedTokenizerBase) -> Sampling:
+    """Stop texts become the one token that each of them is; preflight has checked that they are."""
+    stops = [tokenizer.encode(text, add_special_tokens=False) for text in section.stop]
+    return Sampling(
+        temperature=section.temperature,
+        top_p=section.top_p,
+        top_k=section.top_k,
+        max_tokens=section.max_tokens,
+        stop_token_ids=tuple(ids[0] for ids in stops),
+    )
+
+
+def end_tokens(model: ModelSection, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Ids that end every answer: the tokenizer's end of sequence, and those that the model's own files name."""
+    from transformers import GenerationConfig
+
+    ends: list[int] = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
+    try:
+        named: Any = GenerationConfig.from_pretrained(model.path, revision=model.revision).eos_token_id
+    except OSError:  # a model without generation_config.json
+        named = None
+    more: Sequence[int] = named if isinstance(named, list) else [] if named is None else [named]
+    return tuple(dict.fromkeys([*ends, *more]))
+
+
+def build_generator(name: str, number: int, plan: RolloutPlan, tokenizer: PreTrainedTokenizerBase) -> VllmGenerator:
+    """The engine of worker `number`; takes seconds to minutes."""
+    from penstock.rollout.vllm_engine import VllmGenerator
+    from penstock.services.weights.files import FileReceiver
+
+    return VllmGenerator(
+        plan.model.path,
+        plan.engine,
+        tokenizer=tokenizer,
+        end_tokens=end_tokens(plan.model, tokenizer),
+        receiver=FileReceiver(plan.weights, plan.weights_deadline),
+        name=name,
+        # Workers must not draw the same numbers, or two of them would give a prompt the same answers.
+        seed=plan.seed + plan.engine.seed + 1000003 * number,
+    )
+
+
+def build_worker(
+    name: str, plan: RolloutPlan, generator: VllmGenerator, tokenizer: PreTrainedTokenizerBase, scorer: Scorer
+) -> RolloutWorker:
+    """A worker around an engine that has started."""
+    from penstock.rollout.groups import Rules
+    from penstock.rollout.worker import RolloutWorker
+
+    rollout = plan.rollout
+    rules = Rules(
+        group_size=rollout.group_size,
+        max_lag=plan.max_lag,
+        outlived=plan.outlived,
+        max_groups=rollout.max_groups,
+        lease=rollout.lease_seconds,
+        quorum=rollout.quorum,
+        evaluation_slots=rollout.evaluation_slots,
+        scoring_deadline=rollout.scoring_deadline,
+        weights_deadline=plan.weights_deadline,
+    )
+    return RolloutWorker(
+        name,
+        plan.store.connect(),
+        generator,
+        scorer,
+        build_stream(plan.data, tokenizer, plan.seed),
+        training_sampling(rollout.sampling, tokenizer),
+        rules,
+    )

@@ -1,0 +1,166 @@
+"""The actors of a run as their supervisor sees them: starting, ready, dead; what they said last."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import ray
+import ray.exceptions
+
+from penstock.deploy.deaths import explain, out_of_memory_kills
+from penstock.deploy.view import WorkerView
+from penstock.services.contracts import DeadlinePassed, PenstockError
+
+Role = Literal["rollout", "learner", "scorer"]
+
+
+class ActorLost(PenstockError):
+    """An actor died and the run cannot go on without it; the text says why it died."""
+
+
+@dataclass
+class Member:
+    """One actor and what is known of it. Nothing here waits: calls are sent and answers collected later."""
+
+    name: str
+    role: Role
+    log: Path
+    start: Callable[[], Any]
+    """Starts the actor (again) and returns its handle."""
+    handle: Any = None
+    state: Literal["starting", "ready", "running", "ended", "dead"] = "dead"
+    restarts: int = -1
+    facts: dict[str, Any] = field(default_factory=dict)
+    stats: dict[str, Any] = field(default_factory=dict)
+    """What the actor said of itself last."""
+    inbox: list[dict[str, Any]] = field(default_factory=list)
+    """Reports that nobody has read yet, oldest first."""
+    cause: str = ""
+    """Why it died, when it did."""
+    peak_rss: int = 0
+    """Largest resident memory seen, bytes."""
+    result: Any = None
+    _since: float = 0.0
+    _oom: int = 0
+    _ready: Any = None
+    _running: Any = None
+    _asked: Any = None
+
+    def launch(self) -> None:
+        """Start the actor; returns at once."""
+        self._oom = out_of_memory_kills()
+        self.handle = self.start()
+        self.restarts += 1
+        self.state, self.cause, self.result, self._since = "starting", "", None, time.monotonic()
+        self._ready, self._running, self._asked = self.handle.ready.remote(), None, None
+
+    def run(self) -> None:
+        """Let it begin its loop."""
+        self._running = self.handle.run.remote()
+        self.state = "running"
+
+    def poll(self, start_deadline: float) -> None:
+        """Collect what has arrived, notice a death, ask for the next stats.
+
+        Raises DeadlinePassed when the actor takes too long to start: a starting engine is not a dead one, but it must
+        not start for ever.
+        """
+        if self.state in ("dead", "ended"):
+            return
+        try:
+            if self.state == "starting":
+                self._await_ready(start_deadline)
+            else:
+                self._collect()
+        except ray.exceptions.ActorUnavailableError:
+            self._asked = None  # Ray starts it again by itself; ask anew
+        except ray.exceptions.RayError as error:
+            self.state = "dead"
+            self.cause = explain(self.name, error, self.log, self._oom)
+
+    def _await_ready(self, deadline: float) -> None:
+        if _done(self._ready):
+            self.facts = ray.get(self._ready)
+            self.state = "ready"
+        elif time.monotonic() - self._since > deadline:
+            raise DeadlinePassed(
+                f"waited {deadline:.0f} s (deadlines.start) for {self.name} to start; it has not answered. "
+                f"Its log is {self.log}"
+            )
+
+    def _collect(self) -> None:
+        if self._running is not None and _done(self._running):
+            self.result = ray.get(self._running)
+            self.state = "ended"
+        if self._asked is None:
+            self._asked = self.handle.stats.remote()
+        elif _done(self._asked):
+            self._hear(ray.get(self._asked))
+            self._asked = self.handle.stats.remote()
+
+    def last_words(self, deadline: float) -> None:
+        """Hear once more from an actor whose loop has ended. Raises DeadlinePassed, and RayError when it is gone."""
+        try:
+            if self._asked is not None:
+                self._hear(ray.get(self._asked, timeout=deadline))
+            self._hear(ray.get(self.handle.stats.remote(), timeout=deadline))
+        except ray.exceptions.GetTimeoutError as error:
+            raise DeadlinePassed(
+                f"waited {deadline:.0f} s (deadlines.drain) for the last report of {self.name}, whose loop has ended"
+            ) from error
+        self._asked = None
+
+    def _hear(self, stats: dict[str, Any]) -> None:
+        self.inbox.extend(stats.pop("reports", []))
+        self.stats = stats
+        self.peak_rss = max(self.peak_rss, int(stats.get("process/rss", 0)))
+
+    def read_inbox(self) -> list[dict[str, Any]]:
+        """The reports since the last call."""
+        read, self.inbox = self.inbox, []
+        return read
+
+    def kill(self) -> None:
+        """End the process at once."""
+        if self.handle is not None:
+            ray.kill(self.handle, no_restart=True)
+        if self.state != "dead":
+            self.state = "ended"
+
+    def view(self) -> WorkerView:
+        """For people."""
+        state = f"dead: {self.cause.splitlines()[0]}" if self.state == "dead" and self.cause else self.state
+        if self.state == "running":
+            state = str(self.stats.get("doing", "running"))
+        return WorkerView(
+            name=self.name,
+            role=self.role,
+            state=state,
+            pid=self.facts.get("pid"),
+            node=str(self.facts.get("node", "")),
+            version=str(self.stats.get("version", "")),
+            in_flight=int(self.stats.get("rollout/in_flight", 0)),
+            tokens_per_second=float(self.stats.get(f"{self.role}/tokens_per_second", 0.0)),
+            restarts=max(0, self.restarts),
+        )
+
+
+def _done(reference: Any) -> bool:
+    """True when the answer, or an error in its place, is there."""
+    ready, _ = ray.wait([reference], timeout=0)
+    return bool(ready)
+
+
+def wait_until_ready(members: list[Member], deadline: float, meanwhile: Callable[[], None], pause: float = 0.2) -> None:
+    """Until all are ready. Raises ActorLost with the cause when one dies, DeadlinePassed when one takes too long."""
+    while any(member.state == "starting" for member in members):
+        for member in members:
+            member.poll(deadline)
+            if member.state == "dead":
+                raise ActorLost(member.cause)
+        meanwhile()
+        time.sleep(pause)

@@ -1,0 +1,108 @@
+"""What a run writes down while it goes on, and what it shows: metrics, samples, events, status, the display."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from penstock.deploy.config import LimitsSection, RecordingSection
+from penstock.deploy.fleet import Member
+from penstock.deploy.view import Display, Phase, RunView
+from penstock.services.contracts import LedgerCounts
+from penstock.services.metrics import MetricsLog
+from penstock.services.rundir import RunDir
+from penstock.services.versions import FIRST, Version
+
+_RECENT = 20
+"""Steps over which the time per step is averaged for the estimate of what is left."""
+
+
+class Journal:
+    """One run's writer: everything that lands in its directory while it goes on, but for what actors write."""
+
+    def __init__(
+        self, directory: RunDir, name: str, recording: RecordingSection, limits: LimitsSection, display: Display | None
+    ) -> None:
+        self._directory, self._name = directory, name
+        self._recording, self._limits = recording, limits
+        self._display = display
+        self._log = MetricsLog(directory.metrics)
+        self._pace: deque[tuple[float, int]] = deque(maxlen=_RECENT)
+        self.latest: dict[str, float] = {}
+        """Newest value of every metric."""
+        self.version = FIRST
+        self.first_step = 0
+        """Step at which this process began."""
+        self.started = time.time()
+        self.total = limits.steps
+        """Steps in all; the stage may know better than the limits."""
+        self.phase: Phase = "starting"
+        self.message = ""
+
+    def begin(self, version: Version) -> None:
+        """The learner goes on at `version`."""
+        self.version, self.first_step = version, version.step
+        self._log.begin(version, time.time())
+        self._pace.append((time.monotonic(), version.step))
+
+    def step(self, version: Version, metrics: Mapping[str, float], samples: list[dict[str, Any]], at: float) -> None:
+        """One train step is done."""
+        self.version = version
+        self._pace.append((time.monotonic(), version.step))
+        self.latest |= metrics
+        self._log.write(version, metrics, at)
+        if samples and version.step % self._recording.samples_every == 0:
+            self._directory.write_samples(version, samples[: self._recording.samples])
+
+    def evaluated(self, version: Version, metrics: Mapping[str, float]) -> None:
+        """An evaluation of `version` is done; it may be older than the newest step."""
+        self.latest |= metrics
+        self._log.write(version, metrics, time.time())
+
+    def event(self, kind: str, message: str, **facts: Any) -> None:
+        """Something happened between the steps."""
+        self._directory.add_event(kind, message, **facts)
+
+    def enter(self, phase: Phase, message: str = "") -> None:
+        """The run is in a new phase."""
+        self.phase, self.message = phase, message
+        self.event(phase, message or phase)
+
+    def show(self, members: Iterable[Member], ledger: LedgerCounts | None) -> None:
+        """Write status.json and update the display."""
+        view = RunView(
+            phase=self.phase,
+            step=self.version.step,
+            steps_total=self.total,
+            version=str(self.version),
+            metrics=dict(self.latest),
+            ledger=ledger,
+            workers=tuple(member.view() for member in members),
+            started=self.started,
+            time_left=self.time_left(),
+            message=self.message,
+            name=self._name,
+            run_dir=str(self._directory.path),
+            pid=os.getpid(),
+            at=time.time(),
+        )
+        self._directory.write_status(view)
+        if self._display is not None:
+            self._display.update(view)
+
+    def time_left(self) -> float | None:
+        """Estimated seconds to the nearest limit; None before there is a pace, or without limits."""
+        estimates = []
+        if self.total is not None and len(self._pace) > 1:
+            (began, first), (now, last) = self._pace[0], self._pace[-1]
+            if last > first:
+                estimates.append((self.total - last) * (now - began) / (last - first))
+        if self._limits.minutes is not None:
+            estimates.append(self._limits.minutes * 60 - (time.time() - self.started))
+        return max(0.0, min(estimates)) if estimates else None
+
+    def close(self) -> None:
+        self._log.close()

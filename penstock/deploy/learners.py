@@ -1,0 +1,127 @@
+"""Learner ranks as Ray actors."""
+
+from __future__ import annotations
+
+import socket
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import ray
+
+from penstock.deploy.deaths import redirect_output
+from penstock.deploy.scorers import facts_of_process
+from penstock.services.store.connection import StoreAddress
+
+if TYPE_CHECKING:
+    from penstock.learner.learner import LearnerPlan
+    from penstock.learner.stages.tuner import SftPlan
+
+
+@dataclass(frozen=True)
+class StepLimits:
+    """The limits that the loop itself must keep, because they are exact."""
+
+    steps: int | None
+    tokens: int | None
+
+    def __call__(self, step: int, tokens: int) -> str:
+        """Why training is over after `step` steps and `tokens` tokens; empty when it is not."""
+        if self.steps is not None and step >= self.steps:
+            return f"limits.steps: {self.steps} steps are done"
+        if self.tokens is not None and tokens >= self.tokens:
+            return f"limits.tokens: {tokens} tokens are trained on"
+        return ""
+
+
+class LearnerActor:
+    """`LearnerRank` in a process of its own; `run` blocks in one thread, the rest is asked from others."""
+
+    def __init__(self, name: str, log: Path) -> None:
+        redirect_output(log)
+        self.name = name
+        self._rank: Any = None
+
+    def meeting_point(self) -> str:
+        """`host:port` on this node where the ranks can find each other; asked of rank 0 only."""
+        host = ray.util.get_node_ip_address()
+        with socket.socket() as probe:
+            probe.bind((host, 0))
+            return f"{host}:{probe.getsockname()[1]}"
+
+    def ready(self) -> dict[str, Any]:
+        """Answers once the heavy libraries are there."""
+        import penstock.learner.engine  # noqa: F401  DeepSpeed takes seconds to import; that is part of the start
+
+        return facts_of_process()
+
+    def prepare(self, rank: int, plan: LearnerPlan, store: StoreAddress, weights: Path, limits: StepLimits) -> None:
+        """Tell the rank what it is to do; `run` then does it. Only rank 0 meets the store and publishes."""
+        from penstock.learner.learner import LearnerRank
+        from penstock.services.weights.files import FileSender
+
+        leads = rank == 0
+        self._rank = LearnerRank(
+            rank, plan, store.connect() if leads else None, FileSender(weights) if leads else None, limits
+        )
+
+    def prepare_tuning(self, rank: int, plan: SftPlan) -> None:
+        """The same for a rank of supervised fine-tuning."""
+        from penstock.learner.stages.tuner import SftRank
+
+        self._rank = SftRank(rank, plan)
+
+    def run(self) -> str:
+        """The rank's whole life; returns why it ended."""
+        return str(self._rank.run())
+
+    def stats(self) -> dict[str, Any]:
+        """What the rank is doing, and its reports since the last call."""
+        if self._rank is None:
+            return {"doing": "waiting to begin", "process/rss": psutil.Process().memory_info().rss}
+        health = self._rank.health()
+        return {
+            "doing": health.doing,
+            "version": health.version,
+            "silent": time.time() - health.beat,
+            "reports": self._rank.reports(),
+            "process/rss": psutil.Process().memory_info().rss,
+        }
+
+    def request_stop(self, why: str) -> None:
+        """End after this step, with a checkpoint and the model on disk."""
+        self._rank.request_stop(why)
+
+    def request_checkpoint(self) -> None:
+        self._rank.request_checkpoint()
+
+    def observe(self, metrics: dict[str, float]) -> None:
+        """An evaluation's metrics, for keeping the best checkpoint."""
+        self._rank.observe(metrics)
+
+
+def start_rank(name: str, log: Path, options: dict[str, Any]) -> Any:
+    """A rank's handle; it is still starting."""
+    return ray.remote(LearnerActor).options(max_concurrency=4, **options).remote(name, log)
+
+
+def prepare_ranks(
+    handles: list[Any],
+    plan: LearnerPlan,
+    store: StoreAddress,
+    weights: Path,
+    limits: StepLimits,
+    deadline: float,
+) -> None:
+    """Give every rank its part, once rank 0 has said where to meet."""
+    plan = replace(plan, meet_at=ray.get(handles[0].meeting_point.remote(), timeout=deadline))
+    calls = [handle.prepare.remote(rank, plan, store, weights, limits) for rank, handle in enumerate(handles)]
+    ray.get(calls, timeout=deadline)
+
+
+def prepare_tuning(handles: list[Any], plan: SftPlan, deadline: float) -> None:
+    """The same for supervised fine-tuning, which needs no store."""
+    plan = replace(plan, meet_at=ray.get(handles[0].meeting_point.remote(), timeout=deadline))
+    ray.get([handle.prepare_tuning.remote(rank, plan) for rank, handle in enumerate(handles)], timeout=deadline)

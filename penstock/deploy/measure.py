@@ -1,0 +1,50 @@
+"""`penstock evaluate`: one model on the held-out prompts of a run file, in this process, without Ray or a store."""
+
+from __future__ import annotations
+
+import os
+
+from penstock.deploy.assemble import end_tokens, training_sampling
+from penstock.deploy.cluster import actor_environment
+from penstock.deploy.runfile import RunFile
+from penstock.services.contracts import PenstockError
+from penstock.services.versions import FIRST
+
+
+def measure(run_file: RunFile, model: str | None = None) -> dict[str, float]:
+    """Metrics by name. `model` is a directory or hub id, by default the run file's own.
+
+    Raises PenstockError when there is nothing to evaluate on or by.
+    """
+    if run_file.evaluation.data is None or run_file.reward is None:
+        raise PenstockError(
+            "an evaluation needs the sections evaluation.data (held-out prompts) and reward (who judges)"
+        )
+    device = "cpu" if run_file.placement.device == "auto" else run_file.placement.device
+    os.environ.update(actor_environment(threads=run_file.engine.threads, device=device))
+    from penstock.reward.scorer import GroupScorer
+    from penstock.rollout.evaluation import evaluate, evaluation_prompts, job_of
+    from penstock.rollout.vllm_engine import VllmGenerator
+    from penstock.services.data import open_prompts
+    from penstock.services.models import load_tokenizer
+
+    chosen = run_file.model if model is None else run_file.model.model_copy(update={"path": model, "revision": None})
+    tokenizer = load_tokenizer(chosen)
+    prompts = evaluation_prompts(open_prompts(run_file.evaluation.data, tokenizer), run_file.evaluation.max_prompts)
+    job = job_of(run_file.evaluation, prompts, training_sampling(run_file.rollout.sampling, tokenizer))
+    scorer = GroupScorer(run_file.reward)
+    try:
+        generator = VllmGenerator(
+            chosen.path,
+            run_file.engine,
+            tokenizer=tokenizer,
+            end_tokens=end_tokens(chosen, tokenizer),
+            seed=run_file.seed + run_file.engine.seed,
+            loaded=FIRST,
+        )
+        try:
+            return evaluate(generator, scorer, job).metrics
+        finally:
+            generator.close()
+    finally:
+        scorer.close()

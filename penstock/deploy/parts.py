@@ -1,0 +1,168 @@
+"""The parts of one run: brought up in the right order, ended in the reverse one."""
+
+from __future__ import annotations
+
+import shutil
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from penstock.deploy import plans
+from penstock.deploy.assemble import build_stream, training_sampling
+from penstock.deploy.cluster import Cluster
+from penstock.deploy.fleet import Member
+from penstock.deploy.learners import prepare_ranks, start_rank
+from penstock.deploy.placement import Placement, place
+from penstock.deploy.rollouts import start_worker
+from penstock.deploy.runfile import RunFile
+from penstock.deploy.scorers import start_scorer
+from penstock.deploy.storehost import StoreHost, run_id_of
+from penstock.rollout.evaluation import EvaluationJob, evaluation_prompts, job_of
+from penstock.services.contracts import PenstockError
+from penstock.services.rundir import RunDir
+from penstock.services.weights.config import choose, default_folder
+
+
+class Parts:
+    """Cluster, store and actors of one run. Use as a context manager: leaving it ends everything that was started."""
+
+    def __init__(self, run_file: RunFile, directory: RunDir, resume: Path | None) -> None:
+        self._run_file, self._directory, self._resume = run_file, directory, resume
+        self._stack = ExitStack()
+        self.scorers: list[Member] = []
+        self.learners: list[Member] = []
+        self.workers: list[Member] = []
+        self.cluster: Cluster
+        self.host: StoreHost
+        self.placement: Placement
+        self.evaluation: EvaluationJob | None = None
+        self._numbers = 0
+
+    def __enter__(self) -> Parts:
+        try:
+            self._bring_up()
+        except BaseException:
+            self._stack.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    @property
+    def members(self) -> list[Member]:
+        return [*self.learners, *self.workers, *self.scorers]
+
+    # --- start --------------------------------------------------------------------------------------
+
+    def _bring_up(self) -> None:
+        run_file, directory = self._run_file, self._directory
+        self.run_id = run_id_of(directory)
+        ranks, workers = run_file.learner.ranks, run_file.rollout.workers
+        self.cluster = Cluster(run_file.placement.ray_address, self.run_id, actors=ranks + workers + 1)
+        self._stack.callback(self.cluster.close)
+        self.placement = place(run_file, workers=workers, ranks=ranks)
+        self.weights = self._weights_folder()
+        address = ray.util.get_node_ip_address() if self.cluster.nodes > 1 else None
+        self.host = StoreHost(run_file.store, directory, self.run_id, address)
+        self._stack.callback(self.host.close)
+        self._stack.callback(self._end_actors)
+        self._start_actors()
+        self._open_data()
+
+    def _weights_folder(self) -> Path:
+        run_file = self._run_file
+        chosen, why = choose(run_file.weights.transport, self.cluster.nodes, self.placement.device == "cuda")
+        if chosen not in ("shm", "file"):
+            raise PenstockError(f"weights.transport {run_file.weights.transport!r} cannot be used in this run: {why}")
+        folder = run_file.weights.folder or default_folder(chosen, self.run_id, self._directory.path)
+        # What a killed driver left there is of no use: the learner publishes its weights anew.
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        if chosen == "shm" and run_file.weights.folder is None:
+            self._stack.callback(shutil.rmtree, folder.parent, ignore_errors=True)
+        return folder
+
+    def _start_actors(self) -> None:
+        """All at once: what takes long is their imports, and they overlap."""
+        run_file, log = self._run_file, self._directory.log
+        if run_file.reward is None:
+            raise PenstockError("the run file has no `reward` section: there is nothing to learn from")
+        reference = run_file.model if run_file.algorithm.needs_reference else None
+        scorer = partial(
+            start_scorer,
+            self._actor_name("scorer-0"),
+            log("scorer-0"),
+            self.placement.options("scorer", run_file.reward.environment),
+            section=run_file.reward,
+            start=reference,
+            temperature=run_file.rollout.sampling.temperature,
+            device=self.placement.device,
+        )
+        self.scorers.append(Member("scorer-0", "scorer", log("scorer-0"), scorer))
+        for rank in range(run_file.learner.ranks):
+            name = f"learner-{rank}"
+            start = partial(start_rank, name, log(name), self.placement.options("learner"))
+            self.learners.append(Member(name, "learner", log(name), start))
+        for member in (*self.scorers, *self.learners):
+            member.launch()
+        for _ in range(run_file.rollout.workers):
+            self.add_worker()
+
+    def add_worker(self) -> Member:
+        """One more rollout worker; returns at once, while it starts."""
+        number, log = self._numbers, self._directory.log
+        self._numbers += 1
+        name = f"rollout-{number}"
+        plan = plans.rollout_plan(self._run_file, self.host.address, self.weights)
+        handles = [scorer.handle for scorer in self.scorers]
+        start = partial(start_worker, name, number, log(name), self.placement.options("rollout"), plan, handles)
+        member = Member(name, "rollout", log(name), start)
+        member.launch()
+        self.workers.append(member)
+        return member
+
+    def _actor_name(self, name: str) -> str:
+        return f"{self.run_id}-{name}"
+
+    def _open_data(self) -> None:
+        """While the actors start: how long the stream is, and the held-out prompts."""
+        from penstock.services.data import open_prompts
+        from penstock.services.models import load_tokenizer
+
+        run_file = self._run_file
+        tokenizer = load_tokenizer(run_file.model)
+        prompts = build_stream(run_file.data, tokenizer, run_file.seed).length
+        rules = plans.ledger_rules(run_file, prompts)
+        (self.host.store.attach if self._resume is None else self.host.store.amend)(rules)
+        held_out = run_file.evaluation
+        if held_out.data is not None:
+            chosen = evaluation_prompts(open_prompts(held_out.data, tokenizer), held_out.max_prompts)
+            self.evaluation = job_of(held_out, chosen, training_sampling(run_file.rollout.sampling, tokenizer))
+
+    def begin_learning(self) -> None:
+        """Let the ranks meet and load; rank 0 publishes the first weights, then trains."""
+        prepare_ranks(
+            [member.handle for member in self.learners],
+            plans.learner_plan(self._run_file, self._directory, self._resume),
+            self.host.address,
+            self.weights,
+            plans.step_limits(self._run_file),
+            self._run_file.deadlines.start,
+        )
+        for member in self.learners:
+            member.run()
+
+    # --- end ----------------------------------------------------------------------------------------
+
+    def _end_actors(self) -> None:
+        for member in self.members:
+            member.kill()
+
+    def call(self, reference: Any, deadline: float) -> Any:
+        """The answer to a call, within the deadline."""
+        return ray.get(reference, timeout=deadline)

@@ -1,0 +1,67 @@
+"""From the run file to what each role is told: pure translation, nothing is started here."""
+
+from __future__ import annotations
+
+import hashlib
+import uuid
+from pathlib import Path
+
+from penstock.deploy.learners import StepLimits
+from penstock.deploy.rollouts import RolloutPlan
+from penstock.deploy.runfile import RunFile
+from penstock.learner.learner import LearnerPlan
+from penstock.services.contracts import LedgerRules
+from penstock.services.rundir import RunDir
+from penstock.services.store.connection import StoreAddress
+
+
+def ledger_rules(run_file: RunFile, prompts: int | None) -> LedgerRules:
+    """What the store must know; `prompts` is the length of the stream, None without end."""
+    return LedgerRules(
+        max_lag=run_file.staleness.max_lag,
+        groups_per_step=run_file.learner.groups_per_step,
+        prompts=prompts,
+        max_bytes=run_file.store.max_bytes,
+    )
+
+
+def rollout_plan(run_file: RunFile, store: StoreAddress, weights: Path) -> RolloutPlan:
+    """The same for all rollout workers."""
+    return RolloutPlan(
+        model=run_file.model,
+        data=run_file.data,
+        rollout=run_file.rollout,
+        engine=run_file.engine,
+        outlived=run_file.staleness.outlived,
+        max_lag=run_file.staleness.max_lag,
+        store=store,
+        weights=weights,
+        weights_deadline=run_file.weights.deadline,
+        seed=run_file.seed,
+    )
+
+
+def learner_plan(run_file: RunFile, directory: RunDir, resume: Path | None) -> LearnerPlan:
+    """The same for all ranks; where they meet is filled in when rank 0 knows its address."""
+    return LearnerPlan(
+        model=run_file.model,
+        learner=run_file.learner.model_copy(update={"seed": run_file.seed + run_file.learner.seed}),
+        algorithm=run_file.algorithm,
+        staleness=run_file.staleness,
+        checkpoint=run_file.checkpoints,
+        archive=run_file.archive,
+        meet_at="",
+        checkpoints=directory.checkpoints,
+        archives=directory.archive,
+        model_folder=directory.model,
+        config_hash=hashlib.sha256(run_file.to_yaml().encode()).hexdigest()[:16],
+        request=uuid.uuid4().hex,
+        resume=resume,
+        threads=run_file.placement.learner_threads,
+        samples=run_file.recording.samples,
+    )
+
+
+def step_limits(run_file: RunFile) -> StepLimits:
+    """The limits that are exact and so kept by the learner's loop."""
+    return StepLimits(run_file.limits.steps, run_file.limits.tokens)

@@ -1,0 +1,108 @@
+"""Rollout workers as Ray actors."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import ray
+
+from penstock.deploy.deaths import redirect_output
+from penstock.deploy.scorers import RemoteScorer, facts_of_process
+from penstock.rollout.config import EngineSection, RolloutSection
+from penstock.services.contracts import DeadlinePassed, PenstockError
+from penstock.services.data_config import DataSection
+from penstock.services.model_config import ModelSection
+from penstock.services.staleness import Outlived
+from penstock.services.store.connection import StoreAddress
+
+if TYPE_CHECKING:
+    from penstock.rollout.evaluation import EvaluationJob, EvaluationReport
+    from penstock.rollout.worker import RolloutWorker
+
+
+@dataclass(frozen=True)
+class RolloutPlan:
+    """What every rollout worker must know, the same for all."""
+
+    model: ModelSection
+    data: DataSection
+    rollout: RolloutSection
+    engine: EngineSection
+    outlived: Outlived
+    max_lag: int
+    store: StoreAddress
+    weights: Path
+    """Folder in which versions are published."""
+    weights_deadline: float
+    seed: int
+
+
+class RolloutActor:
+    """`RolloutWorker` with a vLLM engine, in a process of its own."""
+
+    def __init__(self, name: str, number: int, log: Path, plan: RolloutPlan, scorers: list[Any]) -> None:
+        redirect_output(log)
+        from penstock.deploy.assemble import build_generator
+        from penstock.services.models import load_tokenizer
+
+        self.name, self._plan = name, plan
+        self._scorer = RemoteScorer(scorers)
+        self._tokenizer = load_tokenizer(plan.model)
+        self._generator = build_generator(name, number, plan, self._tokenizer)
+        self._worker: RolloutWorker | None = None
+        self._begun = threading.Event()
+
+    def ready(self) -> dict[str, Any]:
+        """Answers once the engine has started."""
+        return facts_of_process()
+
+    def run(self) -> None:
+        """Join the run, which the store must know by now; generate until drained, then free the engine."""
+        from penstock.deploy.assemble import build_worker
+
+        try:
+            self._worker = build_worker(self.name, self._plan, self._generator, self._tokenizer, self._scorer)
+            self._begun.set()
+            self._worker.run()
+        finally:
+            self._begun.set()
+            self._generator.close()
+
+    def stats(self) -> dict[str, Any]:
+        """What the worker is doing, in numbers."""
+        said: dict[str, Any] = dict(self._worker.stats()) if self._worker is not None else {"phase": "ready"}
+        return {
+            **said,
+            "doing": said["phase"],
+            "silent": time.time() - float(said.get("beat", time.time())),
+            "process/rss": psutil.Process().memory_info().rss,
+        }
+
+    def evaluate(self, job: EvaluationJob) -> EvaluationReport:
+        """Measure the policy beside training; waits for the result."""
+        return self._playing(job.deadline).evaluate(job).result(timeout=job.deadline)
+
+    def request_drain(self) -> None:
+        """Hand back what is unfinished and end `run`."""
+        self._playing(60.0).request_drain()
+
+    def _playing(self, deadline: float) -> RolloutWorker:
+        """The worker, which is built in the first moments of `run`. Raises DeadlinePassed, and PenstockError when it
+        could not be built."""
+        if not self._begun.wait(deadline):
+            raise DeadlinePassed(f"waited {deadline:.0f} s for {self.name} to join the run; `run` was not called")
+        if self._worker is None:
+            raise PenstockError(f"{self.name} could not join the run; its log says why")
+        return self._worker
+
+
+def start_worker(
+    name: str, number: int, log: Path, options: dict[str, Any], plan: RolloutPlan, scorers: list[Any]
+) -> Any:
+    """A worker's handle; it is still starting."""
+    return ray.remote(RolloutActor).options(max_concurrency=8, **options).remote(name, number, log, plan, scorers)

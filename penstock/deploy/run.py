@@ -1,0 +1,221 @@
+"""One run from start to end, in the order in which things happen."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ray.exceptions
+
+from penstock.deploy import evaluations
+from penstock.deploy.fleet import wait_until_ready
+from penstock.deploy.journal import Journal
+from penstock.deploy.parts import Parts
+from penstock.deploy.runfile import RunFile
+from penstock.deploy.signals import Interruption, interruptible
+from penstock.deploy.summary import Phases, first_and_last, judge, ledger_summary, library_versions, over_steps
+from penstock.deploy.supervisor import Supervisor
+from penstock.deploy.view import Display, Phase
+from penstock.learner import checkpoints
+from penstock.services.contracts import DeadlinePassed, LedgerCounts, PenstockError
+from penstock.services.metrics import read_rows
+from penstock.services.rundir import RunDir
+
+ENDED_BY_LIMIT = "run_ended"
+"""Drop reason of what is outstanding when a run is over for good."""
+
+
+def train(run_file: RunFile, directory: RunDir, display: Display | None = None, resume: bool = False) -> None:
+    """Train as the run file says, in a directory that is there already.
+
+    `resume` goes on from the latest checkpoint. Raises PenstockError with the cause when the run fails, and
+    KeyboardInterrupt after a clean end that was asked for by a signal.
+    """
+    directory.lock()
+    try:
+        with interruptible() as asked:
+            Conductor(run_file, directory, display, asked, resume).go()
+        if asked:
+            raise KeyboardInterrupt
+    finally:
+        directory.unlock()
+
+
+class Conductor:
+    """Start, evaluate, train, evaluate, end; and a summary whatever happens."""
+
+    def __init__(
+        self, run_file: RunFile, directory: RunDir, display: Display | None, asked: Interruption, resume: bool
+    ) -> None:
+        self._run_file, self._directory, self._asked = run_file, directory, asked
+        self._journal = Journal(directory, run_file.name, run_file.recording, run_file.limits, display)
+        self._phases = Phases()
+        self._checkpoint = _latest(directory) if resume else None
+        self._resumed = resume
+        self._supervisor: Supervisor
+        self._peaks: dict[str, int] = {}
+        self._why = ""
+
+    def go(self) -> None:
+        """The whole run. Whatever happens, a summary is written and nothing that was started is left."""
+        outcome: Phase = "failed"
+        try:
+            self._journal.enter("starting", "Ray, the store, engines")
+            with self._phases.phase("start"):
+                parts = Parts(self._run_file, self._directory, self._checkpoint)
+                parts.__enter__()
+            with parts:
+                outcome = self._play(parts)
+        except KeyboardInterrupt:
+            outcome = "stopped"
+            self._why = self._why or f"interrupted by {self._asked.name or 'SIGINT'} before training began"
+            raise
+        except (PenstockError, ray.exceptions.RayError) as error:
+            self._why = str(error)
+            raise
+        finally:
+            self._conclude(outcome)
+
+    def _play(self, parts: Parts) -> Phase:
+        self._supervisor = Supervisor(parts, self._run_file, self._directory.path, self._journal, self._asked)
+        try:
+            with self._phases.phase("start"):
+                self._start(parts)
+            with self._phases.phase("evaluate"):
+                self._evaluate(parts, "before training", wanted=not self._resumed)
+            with self._phases.phase("train"):
+                self._train()
+            with self._phases.phase("evaluate"):
+                self._evaluate(parts, "after training", wanted=not self._asked)
+            with self._phases.phase("end"):
+                self._end(parts)
+        finally:
+            self._peaks = {member.name: member.peak_rss for member in parts.members}
+        return "stopped" if self._asked else "finished"
+
+    # --- the phases ---------------------------------------------------------------------------------
+
+    def _start(self, parts: Parts) -> None:
+        """Until every engine answers and the first weights are published."""
+        deadline = self._run_file.deadlines.start
+        wait_until_ready(parts.members, deadline, self._show_and_heed)
+        for scorer in parts.scorers:
+            scorer.state = "running"
+        self._journal.enter("starting", "the learner loads and publishes the first weights")
+        parts.begin_learning()
+        began = time.monotonic()
+        while not self._supervisor.started:
+            self._supervisor.tick()
+            if time.monotonic() - began > deadline:
+                doing = self._supervisor.learner.stats.get("doing")
+                raise DeadlinePassed(
+                    f"waited {deadline:.0f} s (deadlines.start) for the learner to publish its first weights; it is "
+                    f"{doing}. Its log is {self._supervisor.learner.log}"
+                )
+            time.sleep(0.1)
+
+    def _show_and_heed(self) -> None:
+        if self._asked:
+            raise KeyboardInterrupt
+        self._journal.show((), None)
+
+    def _train(self) -> None:
+        self._journal.enter("training")
+        self._supervisor.until(lambda: self._supervisor.learner.state == "ended")
+        self._why = str(self._supervisor.learner.result)
+        self._supervisor.learner.last_words(self._run_file.deadlines.drain)
+        self._supervisor.tick()
+
+    def _evaluate(self, parts: Parts, when: str, wanted: bool) -> None:
+        if parts.evaluation is None or not wanted:
+            return
+        self._journal.enter("evaluating", when)
+        job = evaluations.at(parts.evaluation, self._journal.version)
+        self._supervisor.until(lambda: any(worker.state == "running" for worker in parts.workers))
+        pending = evaluations.begin(parts.workers, job)
+        version, metrics = evaluations.wait(pending, self._supervisor.tick, job.deadline)
+        self._journal.evaluated(version, metrics)
+
+    def _end(self, parts: Parts) -> None:
+        """Workers hand back what they hold; for good when the run is over, for a resume when it was interrupted."""
+        self._journal.enter("draining", "workers hand back what is unfinished")
+        running = [worker for worker in parts.workers if worker.state == "running"]
+        for worker in running:
+            worker.handle.request_drain.remote()
+        deadline = time.monotonic() + self._run_file.deadlines.drain
+        while any(worker.state == "running" for worker in running) and time.monotonic() < deadline:
+            for worker in running:
+                worker.poll(self._run_file.deadlines.start)
+            time.sleep(0.1)
+        late = [worker.name for worker in running if worker.state == "running"]
+        if late:
+            self._journal.event("warning", f"{', '.join(late)} did not drain in time (deadlines.drain) and is ended")
+        if not self._asked:
+            parts.host.store.drain(ENDED_BY_LIMIT)
+        self._supervisor.ledger = parts.host.store.counts()
+        self._journal.show(parts.members, self._supervisor.ledger)
+
+    # --- the summary --------------------------------------------------------------------------------
+
+    def _conclude(self, outcome: Phase) -> None:
+        ledger = self._supervisor.ledger if hasattr(self, "_supervisor") else None
+        rows = read_rows(self._directory.metrics)
+        self._directory.write_summary(self._summary(outcome, ledger, rows))
+        if self._run_file.recording.plots and rows:
+            from penstock.services.plots import write_plots
+
+            write_plots(self._directory)
+        message = (
+            self._why if outcome != "stopped" else f"{self._why}; go on with: penstock resume {self._directory.path}"
+        )
+        self._journal.enter(outcome, message)
+        self._journal.show((), ledger)
+        self._journal.close()
+
+    def _summary(self, outcome: Phase, ledger: LedgerCounts | None, rows: Sequence[dict[str, float]]) -> dict[str, Any]:
+        trained = self._journal.version.step - self._journal.first_step
+        seconds = self._phases.seconds.get("train", 0.0)
+        mine = [row for row in rows if row["step"] > self._journal.first_step]
+        tokens = sum(row.get("batch/tokens", 0.0) for row in mine)
+        return {
+            "outcome": outcome,
+            "why": self._why,
+            "version": str(self._journal.version),
+            "steps": self._journal.version.step,
+            "steps_of_this_start": trained,
+            "seconds": {name: round(value, 2) for name, value in self._phases.seconds.items()},
+            "evaluation": first_and_last(rows, "eval/"),
+            "tokens": {
+                "trained": tokens,
+                "trained_per_second": tokens / seconds if seconds else None,
+                "sampled_per_second": over_steps(mine, "rollout/tokens_per_second", "rollout/tokens_per_second")[
+                    "mean"
+                ],
+            },
+            "lag": over_steps(rows, "off_policy/mean", "off_policy/max"),
+            "max_lag": self._run_file.staleness.max_lag,
+            "ledger": ledger_summary(ledger),
+            "restarts": self._supervisor.restarts if hasattr(self, "_supervisor") else {},
+            "peak_memory_bytes": self._peaks,
+            "goals": [vars(report) for report in judge(self._run_file.goals, rows)],
+            "seeds": {
+                "run": self._run_file.seed,
+                "data": self._run_file.data.seed,
+                "learner": self._run_file.learner.seed,
+                "engine": self._run_file.engine.seed,
+            },
+            "libraries": library_versions(),
+        }
+
+
+def _latest(directory: RunDir) -> Path:
+    """The folder of the newest checkpoint. Raises PenstockError when there is none."""
+    latest = checkpoints.latest(directory.checkpoints)
+    if latest is None:
+        raise PenstockError(
+            f"{directory.path} has no complete checkpoint to go on from; start anew with: "
+            f"penstock train {directory.config}"
+        )
+    return latest.folder

@@ -1,0 +1,64 @@
+"""The run's store: a private server that is started, watched and ended with the run, or a server somewhere else."""
+
+from __future__ import annotations
+
+import uuid
+
+from penstock.services.contracts import StoreError
+from penstock.services.rundir import RunDir
+from penstock.services.store.config import StoreSection
+from penstock.services.store.connection import StoreAddress
+from penstock.services.store.server import PrivateServer
+
+MOST_RESTARTS = 10
+"""A private server that dies more often has a cause that restarting does not mend, such as a full disk."""
+
+
+class StoreHost:
+    """Where the ledger of one run lives.
+
+    `host` is the address under which other nodes reach this one, when there are any; None keeps the private server
+    on a unix socket.
+    """
+
+    def __init__(self, section: StoreSection, directory: RunDir, run_id: str, host: str | None) -> None:
+        self._server: PrivateServer | None = None
+        self.restarts = 0
+        if section.url is None:
+            self._server = PrivateServer(directory.store, directory.log("redis"), fsync=section.fsync, host=host)
+            self._server.start()
+            self.address = self._server.address(run_id, section.deadline)
+        else:
+            self.address = StoreAddress(section.url, run_id, section.password(), section.deadline)
+        self.store = self.address.connect()
+
+    def revive(self) -> str | None:
+        """Start the private server again when it has died; returns why it had. Raises StoreError when it dies again and
+        again. What was acknowledged is in its append-only file."""
+        if self._server is None or self._server.alive:
+            return None
+        cause = self._server.cause_of_death() or "redis-server ended"
+        self.restarts += 1
+        if self.restarts > MOST_RESTARTS:
+            raise StoreError(f"the private store has died {self.restarts} times; the last time: {cause}")
+        self._server.start()
+        return cause
+
+    @property
+    def pid(self) -> int | None:
+        """Process of the private server."""
+        return self._server.pid if self._server else None
+
+    def close(self) -> None:
+        """Close the connection and end the private server."""
+        self.store.close()
+        if self._server is not None:
+            self._server.stop()
+
+
+def run_id_of(directory: RunDir) -> str:
+    """The name under which a run is known in a store: the same after a resume, and unlike that of any other run."""
+    path = directory.path / ".run-id"
+    if not path.exists():
+        path.write_text(f"{directory.path.name[:80]}-{uuid.uuid4().hex[:8]}")
+    return path.read_text()

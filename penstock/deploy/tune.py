@@ -1,0 +1,150 @@
+"""A run of supervised fine-tuning: ranks, progress, a model in the run directory."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from typing import Any
+
+import ray.exceptions
+
+from penstock.deploy.cluster import Cluster
+from penstock.deploy.fleet import ActorLost, Member, wait_until_ready
+from penstock.deploy.journal import Journal
+from penstock.deploy.learners import prepare_tuning, start_rank
+from penstock.deploy.placement import place
+from penstock.deploy.runfile import RunFile
+from penstock.deploy.signals import Interruption, interruptible
+from penstock.deploy.storehost import run_id_of
+from penstock.deploy.summary import Phases, first_and_last, library_versions
+from penstock.deploy.supervisor import TICK
+from penstock.deploy.view import Display, Phase
+from penstock.learner.stages.tuner import SftPlan
+from penstock.services.contracts import PenstockError
+from penstock.services.metrics import read_rows
+from penstock.services.rundir import RunDir
+from penstock.services.versions import Version
+
+
+def tune(run_file: RunFile, directory: RunDir, display: Display | None = None) -> None:
+    """Fine-tune as the `sft` section says; the model lands in the run directory.
+
+    Raises PenstockError with the cause when the run fails, and KeyboardInterrupt after a signal.
+    """
+    directory.lock()
+    try:
+        with interruptible() as asked:
+            _Tuning(run_file, directory, display, asked).go()
+        if asked:
+            raise KeyboardInterrupt
+    finally:
+        directory.unlock()
+
+
+class _Tuning:
+    def __init__(self, run_file: RunFile, directory: RunDir, display: Display | None, asked: Interruption) -> None:
+        self._run_file, self._directory, self._asked = run_file, directory, asked
+        self._journal = Journal(directory, run_file.name, run_file.recording, run_file.limits, display)
+        self._phases = Phases()
+        self._why = ""
+
+    def go(self) -> None:
+        outcome: Phase = "failed"
+        try:
+            outcome = self._play()
+        except KeyboardInterrupt:
+            outcome = "stopped"
+            raise
+        except (PenstockError, ray.exceptions.RayError) as error:
+            self._why = str(error)
+            raise
+        finally:
+            self._conclude(outcome)
+
+    def _play(self) -> Phase:
+        run_file = self._run_file
+        ranks = run_file.sft.ranks
+        self._journal.enter("starting", "Ray and the ranks of fine-tuning")
+        with self._phases.phase("start"):
+            cluster = Cluster(run_file.placement.ray_address, run_id_of(self._directory), actors=ranks)
+        try:
+            with self._phases.phase("start"):
+                placement = place(run_file, workers=0, ranks=ranks)
+                members = [self._member(rank, placement.options("learner")) for rank in range(ranks)]
+                wait_until_ready(members, run_file.deadlines.start, self._heed)
+                prepare_tuning([member.handle for member in members], self._plan(), run_file.deadlines.start)
+            with self._phases.phase("train"):
+                self._follow(members)
+        finally:
+            cluster.close()
+        return "stopped" if self._asked else "finished"
+
+    def _member(self, rank: int, options: dict[str, Any]) -> Member:
+        name = f"sft-{rank}"
+        log = self._directory.log(name)
+        member = Member(name, "learner", log, partial(start_rank, name, log, options))
+        member.launch()
+        return member
+
+    def _plan(self) -> SftPlan:
+        run_file = self._run_file
+        return SftPlan(
+            model=run_file.model,
+            data=run_file.data,
+            sft=run_file.sft,
+            meet_at="",
+            model_folder=self._directory.model,
+            seed=run_file.seed,
+            threads=run_file.placement.learner_threads,
+        )
+
+    def _heed(self) -> None:
+        if self._asked:
+            raise KeyboardInterrupt
+        self._journal.show((), None)
+
+    def _follow(self, members: list[Member]) -> None:
+        """Until all ranks have ended."""
+        self._journal.enter("training", "supervised fine-tuning")
+        self._journal.begin(Version(0, 0))
+        for member in members:
+            member.run()
+        told = False
+        while any(member.state == "running" for member in members):
+            for member in members:
+                member.poll(self._run_file.deadlines.start)
+                if member.state == "dead":
+                    self._journal.event("died", member.cause, name=member.name)
+                    raise ActorLost(member.cause)
+            if self._asked and not told:
+                members[0].handle.request_stop.remote(f"interrupted by {self._asked.name}")
+                told = True
+            self._record(members[0])
+            self._journal.show(members, None)
+            time.sleep(TICK)
+        members[0].last_words(self._run_file.deadlines.drain)
+        self._record(members[0])
+        self._why = str(members[0].result)
+
+    def _record(self, leader: Member) -> None:
+        for report in leader.read_inbox():
+            self._journal.total = report["steps"]
+            self._journal.step(Version(0, report["step"]), report["metrics"], [], report["at"])
+
+    def _conclude(self, outcome: Phase) -> None:
+        rows = read_rows(self._directory.metrics)
+        self._directory.write_summary(
+            {
+                "outcome": outcome,
+                "why": self._why,
+                "stage": "sft",
+                "steps": self._journal.version.step,
+                "seconds": {name: round(value, 2) for name, value in self._phases.seconds.items()},
+                "loss": first_and_last(rows, "sft/loss"),
+                "seeds": {"run": self._run_file.seed, "sft": self._run_file.sft.seed},
+                "libraries": library_versions(),
+            }
+        )
+        self._journal.enter(outcome, self._why)
+        self._journal.show((), None)
+        self._journal.close()
