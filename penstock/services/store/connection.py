@@ -159,9 +159,9 @@ class Connection:
     def _refusal(self, said: str) -> str:
         """What the server said, with the remedy where there is a known one. A refused script has changed nothing."""
         remedies = {
-            "OOM": "it is out of memory: raise its maxmemory, or lower store.max_bytes",
+            "maxmemory": "it is out of memory: raise its maxmemory, or lower store.max_bytes",
             "MISCONF": "it cannot write to its disk: make space, or look at its log",
-            "READONLY": "it is a replica: store.url must name the primary",
+            "read only": "it is a replica: store.url must name the primary",
         }
         remedy = next((text for word, text in remedies.items() if word in said), None)
         return f"the Redis server at {self._url} answers: {said}" + (f" ({remedy})" if remedy else "")
