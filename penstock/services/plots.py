@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from penstock.services.metrics import read_rows
 from penstock.services.rundir import RunDir
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 Rows = Sequence[Mapping[str, float]]
 
@@ -43,8 +43,9 @@ class Line:
 
     metric: str
     label: str
-    points: bool = False
-    """Drawn with markers: measured now and then, not at every step."""
+    style: Literal["smooth", "points", "steps", "bound"] = "smooth"
+    """smooth: the values pale, their running mean strong. points: with markers, as it is measured now and then.
+    steps: as recorded, since a mean of maxima means nothing. bound: a dashed limit."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ PLOTS = (
             Panel(
                 "Reward",
                 "reward per answer",
-                (Line("reward/mean", "training"), Line("eval/sampled/reward", "held-out, sampled", points=True)),
+                (Line("reward/mean", "training"), Line("eval/sampled/reward", "held-out, sampled", "points")),
                 from_zero=False,
             ),
             Panel(
@@ -82,8 +83,8 @@ PLOTS = (
                 "share of answers",
                 (
                     Line("reward/solved", "training, sampled"),
-                    Line("eval/sampled/accuracy", "held-out, sampled", points=True),
-                    Line("eval/greedy/accuracy", "held-out, greedy", points=True),
+                    Line("eval/sampled/accuracy", "held-out, sampled", "points"),
+                    Line("eval/greedy/accuracy", "held-out, greedy", "points"),
                 ),
                 ceiling=1.0,
             ),
@@ -97,8 +98,8 @@ PLOTS = (
                 "lag in train steps",
                 (
                     Line("off_policy/mean", "mean"),
-                    Line("off_policy/max", "maximum"),
-                    Line("off_policy/bound", "bound (max_lag)"),
+                    Line("off_policy/max", "maximum", "steps"),
+                    Line("off_policy/bound", "bound (max_lag)", "bound"),
                 ),
             ),
         ),
@@ -138,7 +139,7 @@ PLOTS = (
             Panel(
                 "Length of answers",
                 "tokens",
-                (Line("response/length_mean", "mean"), Line("response/length_max", "maximum")),
+                (Line("response/length_mean", "mean"), Line("response/length_max", "maximum", "steps")),
             ),
             Panel("Cut at the limit", "share of answers", (Line("response/clipped", "cut"),), ceiling=1.0),
         ),
@@ -153,11 +154,10 @@ def write_plots(run: RunDir, plots: Sequence[Plot] = PLOTS) -> list[Path]:
     for plot in plots:
         panels = [panel for panel in plot.panels if any(_series(rows, line.metric)[0] for line in panel.lines)]
         if panels:
-            figure, axes = _figure(len(panels))
-            for ax, panel in zip(axes, panels, strict=True):
-                _draw(ax, panel, rows)
-            run.plots.mkdir(exist_ok=True)
-            written.append(_save(figure, run.plots / f"{plot.name}.png"))
+            with _picture(run.plots / f"{plot.name}.png", len(panels), (6.4 * len(panels), 4.0)) as axes:
+                for ax, panel in zip(axes, panels, strict=True):
+                    _draw(ax, panel, rows)
+            written.append(run.plots / f"{plot.name}.png")
     return written
 
 
@@ -165,7 +165,7 @@ def learning_curve(
     runs: Sequence[RunDir],
     out: Path,
     metrics: Mapping[str, str] | None = None,
-    over: str = "step",
+    over: Literal["step", "minutes"] = "step",
 ) -> Path:
     """One PNG over several runs (seeds) of the same recipe: mean as a line, lowest to highest as a band.
 
@@ -176,19 +176,19 @@ def learning_curve(
         "eval/sampled/accuracy": "sampled (temperature 1)",
         "eval/greedy/accuracy": "greedy",
     }
-    figure, (ax,) = _figure(1, size=(7.5, 4.5))
     tables = [read_rows(run.metrics) for run in runs]
-    for colour, (name, label) in zip(COLOURS, metrics.items(), strict=False):
-        curves = [_series(rows, name, over) for rows in tables]
-        _band(ax, [c for c in curves if c[0]], colour, label)
-    many = f", {len(runs)} seeds: mean, lowest to highest" if len(runs) > 1 else ""
-    ax.set_title(f"Accuracy on held-out prompts{many}")
-    ax.set_xlabel("train step" if over == "step" else "minutes of training")
-    ax.set_ylabel("share of right answers")
-    ax.set_ylim(0, 1.02)
-    ax.set_xlim(left=0)
-    ax.legend(loc="lower right")
-    return _save(figure, out)
+    with _picture(out, 1, (7.5, 4.5)) as (ax,):
+        for colour, (name, label) in zip(COLOURS, metrics.items(), strict=False):
+            curves = [_series(rows, name, over) for rows in tables]
+            _band(ax, [curve for curve in curves if curve[0]], colour, label)
+        many = f", {len(runs)} seeds: mean, lowest to highest" if len(runs) > 1 else ""
+        ax.set_title(f"Accuracy on held-out prompts{many}")
+        ax.set_xlabel("train step" if over == "step" else "minutes of training")
+        ax.set_ylabel("share of right answers")
+        ax.set_ylim(0, 1.02)
+        ax.set_xlim(left=0)
+        ax.legend(loc="lower right")
+    return out
 
 
 def _series(rows: Rows, metric: str, over: str = "step") -> tuple[list[float], list[float]]:
@@ -200,29 +200,26 @@ def _series(rows: Rows, metric: str, over: str = "step") -> tuple[list[float], l
     return [(row["time"] - began) / 60 for row in kept], [row[metric] for row in kept]
 
 
-def _figure(panels: int, size: tuple[float, float] | None = None) -> tuple[Figure, list[Axes]]:
-    # Without pyplot there is no global figure list and no display: safe in any thread of the driver.
+@contextmanager
+def _picture(path: Path, panels: int, size: tuple[float, float]) -> Iterator[list[Axes]]:
+    """Axes to draw on, side by side, written to `path` afterwards."""
+    # Without pyplot there is no global list of figures and no display: safe in any thread of the driver.
     import matplotlib
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=size or (6.4 * panels, 4.0), layout="constrained")
-        return figure, [figure.add_subplot(1, panels, n + 1) for n in range(panels)]
+        figure = Figure(figsize=size, layout="constrained")
+        yield [figure.add_subplot(1, panels, n + 1) for n in range(panels)]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # The metadata names no version, so that the same numbers give the same file.
+        figure.savefig(path, metadata={"Software": "penstock"})
 
 
 def _draw(ax: Axes, panel: Panel, rows: Rows) -> None:
     for colour, line in zip(COLOURS, panel.lines, strict=False):
         steps, values = _series(rows, line.metric)
-        if not steps:
-            continue
-        if line.points or len(steps) < 3:
-            ax.plot(steps, values, color=colour, marker="o", markersize=5, linewidth=2, label=line.label)
-        elif _is_bound(line):
-            ax.plot(steps, values, color="#666666", linestyle="--", linewidth=1.5, label=line.label)
-        else:
-            # The raw values stay visible behind their running mean: noise is information, too.
-            ax.plot(steps, values, color=colour, linewidth=1, alpha=0.3)
-            ax.plot(steps, _smooth(values), color=colour, linewidth=2, label=line.label)
+        if steps:
+            _draw_line(ax, line, colour, steps, values)
     ax.set_title(panel.title)
     ax.set_xlabel("train step")
     ax.set_ylabel(panel.unit)
@@ -230,19 +227,29 @@ def _draw(ax: Axes, panel: Panel, rows: Rows) -> None:
         ax.set_ylim(bottom=0)
     if panel.ceiling is not None:
         ax.set_ylim(0, panel.ceiling * 1.02)
-    if len(ax.lines) > 1:
+    if len(ax.get_legend_handles_labels()[1]) > 1:
         ax.legend()
+    elif len(panel.lines) > 1:
+        ax.set_title(f"{panel.title}: {ax.get_legend_handles_labels()[1][0]}")
 
 
-def _is_bound(line: Line) -> bool:
-    return line.metric.endswith("/bound")
+def _draw_line(ax: Axes, line: Line, colour: str, steps: list[float], values: list[float]) -> None:
+    if line.style == "bound":
+        ax.plot(steps, values, color="#555555", linestyle="--", linewidth=1.5, label=line.label)
+    elif line.style == "steps":
+        ax.plot(steps, values, color=colour, linewidth=1.2, drawstyle="steps-mid", label=line.label)
+    elif line.style == "points" or len(steps) < 3:
+        ax.plot(steps, values, color=colour, marker="o", markersize=5, linewidth=2, label=line.label)
+    else:
+        ax.plot(steps, values, color=colour, linewidth=1, alpha=0.3)
+        ax.plot(steps, _smooth(values), color=colour, linewidth=2, label=line.label)
 
 
 def _smooth(values: Sequence[float]) -> list[float]:
-    """Running mean over a tenth of the run, at most 15 steps, centred and shorter at the ends."""
+    """Running mean over a tenth of the run, at most 15 steps; narrower but still centred towards the ends."""
     half = min(7, len(values) // 20)
-    windows = [values[max(0, n - half) : n + half + 1] for n in range(len(values))]
-    return [sum(window) / len(window) for window in windows]
+    reach = [min(half, n, len(values) - 1 - n) for n in range(len(values))]
+    return [sum(values[n - r : n + r + 1]) / (2 * r + 1) for n, r in enumerate(reach)]
 
 
 def _band(ax: Axes, curves: Sequence[tuple[list[float], list[float]]], colour: str, label: str) -> None:
@@ -258,13 +265,3 @@ def _band(ax: Axes, curves: Sequence[tuple[list[float], list[float]]], colour: s
     if len(curves) > 1:
         ax.fill_between(grid, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.18, linewidth=0)
     ax.plot(grid, values.mean(axis=0), color=colour, marker="o", markersize=4, linewidth=2, label=label)
-
-
-def _save(figure: Figure, path: Path) -> Path:
-    import matplotlib
-
-    with matplotlib.rc_context(_STYLE):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # The metadata names no version, so that the same numbers give the same file.
-        figure.savefig(path, metadata={"Software": "penstock"})
-    return path

@@ -1,0 +1,166 @@
+"""`penstock` as people call it: help, exit codes, messages."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from views import view
+
+from penstock.cli import main
+from penstock.services.contracts import StoreError
+from penstock.services.rundir import RunDir
+
+HEAVY = (
+    "torch",
+    "transformers",
+    "vllm",
+    "deepspeed",
+    "ray",
+    "datasets",
+    "pandas",
+    "matplotlib",
+    "numpy",
+    "pydantic",
+    "penstock.api",
+)
+
+
+def _call(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", "from penstock.cli.main import run; run()", *arguments]
+    environment = {**os.environ, "COLUMNS": "100"}
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=120)
+
+
+def _exit(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """The exit code of the command, called in this process."""
+    monkeypatch.setattr(sys, "argv", ["penstock", *arguments])
+    with pytest.raises(SystemExit) as caught:
+        main.run()
+    return int(caught.value.code or 0)
+
+
+def test_help_loads_nothing_heavy() -> None:
+    program = (
+        "import sys\nfrom penstock.cli.main import run\nsys.argv = ['penstock', '--help']\n"
+        f"try: run()\nexcept SystemExit: pass\nprint([m for m in {HEAVY} if m in sys.modules])"
+    )
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert "train" in said.stdout
+    assert said.stdout.splitlines()[-1] == "[]"
+
+
+def test_help_names_every_command() -> None:
+    said = _call("--help")
+    assert said.returncode == 0
+    for name in ("train", "sft", "evaluate", "status", "check", "resume", "doctor", "schema", "plot"):
+        assert f" {name} " in said.stdout
+
+
+def test_check_reports_everything_and_starts_nothing(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("modle: {path: x}\nlimits: {steps: 0}\n")
+    said = _call("check", "run.yaml", "rollout.worker=2", cwd=tmp_path)
+    assert said.returncode == 2
+    for part in ("did you mean model?", "did you mean rollout.workers?", "allowed: 1 or more", "run.yaml:2"):
+        assert part in said.stdout
+    assert "nothing was started" in said.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["run.yaml"]
+
+
+def test_a_wrong_run_directory_is_one_message_without_a_traceback(tmp_path: Path) -> None:
+    said = _call("status", "nowhere", cwd=tmp_path)
+    assert (said.returncode, said.stdout) == (2, "")
+    assert said.stderr == "penstock: nowhere does not exist\n"
+
+
+def test_status_of_no_run_at_all_names_the_command_that_starts_one(tmp_path: Path) -> None:
+    said = _call("status", cwd=tmp_path)
+    assert said.returncode == 2
+    assert "start one with: penstock train RUN.yaml" in said.stderr
+
+
+def test_status_shows_the_newest_run_and_also_as_json(tmp_path: Path) -> None:
+    run = RunDir.create(tmp_path / "runs", "sort", "name: sort\n")
+    run.write_status(view(phase="finished"))
+    said = _call("status", cwd=tmp_path)
+    assert said.returncode == 0
+    assert said.stdout.splitlines()[:2] == [str(run.path), "finished"]
+    assert "rollout-0" in said.stdout
+    facts = json.loads(_call("status", "--json", cwd=tmp_path).stdout)
+    assert facts["verdict"] == "finished"
+    assert facts["facts"]["view"]["ledger"]["by_state"]["committed"] == 300
+
+
+def test_the_schema_is_json() -> None:
+    assert json.loads(_call("schema").stdout)["title"] == "Penstock run file"
+
+
+def _run(tmp_path: Path, *goals: dict[str, Any]) -> Any:
+    return SimpleNamespace(dir=tmp_path, summary={"goals": list(goals)})
+
+
+GOAL = {"metric": "eval/sampled/accuracy", "of": "final", "wanted": "at least 0.9", "value": 0.95, "reached": True}
+
+
+def test_a_run_that_reached_its_goals_exits_with_zero_and_its_directory_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("penstock.api.train", lambda *_, **__: _run(tmp_path, GOAL), raising=False)
+    assert _exit(monkeypatch, "train", "run.yaml") == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out == [
+        "goal reached: final eval/sampled/accuracy at least 0.9, found 0.95",
+        str(tmp_path),
+    ]
+
+
+def test_a_missed_goal_exits_with_three(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    missed = GOAL | {"value": None, "reached": False}
+    monkeypatch.setattr("penstock.api.resume", lambda *_, **__: _run(tmp_path, GOAL, missed), raising=False)
+    assert _exit(monkeypatch, "resume", "some-run") == 3
+    assert "goal MISSED: final eval/sampled/accuracy at least 0.9, found never recorded" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(StoreError("the store went away"), 1), (KeyboardInterrupt(), 130), (SystemExit(7), 7)]
+)
+def test_how_a_run_ended_is_its_exit_code(
+    error: BaseException, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("penstock.api.sft", fail, raising=False)
+    assert _exit(monkeypatch, "sft", "run.yaml") == code
+    if isinstance(error, StoreError):
+        assert capsys.readouterr().err == "penstock: the store went away\n"
+
+
+def test_a_fault_of_the_program_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("penstock.api.evaluate", fail, raising=False)
+    monkeypatch.setattr(sys, "argv", ["penstock", "evaluate", "run.yaml", "--model", "m"])
+    with pytest.raises(ZeroDivisionError):
+        main.run()
+
+
+def test_overrides_and_options_reach_the_api(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    calls: list[tuple[Any, ...]] = []
+
+    def evaluate(*arguments: Any, **_: Any) -> dict[str, float]:
+        calls.append(arguments)
+        return {"eval/greedy/accuracy": 0.5}
+
+    monkeypatch.setattr("penstock.api.evaluate", evaluate, raising=False)
+    assert _exit(monkeypatch, "evaluate", "run.yaml", "limits.steps=3", "seed=1", "--model", "m") == 0
+    assert calls == [(Path("run.yaml"), "m", ["limits.steps=3", "seed=1"])]

@@ -1,0 +1,77 @@
+"""Plots are files that hold something, whatever was recorded."""
+
+from __future__ import annotations
+
+import math
+import struct
+from pathlib import Path
+
+import pytest
+
+from penstock.services.metrics import MetricsLog
+from penstock.services.plots import PLOTS, learning_curve, write_plots
+from penstock.services.rundir import RunDir
+from penstock.services.versions import Version
+
+
+def _run(tmp_path: Path, seed: int = 0, steps: int = 40) -> RunDir:
+    run = RunDir.create(tmp_path / "runs", "sort", "name: sort\n")
+    log = MetricsLog(run.metrics)
+    names = [line.metric for plot in PLOTS for panel in plot.panels for line in panel.lines]
+    for step in range(steps):
+        skill = 1 - math.exp(-(step + seed) / 12)
+        values = {name: skill for name in names if not name.startswith("eval/")}
+        if step % 8 == 0:
+            values |= {name: skill for name in names if name.startswith("eval/")}
+        log.write(Version(0, step), values, at=100.0 + step)
+    log.close()
+    return run
+
+
+def _size(png: Path) -> tuple[int, int]:
+    head = png.read_bytes()[:24]
+    assert head[:8] == b"\x89PNG\r\n\x1a\n"
+    width, height = struct.unpack(">II", head[16:24])
+    return width, height
+
+
+def _ink(png: Path) -> float:
+    """Share of the picture that is not white."""
+    from matplotlib.image import imread
+
+    picture = imread(png)[..., :3]
+    return float((picture < 0.9).any(axis=-1).mean())
+
+
+def test_every_plot_is_drawn_and_holds_something(tmp_path: Path) -> None:
+    written = write_plots(_run(tmp_path))
+    assert [p.name for p in written] == ["reward.png", "lag.png", "kl.png", "throughput.png", "lengths.png"]
+    for png in written:
+        width, height = _size(png)
+        assert width > 600
+        assert height > 400
+        assert 0.01 < _ink(png) < 0.5
+
+
+def test_what_was_not_recorded_is_left_out(tmp_path: Path) -> None:
+    run = RunDir.create(tmp_path / "runs", "sort", "name: sort\n")
+    assert write_plots(run) == []
+    log = MetricsLog(run.metrics)
+    log.write(Version(0, 1), {"off_policy/mean": 0.5, "off_policy/max": math.nan}, at=1.0)
+    log.close()
+    assert [p.name for p in write_plots(run)] == ["lag.png"]
+
+
+def test_the_same_numbers_give_the_same_file(tmp_path: Path) -> None:
+    run = _run(tmp_path)
+    lag = [plot for plot in PLOTS if plot.name == "lag"]
+    first = [p.read_bytes() for p in write_plots(run, lag)]
+    assert [p.read_bytes() for p in write_plots(run, lag)] == first
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_a_learning_curve_over_seeds_of_different_length(tmp_path: Path, seeds: int) -> None:
+    runs = [_run(tmp_path, seed, 40 - seed * 4) for seed in range(seeds)]
+    for over in ("step", "minutes"):
+        png = learning_curve(runs, tmp_path / f"{over}.png", over=over)
+        assert _ink(png) > 0.01
