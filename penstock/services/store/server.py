@@ -88,21 +88,11 @@ class PrivateServer:
         same folder; DeadlinePassed when it takes too long."""
         if self.alive:
             return
-        self._data.mkdir(parents=True, exist_ok=True)
-        self._log.parent.mkdir(parents=True, exist_ok=True)
-        if self._folder is None:
-            whereabouts.end_predecessor(self._data, self._deadline)
-            self._folder = whereabouts.short_folder()
-        if self._binary is None:
-            self._binary = find_binary()
-            self._check_format(self._binary)
-        if self._host and not self._port:
-            self._port = _free_port(self._host)
-        self._write_configuration()
-        self._launch()
-        assert self._folder is not None and self._process is not None
-        whereabouts.describe(self._data, self._folder, self._process.pid, self.url, self._password)
-        self._wait_until_ready()
+        try:
+            self._start()
+        except (StoreError, DeadlinePassed):
+            self.stop()
+            raise
 
     def stop(self) -> None:
         """End the server, by SIGTERM and then by SIGKILL, and remove socket, configuration and link."""
@@ -134,6 +124,23 @@ class PrivateServer:
         self.stop()
 
     # --- starting -----------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        self._data.mkdir(parents=True, exist_ok=True)
+        self._log.parent.mkdir(parents=True, exist_ok=True)
+        if self._folder is None:
+            whereabouts.end_predecessor(self._data, self._deadline)
+            self._folder = whereabouts.short_folder()
+        if self._binary is None:
+            self._binary = find_binary()
+            self._check_format(self._binary)
+        if self._host and not self._port:
+            self._port = _free_port(self._host)
+        self._write_configuration()
+        self._launch()
+        assert self._folder is not None and self._process is not None
+        whereabouts.describe(self._data, self._folder, self._process.pid, self.url, self._password)
+        self._wait_until_ready()
 
     def _check_format(self, binary: Path) -> None:
         """Redis 7 keeps the file in a folder that Redis 6 would not look into: it would start empty."""

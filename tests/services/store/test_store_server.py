@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -65,10 +66,13 @@ def driver(tmp_path):
     """Another process that runs a server on the same folder; the process, and the server's process id."""
     process = subprocess.Popen([sys.executable, "-c", DRIVER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
-    yield process, int(process.stdout.readline())
+    server = int(process.stdout.readline())
+    folder = (tmp_path / "store" / "live").resolve()
+    yield process, server
     process.kill()
     process.wait()
     process.stdout.close()
+    shutil.rmtree(folder, ignore_errors=True)  # the next run on the folder would do it
 
 
 def opened(server: PrivateServer, deadline: float = 10.0):
@@ -285,6 +289,7 @@ def test_a_data_file_that_cannot_be_read_is_an_error_with_the_servers_words(make
     (tmp_path / "store" / "appendonly.aof").write_bytes(b"*1\r\nthis is no append-only file\r\n" * 9)
     with pytest.raises(StoreError, match=r"(?s)did not start.*exit code 1.*Bad file format"):
         make().start()
+    assert not (tmp_path / "store" / "live").is_symlink()
 
 
 def test_data_of_a_newer_redis_is_not_mistaken_for_an_empty_store(make, tmp_path, monkeypatch):
