@@ -86,11 +86,6 @@ class Team:
         """Returns when all ranks have come here."""
         self.sum(np.zeros(1))
 
-    def leave(self) -> None:
-        """Take the process groups down; nothing may be said afterwards."""
-        if dist.is_initialized():
-            dist.destroy_process_group()
-
     def _reduce(self, values: Numbers, how: dist.ReduceOp.RedOpType) -> Numbers:
         if self.size == 1:
             return values

@@ -142,3 +142,16 @@ class Worker(threading.Thread):
                 unscored=None if reward is not None else "reward 'test': timed out",
                 reference_logprobs=logprobs - 0.01,
             )
+
+
+def model_folder(folder):
+    """The tiny model with a tokenizer of 32 words, in Hugging Face format."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = {"<eos>": 0} | {str(i): i for i in range(1, 32)}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<eos>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tiny_model().save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<eos>").save_pretrained(folder)
+    return folder
