@@ -186,7 +186,7 @@ def test_redis_and_memory_agree_on_any_walk(server):
     run_state_machine_as_test(
         Walk,
         settings=settings(
-            max_examples=40,
+            max_examples=25,
             stateful_step_count=40,
             derandomize=True,
             deadline=None,
