@@ -95,7 +95,7 @@ def panel(view: RunView) -> RenderableType:
     if view.workers:
         parts.append(_workers(view.workers))
     colour = {"failed": "red", "finished": "green", "stopped": "yellow"}.get(view.phase, "cyan")
-    subtitle = view.run_dir or None
+    subtitle = _plain(view.run_dir) if view.run_dir else None
     title = f"[bold]{view.name or 'penstock'}[/] · {view.phase}"
     return Panel(Group(*parts), title=title, subtitle=subtitle, border_style=colour, padding=(0, 1))
 

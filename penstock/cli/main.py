@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -95,7 +95,7 @@ def status(
 def check(
     run_file: RunFileArgument,
     overrides: Overrides = None,
-    stage: Annotated[str, typer.Option(help="What the file is for: train, sft or evaluate.")] = "train",
+    stage: Annotated[Literal["train", "sft", "evaluate"], typer.Option(help="What the file is for.")] = "train",
 ) -> None:
     """Find every mistake in a run file before anything starts."""
     from penstock import api

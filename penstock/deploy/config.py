@@ -107,8 +107,6 @@ class DeadlinesSection(Section):
 
     start: float = on_resume(900.0, gt=0)
     """An actor's start until it is ready: imports, loading the model, compiling."""
-    publish: float = on_resume(300.0, gt=0)
-    """The learner's publication of one version."""
     drain: float = on_resume(60.0, gt=0)
     """A clean end: workers hand back what they have."""
     silence: float = on_resume(120.0, gt=0)
