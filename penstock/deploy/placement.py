@@ -29,10 +29,11 @@ class Placement:
     def options(self, role: Literal["rollout", "learner", "scorer"], secrets: tuple[str, ...] = ()) -> dict[str, Any]:
         """Options of a Ray actor of this role."""
         wanted: RoleResources = getattr(self.section, role)
+        threads = {"rollout": self.engine.threads, "learner": self.section.learner_threads, "scorer": 1}[role]
         return {
             "num_cpus": wanted.cpus,
             "num_gpus": self.gpus(role),
-            "runtime_env": {"env_vars": actor_environment(threads=wanted.threads, device=self.device, secrets=secrets)},
+            "runtime_env": {"env_vars": actor_environment(threads=threads, device=self.device, secrets=secrets)},
         }
 
     def gpus(self, role: Literal["rollout", "learner", "scorer"]) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -63,10 +64,9 @@ class Conductor:
         outcome: Phase = "failed"
         try:
             self._journal.enter("starting", "Ray, the store, engines")
-            with self._phases.phase("start"):
-                parts = Parts(self._run_file, self._directory, self._checkpoint)
-                parts.__enter__()
-            with parts:
+            with ExitStack() as stack:
+                with self._phases.phase("start"):
+                    parts = stack.enter_context(Parts(self._run_file, self._directory, self._checkpoint))
                 outcome = self._play(parts)
         except KeyboardInterrupt:
             outcome = "stopped"
