@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from learner_parts import MemorySender, Worker, tiny_model
 
+from penstock.learner import archive, checkpoints
 from penstock.learner.config import (
     AlgorithmSection,
     ArchiveSection,
@@ -96,3 +98,102 @@ def test_a_run_trains_publishes_and_leaves_a_balanced_ledger(team, tmp_path, max
     assert metrics["kl/reference"] > 0
     assert store.counts().balanced
     assert store.counts().by_state["committed"] == 48
+
+
+def run_with_worker(loop, store, sender, reward=many_small_tokens):
+    worker = Worker(store, sender, reward)
+    worker.start()
+    try:
+        return loop.run()
+    finally:
+        worker.stop.set()
+        worker.join(10)
+
+
+def test_a_step_with_undefined_gradients_changes_nothing_and_three_of_them_end_the_run(team, tmp_path):
+    from penstock.learner.loop import NonFinite
+
+    store, sender, reports = MemoryStore(), MemorySender(), []
+    loop = loop_of(team, store, sender, tmp_path, steps=5, reports=reports)
+    # A sampler that reports probability 0 for what it drew: the KL estimate of the loss is undefined.
+    algorithm = loop._crew._algorithm
+    object.__setattr__(algorithm, "penalty", lambda logp, reference: logp * float("nan"))
+    object.__setattr__(algorithm, "kl_coefficient", 1.0)
+    before = loop._crew.engine.snapshot(wanted=True)
+    with pytest.raises(NonFinite, match=r"3 train steps in a row from version 0\.0"):
+        run_with_worker(loop, store, sender)
+    after = loop._crew.engine.snapshot(wanted=True)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert [r["kind"] for r in reports] == ["started", "skipped", "skipped", "skipped"]
+    assert sender.published == [Version(0, 0)]
+    counts = store.counts()
+    assert counts.balanced
+    assert counts.dropped["nonfinite"] == 12
+
+
+def test_a_publication_that_fails_ends_the_run_with_its_cause(team, tmp_path):
+    store, sender, reports = MemoryStore(), MemorySender(), []
+    loop = loop_of(team, store, sender, tmp_path, steps=5, reports=reports)
+
+    def fail_after_the_first(report):
+        if report["kind"] == "started":
+            sender.failure = OSError("no space left in shared memory")
+
+    loop._report = fail_after_the_first
+    with pytest.raises(OSError, match="no space left"):
+        run_with_worker(loop, store, sender)
+    assert store.counts().balanced
+
+
+def test_a_full_store_is_relieved_by_a_checkpoint_while_waiting(team, tmp_path):
+    store, sender, reports = MemoryStore(), MemorySender(), []
+    loop = loop_of(team, store, sender, tmp_path, steps=4, reports=reports)
+    # Room for about the groups of one step: applied ones are in the way until a checkpoint holds them.
+    store.amend(LedgerRules(1, 4, None, 3500))
+    assert run_with_worker(loop, store, sender) == "steps"
+    kinds = [r["kind"] for r in reports]
+    assert kinds.count("step") == 4
+    assert kinds.index("checkpoint") < kinds.index("step", 2)
+    assert store.counts().balanced
+
+
+def test_the_end_of_the_data_ends_the_run_with_checkpoint_and_model(team, tmp_path):
+    store, sender, reports = MemoryStore(), MemorySender(), []
+    loop = loop_of(team, store, sender, tmp_path, steps=99, reports=reports)
+    store.amend(LedgerRules(1, 4, 10, 10**8))
+    assert run_with_worker(loop, store, sender) == "data_end"
+    assert reports[-1] == reports[-1] | {"kind": "ended", "why": "data_end", "version": "0.2"}
+    assert checkpoints.latest(tmp_path / "checkpoints").version == Version(0, 2)
+    assert [folder for folder, _ in loop.saved] == [tmp_path / "model"]
+    assert "lm_head.weight" not in loop.saved[-1][1]
+    counts = store.counts()
+    assert counts.balanced
+    assert (counts.by_state["committed"], counts.dropped["data_end"]) == (8, 2)
+
+
+def test_a_checkpoint_asked_for_comes_at_the_end_of_the_step_and_knows_the_observed_metrics(team, tmp_path):
+    store, sender, reports = MemoryStore(), MemorySender(), []
+    loop = loop_of(team, store, sender, tmp_path, steps=2, reports=reports)
+    loop.observe({"eval/accuracy": 0.25})
+    loop.request_checkpoint()
+    run_with_worker(loop, store, sender)
+    first = checkpoints.find(tmp_path / "checkpoints")[0]
+    assert first.version == Version(0, 1)
+    assert first.metrics["eval/accuracy"] == 0.25
+    assert first.metrics["reward/mean"] == reports[[r["kind"] for r in reports].index("step")]["metrics"]["reward/mean"]
+
+
+def test_the_archived_batch_is_the_one_that_was_trained_on(team, tmp_path):
+    store, sender, reports = MemoryStore(), MemorySender(), []
+    loop = loop_of(team, store, sender, tmp_path, steps=1, reports=reports)
+    run_with_worker(loop, store, sender)
+    version, batch, facts = archive.read(tmp_path / "archive" / "step-000000-lineage-0")
+    assert version == Version(0, 0)
+    metrics = next(r for r in reports if r["kind"] == "step")["metrics"]
+    assert len(batch) == metrics["batch/answers"]
+    assert int(batch.mask.sum()) == metrics["batch/tokens_in_loss"]
+    # On-policy and in one update: every ratio is 1, so the loss is −Σ weight · advantage (· a weight of about 1).
+    loss = -float((np.repeat(batch.weights, batch.lengths) * batch.advantages * batch.mask).sum())
+    assert metrics["actor/pg_loss"] == pytest.approx(loss, abs=1e-5)
+    assert np.abs(batch.logp_learner - batch.logp_sampler).max() < 1e-4
+    assert facts["metrics"]["actor/pg_loss"] == metrics["actor/pg_loss"]

@@ -1,0 +1,110 @@
+"""Checkpoint folders: complete or not there, the newest and the best kept, errors that say what is there."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from penstock.learner import checkpoints
+from penstock.services.contracts import LedgerMemo, PenstockError
+from penstock.services.versions import Version
+
+FACTS = {"ranks": 1, "zero_stage": 1, "dtype": "float32", "config_hash": "abc", "updates": 7, "tokens": 900}
+
+
+def memo(issued=12):
+    return LedgerMemo(issued, 8, {"stale": 1}, (10, 11, 9), {1: Version(0, 3)})
+
+
+def write(root, step, lineage=0, **metrics):
+    version = Version(lineage, step)
+    partial = checkpoints.begin(root, version)
+    (partial / "state").write_text("weights")
+    return checkpoints.seal(root, version, memo(), metrics, FACTS)
+
+
+def test_a_checkpoint_reads_back_as_it_was_written(tmp_path):
+    written = write(tmp_path, 40, lineage=1, **{"reward/mean": 0.5, "actor/loss": float("nan")})
+    found = checkpoints.read(tmp_path / "step-000040-lineage-1")
+    assert found == written
+    assert (found.version, found.updates, found.tokens, found.ranks) == (Version(1, 40), 7, 900, 1)
+    assert found.memo == memo()
+    assert found.metrics == {"reward/mean": 0.5}
+    assert (found.folder / "state").read_text() == "weights"
+    assert (tmp_path / "latest").read_text() == "step-000040-lineage-1"
+
+
+def test_a_half_written_checkpoint_is_none(tmp_path):
+    write(tmp_path, 1)
+    (checkpoints.begin(tmp_path, Version(0, 2)) / "state").write_text("half")
+    assert [c.version.step for c in checkpoints.find(tmp_path)] == [1]
+    assert checkpoints.latest(tmp_path).version == Version(0, 1)
+
+
+def test_what_an_interrupted_attempt_left_does_not_get_into_the_next(tmp_path):
+    (checkpoints.begin(tmp_path, Version(0, 2)) / "old").write_text("half")
+    assert not (write(tmp_path, 2).folder / "old").exists()
+
+
+def test_no_checkpoints_no_latest(tmp_path):
+    assert checkpoints.latest(tmp_path) is None
+
+
+def test_a_higher_lineage_is_newer_than_a_higher_step(tmp_path):
+    write(tmp_path, 40)
+    write(tmp_path, 30, lineage=1)
+    assert checkpoints.latest(tmp_path).version == Version(1, 30)
+
+
+@pytest.mark.parametrize(("which", "champion"), [("max", 2), ("min", 1)])
+def test_the_newest_and_the_best_are_kept(tmp_path, which, champion):
+    for step, accuracy in enumerate((0.1, 0.9, 0.5, 0.6, 0.7), 1):
+        write(tmp_path, step, **{"eval/accuracy": accuracy})
+    gone = checkpoints.prune(tmp_path, 2, "eval/accuracy", which)
+    assert {c.version.step for c in checkpoints.find(tmp_path)} == {champion, 4, 5}
+    assert len(gone) == 2
+    assert not any(folder.exists() for folder in gone)
+
+
+def test_without_a_best_only_the_newest_are_kept(tmp_path):
+    for step in range(1, 5):
+        write(tmp_path, step)
+    checkpoints.prune(tmp_path, 1, None, "max")
+    assert [c.version.step for c in checkpoints.find(tmp_path)] == [4]
+
+
+def test_a_metric_that_nobody_measured_keeps_nothing_besides(tmp_path):
+    for step in range(1, 4):
+        write(tmp_path, step)
+    checkpoints.prune(tmp_path, 1, "eval/accuracy", "max")
+    assert [c.version.step for c in checkpoints.find(tmp_path)] == [3]
+
+
+def test_a_folder_that_is_no_checkpoint_is_refused_with_what_is_there(tmp_path):
+    write(tmp_path, 7)
+    with pytest.raises(PenstockError, match=r"step-000008-lineage-0 is no complete checkpoint.*step-000007-lineage-0"):
+        checkpoints.read(tmp_path / "step-000008-lineage-0")
+
+
+def test_another_format_is_refused_by_its_number(tmp_path):
+    folder = write(tmp_path, 7).folder
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"format": 9}))
+    with pytest.raises(PenstockError, match="has format 9, this build reads format 1"):
+        checkpoints.read(folder)
+
+
+@pytest.mark.parametrize(
+    ("layout", "text"),
+    [
+        ((2, 1, "float32"), r"learner\.ranks=1"),
+        ((1, 3, "float32"), "zero_stage=1"),
+        ((1, 1, "bfloat16"), "dtype=float32"),
+    ],
+)
+def test_a_checkpoint_of_another_layout_is_refused_with_the_remedy(tmp_path, layout, text):
+    written = write(tmp_path, 7)
+    checkpoints.must_fit(written, 1, 1, "float32")
+    with pytest.raises(PenstockError, match=f"{text}.*Resume with"):
+        checkpoints.must_fit(written, *layout)

@@ -1,0 +1,155 @@
+"""What the learner takes from the store, what it drops and why, and when it stops asking."""
+
+from __future__ import annotations
+
+import re
+
+import builders
+import numpy as np
+import pytest
+
+from penstock.learner.algorithms.bound import bind
+from penstock.learner.config import AlgorithmSection
+from penstock.learner.feed import Feed
+from penstock.services.codec import encode
+from penstock.services.contracts import DeadlinePassed, LedgerRules
+from penstock.services.store.memory import MemoryStore
+from penstock.services.versions import FIRST, Version
+
+
+def no_stop():
+    return ""
+
+
+class Source:
+    """A store with a worker's hands: `give` reserves and puts one group."""
+
+    def __init__(self, prompts=None, max_lag=1, want=2):
+        self.store = MemoryStore()
+        self.store.attach(LedgerRules(max_lag, want, prompts, 10**8))
+        self.store.reconcile(FIRST, 0, "start")
+        self.count = 0
+
+    def give(self, *rewards, payload=None, version=FIRST):
+        self.count += 1
+        answer = self.store.reserve("worker", version, 1, 60.0, f"r{self.count}")
+        (ticket,) = answer.tickets
+        group = builders.group(ticket.index, rewards, version=version)
+        self.store.put(ticket, payload or encode(group), version)
+        return ticket.index
+
+    def feed(self, want=2, deadline=5.0, refills=2, **cells):
+        algorithm = bind(AlgorithmSection.model_validate(cells))
+        return Feed(self.store, algorithm, want, refills, deadline, poll=0.001)
+
+
+def test_a_step_is_filled_with_groups_that_have_signal():
+    source = Source(max_lag=4)
+    useful = [source.give(0.0, 1.0)]
+    source.give(1.0, 1.0)
+    source.give(None, 1.0)
+    source.give(0.0, 1.0, payload=b"PNSK\x00\x01\x05Group no group")
+    useful.append(source.give(0.0, 0.5, None))
+    fed = source.feed().next(FIRST, no_stop)
+    assert fed.indices == useful
+    assert [g.prompt.index for g in fed.groups] == useful
+    assert +fed.dropped == {"no_signal": 1, "unscored": 1, "damaged": 1}
+    assert [g.scored[0].reward for g in fed.passed_over] == [1.0]
+    assert re.match("group 3: Group: ", fed.damage[0])
+    counts = source.store.counts()
+    assert counts.balanced
+    assert dict(counts.dropped) == {"no_signal": 1, "unscored": 1, "damaged": 1}
+    assert counts.by_state["taken"] == 2
+
+
+def test_with_the_filter_off_groups_without_signal_stay_in_the_batch():
+    source = Source()
+    source.give(1.0, 1.0)
+    source.give(0.0, 1.0)
+    fed = source.feed(group_filter="all").next(FIRST, no_stop)
+    assert len(fed.groups) == 2
+    assert not +fed.dropped
+
+
+def test_refilling_goes_on_while_groups_come_one_by_one():
+    source = Source(want=2)
+    waits = iter([(1.0, 1.0), (0.0, 1.0), (0.0, 0.0), (0.0, 2.0)])
+
+    def waiting():
+        rewards = next(waits, None)
+        if rewards:
+            source.give(*rewards)
+        return ""
+
+    fed = source.feed(refills=5).next(FIRST, waiting)
+    assert len(fed.groups) == 2
+    assert fed.dropped["no_signal"] == 2
+
+
+def test_refilling_ends_with_the_reason_when_everything_is_solved():
+    source = Source(max_lag=50)
+    for _ in range(4):
+        source.give(1.0, 1.0)
+    source.give(0.0, 1.0)
+    fed = source.feed(refills=2).next(FIRST, lambda: source.give(1.0, 1.0) and "")
+    assert fed.ended.startswith("no_signal: the step from version 0.0 found 0 of 2 groups with signal and dropped 4")
+    assert "4 of the 4 without signal had all answers at the reward 1" in fed.ended
+    assert fed.groups == []
+    assert source.store.counts().by_state["taken"] == 0
+    assert source.store.counts().balanced
+
+
+def test_the_end_of_the_data_ends_the_run_and_drops_what_cannot_fill_a_step():
+    source = Source(prompts=3)
+    feed = source.feed()
+    source.give(0.0, 1.0)
+    source.give(0.0, 1.0)
+    assert not feed.next(FIRST, no_stop).ended
+    source.store.advance(Version(0, 1))
+    source.give(0.0, 1.0, version=Version(0, 1))
+    fed = feed.next(Version(0, 1), no_stop)
+    assert fed.ended == "data_end"
+    assert dict(source.store.counts().dropped) == {"data_end": 1}
+
+
+def test_a_request_to_stop_ends_the_wait_and_leaves_what_is_held():
+    source = Source()
+    source.give(0.0, 1.0)
+    fed = source.feed().next(FIRST, lambda: "stop: someone pressed Ctrl-C")
+    assert fed.ended == "stop: someone pressed Ctrl-C"
+    assert source.store.counts().by_state["taken"] == 1
+
+
+def test_a_wait_that_takes_too_long_says_for_what_since_when_and_who():
+    source = Source()
+    source.give(0.0, 1.0)
+    source.give(1.0, 1.0)
+    with pytest.raises(DeadlinePassed) as raised:
+        source.feed(deadline=0.05).next(FIRST, no_stop)
+    text = str(raised.value)
+    assert re.search(r"version 0\.0 waited 0 s \(staleness\.take_deadline\), since \d\d:\d\d:\d\d", text)
+    assert "for 2 groups from the rollout workers and holds 1; dropped meanwhile: 1 no_signal" in text
+    assert "1 taken" in text
+
+
+def test_stale_groups_are_counted_and_replaced():
+    source = Source(max_lag=0, want=1)
+    feed = source.feed(want=1)
+    source.give(0.0, 1.0)
+    feed.next(FIRST, no_stop)
+    now = Version(0, 1)
+    source.store.advance(now)
+    (ticket,) = source.store.reserve("worker", now, 1, 60.0, "late").tickets
+    source.store.put(ticket, encode(builders.group(ticket.index, (0.0, 1.0))), FIRST)
+    fed = feed.next(now, lambda: source.give(0.0, 1.0, version=now) and "")
+    assert fed.dropped["stale"] == 1
+    assert len(fed.groups) == 1
+
+
+def test_taking_again_after_a_lost_reply_gives_the_same_groups():
+    source = Source()
+    source.give(0.0, 1.0)
+    source.give(0.0, 1.0)
+    first, again = (source.feed().next(FIRST, no_stop) for _ in range(2))
+    assert first.indices == again.indices
+    assert np.array_equal(first.groups[0].prompt.tokens, again.groups[0].prompt.tokens)
