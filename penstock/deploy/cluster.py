@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import tempfile
@@ -30,11 +31,10 @@ class Cluster:
         self.address = address or os.environ.get("RAY_ADDRESS")
         self._folder: Path | None = None
         settings: dict[str, Any] = {"namespace": namespace, "log_to_driver": False, "configure_logging": False}
-        # Ray says on every start how its tokens work and which metrics are gone; neither is about the run.
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        os.environ.setdefault("RAY_DISABLE_IMPORT_WARNING", "1")
         if self.address is None:
             self._folder = Path(tempfile.mkdtemp(prefix=_TEMP_PREFIX))
+            # Ray guards the cluster with a token in the user's home; it need not say so at every start.
+            logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
             settings |= {
                 "_temp_dir": str(self._folder),
                 "include_dashboard": False,
