@@ -171,16 +171,26 @@ def test_the_end_of_the_data_ends_the_run_with_checkpoint_and_model(team, tmp_pa
     assert (counts.by_state["committed"], counts.dropped["data_end"]) == (8, 2)
 
 
-def test_a_checkpoint_asked_for_comes_at_the_end_of_the_step_and_knows_the_observed_metrics(team, tmp_path):
+def test_a_checkpoint_asked_for_comes_at_the_next_chance(team, tmp_path):
+    store, sender, reports = MemoryStore(), MemorySender(), []
+    loop = loop_of(team, store, sender, tmp_path, steps=2, reports=reports)
+    loop.request_checkpoint()
+    run_with_worker(loop, store, sender)
+    first = next(i for i, r in enumerate(reports) if r["kind"] == "checkpoint")
+    assert [r["kind"] for r in reports[:first]].count("step") <= 1
+
+
+def test_a_checkpoint_knows_the_metrics_of_its_step_and_those_observed_elsewhere(team, tmp_path):
     store, sender, reports = MemoryStore(), MemorySender(), []
     loop = loop_of(team, store, sender, tmp_path, steps=2, reports=reports)
     loop.observe({"eval/accuracy": 0.25})
-    loop.request_checkpoint()
     run_with_worker(loop, store, sender)
-    first = checkpoints.find(tmp_path / "checkpoints")[0]
-    assert first.version == Version(0, 1)
-    assert first.metrics["eval/accuracy"] == 0.25
-    assert first.metrics["reward/mean"] == reports[[r["kind"] for r in reports].index("step")]["metrics"]["reward/mean"]
+    newest = checkpoints.latest(tmp_path / "checkpoints")
+    last = [r for r in reports if r["kind"] == "step"][-1]
+    assert newest.version == Version(0, 2)
+    assert newest.metrics["eval/accuracy"] == 0.25
+    assert newest.metrics["reward/mean"] == last["metrics"]["reward/mean"]
+    assert newest.tokens == last["metrics"]["learner/tokens"]
 
 
 def test_the_archived_batch_is_the_one_that_was_trained_on(team, tmp_path):
