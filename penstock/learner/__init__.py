@@ -1,1 +1,1 @@
-"""Training: the algorithms, the DeepSpeed engine, the feed, the loop. Imports only `services`."""
+"""The learner: takes groups, trains on them with DeepSpeed, publishes weights."""

@@ -53,7 +53,7 @@ class TrainingSection(Section):
     """Decay of AdamW's two moments; both in [0, 1)."""
     eps: float = Field(1e-8, gt=0, le=1e-3)
     """Added to the root of the second moment."""
-    weight_decay: float = on_resume(0.0, ge=0, le=1)
+    weight_decay: float = Field(0.0, ge=0, le=1)
     """Decoupled decay of matrices; vectors (norms, biases) are never decayed."""
     max_grad_norm: float = on_resume(1.0, gt=0)
     """The global gradient is scaled down to this norm."""
