@@ -40,8 +40,6 @@ class RolloutSection(Section):
     lease_seconds: float = on_resume(60.0, ge=1, le=3600)
     """How long a group stays reserved without a sign of life from its worker. Renewed by a thread of its own every
     third of it, so it bounds how long a dead worker's groups wait, not how long an answer may take."""
-    quorum: int = on_resume(1, ge=1)
-    """Answers of a group that must be scored; a group with fewer is dropped(unscored)."""
     max_restarts: int = on_resume(3, ge=0)
     """How often one worker is started again after it died. A worker that dies more often has a cause that starting
     again does not mend, and ends the run with it."""
@@ -98,5 +96,3 @@ class EvaluationSection(Section):
     """Only so many prompts, the first of a fixed order; null for all."""
     max_tokens: int | None = on_resume(None, ge=1)
     """Budget of new tokens per answer; by default the one of training."""
-    part: str | None = on_resume(None)
-    """The reward part that says whether an answer is right (0.5 or more); by default the whole reward."""

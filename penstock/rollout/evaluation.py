@@ -20,9 +20,6 @@ from penstock.services.contracts import DeadlinePassed, Generator, Request, Scor
 from penstock.services.trajectory import Completion, Finish, Prompt, Sampling, Trajectory
 from penstock.services.versions import Version
 
-RIGHT = 0.5
-"""An answer is right when its reward part is at least this."""
-
 
 @dataclass(frozen=True)
 class EvaluationJob:
@@ -35,6 +32,8 @@ class EvaluationJob:
     greedy: bool = True
     part: str | None = None
     """The reward part that says whether an answer is right; None for the whole reward."""
+    right_at: float = 1.0
+    """An answer is right from this value of that part on."""
     version: Version | None = None
     """None for the one that the worker has when it begins."""
     deadline: float = 3600.0
@@ -70,15 +69,16 @@ class EvaluationReport:
 
 
 def job_of(
-    section: EvaluationSection, prompts: tuple[Prompt, ...], training: Sampling, version: Version | None = None
+    section: EvaluationSection, prompts: tuple[Prompt, ...], training: Sampling, part: str, right_at: float
 ) -> EvaluationJob:
-    """The job that a run file asks for; what it leaves open is as in training."""
+    """The job that a run file asks for; what it leaves open is as in training. `part` and `right_at` say which reward
+    part decides whether an answer is right, and from which value on."""
     sampling = Sampling(
         temperature=section.temperature,
         max_tokens=section.max_tokens or training.max_tokens,
         stop_token_ids=training.stop_token_ids,
     )
-    return EvaluationJob(prompts, sampling, section.samples, section.greedy, section.part, version)
+    return EvaluationJob(prompts, sampling, section.samples, section.greedy, part, right_at)
 
 
 def evaluation_prompts(sources: Mapping[str, Source], most: int | None) -> tuple[Prompt, ...]:
@@ -165,7 +165,7 @@ class Evaluation:
             if asked.scoring is not None
             for member, trajectory in enumerate(asked.scoring.result(timeout=0))
         )
-        metrics = summarise(samples, self.job.part)
+        metrics = summarise(samples, self.job.part, self.job.right_at)
         metrics["eval/seconds"] = time.monotonic() - self.began
         return EvaluationReport(self.version, metrics, samples)
 
@@ -192,7 +192,7 @@ def _sample(prompt: Prompt, greedy: bool, trajectory: Trajectory) -> EvaluationS
     )
 
 
-def summarise(samples: Sequence[EvaluationSample], part: str | None) -> dict[str, float]:
+def summarise(samples: Sequence[EvaluationSample], part: str | None, right_at: float) -> dict[str, float]:
     """Accuracy, reward, length and unscored share, sampled and greedy; accuracy also per dataset, if several."""
     metrics: dict[str, float] = {}
     for name, greedy in (("sampled", False), ("greedy", True)):
@@ -204,7 +204,7 @@ def summarise(samples: Sequence[EvaluationSample], part: str | None) -> dict[str
         metrics[f"eval/{name}/unscored"] = 1 - len(judged) / len(chosen)
         right: dict[str, list[bool]] = defaultdict(list)
         for sample in judged:
-            right[sample.source].append((sample.judgement(part) or 0.0) >= RIGHT)
+            right[sample.source].append((sample.judgement(part) or 0.0) >= right_at)
         if judged:
             metrics[f"eval/{name}/accuracy"] = float(np.mean([r for each in right.values() for r in each]))
         rewards = [s.reward for s in chosen if s.reward is not None]

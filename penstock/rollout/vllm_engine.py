@@ -20,6 +20,8 @@ from penstock.rollout.vllm_setup import start_engine
 from penstock.services.contracts import PenstockError, Request, SwapReport, WeightReceiver, WeightsError
 from penstock.services.trajectory import Completion, Finish, Floats, Sampling, Span, Unfinished
 from penstock.services.versions import Version
+from penstock.services.weights.engine_transfer import Backend, EngineTransferReceiver
+from penstock.services.weights.files import WeightsMissing
 from penstock.services.weights.manifest import Manifest, probe_tokens
 
 if TYPE_CHECKING:
@@ -48,11 +50,13 @@ class VllmGenerator:
         name: str = "engine",
         seed: int = 0,
         loaded: Version | None = None,
+        transfer: Backend | None = None,
     ) -> None:
         """Start the engine with the weights in the directory or hub id `model`; this takes seconds to minutes.
 
         end_tokens: ids that end every answer. receiver: where `swap` gets weights from. loaded: the version that
-        `model` holds; without one, the first thing to do is a swap. Raises EngineFailed.
+        `model` holds; without one, the first thing to do is a swap. transfer: how an EngineTransferReceiver's weights
+        come. Raises EngineFailed.
         """
         self.name = name
         self._section = section
@@ -66,7 +70,7 @@ class VllmGenerator:
         self._asides = 0  # probes and parity requests made so far
         self._probed: tuple[Manifest, list[float]] | None = None
         self._failed: str | None = None
-        self._engine = self._guarded("start", lambda: start_engine(model, section, seed))
+        self._engine = self._guarded("start", lambda: start_engine(model, section, seed, transfer))
         import vllm
 
         self._vllm = vllm
@@ -198,12 +202,17 @@ class VllmGenerator:
         Raises WeightsMissing when `version` is not there, and the engine is as it was; after any other error it
         must not be used any more.
         """
-        assert self._receiver is not None
+        receiver = self._receiver
+        assert receiver is not None
         began = time.perf_counter()
-        manifest = self._receiver.manifest(version)
-        with self._receiver.fetch(version) as tensors:
-            verified = time.perf_counter()
-            self._load(tensors)
+        manifest = receiver.manifest(version)
+        if isinstance(receiver, EngineTransferReceiver):
+            verified = time.perf_counter()  # the probe is the proof
+            self._receive(receiver, version)
+        else:
+            with receiver.fetch(version) as tensors:
+                verified = time.perf_counter()
+                self._load(tensors)
         self._change_to(version)
         loaded = time.perf_counter()
         held = self._prove(version, manifest)
@@ -218,12 +227,23 @@ class VllmGenerator:
             in_flight=len(self._tracks),
         )
 
+    def _receive(self, receiver: EngineTransferReceiver, version: Version) -> None:
+        try:
+            receiver.load(version, self._rpc)
+        except WeightsMissing:
+            raise  # nothing was sent
+        except PenstockError as error:
+            self._failed = str(error)  # who knows how much of it has arrived
+            raise
+
     def _load(self, tensors: Mapping[str, Any]) -> None:
+        self._rpc("load_in_place", {"tensors": list(tensors.items())})
+
+    def _rpc(self, method: str, arguments: dict[str, Any]) -> None:
+        """Run a method in every process of the engine."""
         self._guarded(
-            "weight reload",
-            lambda: self._engine.collective_rpc(
-                "load_in_place", timeout=self._section.swap_deadline, args=(list(tensors.items()),)
-            ),
+            method,
+            lambda: self._engine.collective_rpc(method, timeout=self._section.swap_deadline, kwargs=arguments),
         )
 
     def _change_to(self, version: Version) -> None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 EXTENSION = "penstock.rollout.vllm_setup.WorkerExtension"
 
 
-def start_engine(model: str, section: EngineSection, seed: int) -> Any:
+def start_engine(model: str, section: EngineSection, seed: int, transfer: str | None = None) -> Any:
     """An LLMEngine of this process. Sets environment variables that vLLM reads when it is imported."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
@@ -49,6 +49,7 @@ def start_engine(model: str, section: EngineSection, seed: int) -> Any:
             skip_tokenizer_init=True,
             generation_config="vllm",  # the model's own defaults for sampling do not apply
             disable_log_stats=True,
+            weight_transfer_config={"backend": transfer} if transfer else None,
             **(sizes if on_cpu else {"gpu_memory_utilization": section.memory_share}),
         )
     )
