@@ -13,7 +13,7 @@ _FILE = "batch.safetensors"
 
 
 def write(folder: Path, version: Version, batch: Batch, facts: dict[str, Any]) -> Path:
-    """One batch, trained on by the step from `version`, into `folder`; complete or not there at all."""
+    """The batch of the step that ends in `version`, into `folder`; complete or not there at all."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = folder.with_name(f".{folder.name}.writing")
     shutil.rmtree(partial, ignore_errors=True)
@@ -25,7 +25,7 @@ def write(folder: Path, version: Version, batch: Batch, facts: dict[str, Any]) -
 
 
 def read(folder: Path) -> tuple[Version, Batch, dict[str, Any]]:
-    """The version a step started from, its batch, its facts. Raises BatchError when the folder holds none."""
+    """The version that a step ended in, its batch, its facts. Raises BatchError when the folder holds none."""
     file = folder / _FILE
     if not file.is_file():
         raise BatchError(f"{folder} holds no archived batch: {_FILE} is missing")

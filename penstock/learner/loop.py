@@ -176,7 +176,7 @@ class LearnerLoop:
         learner, ranks = self._settings.learner, self._crew.team.size
         shares = deal.deal(batch, self._minis, ranks, learner.micro_batch_tokens, learner.epochs, self._seed())
         every = self._settings.archive.every
-        keep = every > 0 and self.version.step % every == 0
+        keep = every > 0 and self.version.next().step % every == 0
         trained = self._crew.train(shares, keep)
         if keep:
             self._archive([share.batch for share in shares], trained)
@@ -267,9 +267,10 @@ class LearnerLoop:
         learned = [
             part.with_columns(logp_learner=logp.copy()) for part, logp in zip(parts, trained.logp_start, strict=True)
         ]
-        name = f"step-{self.version.step:06d}-lineage-{self.version.lineage}"
+        version = self.version.next()
+        name = f"step-{version.step:06d}-lineage-{version.lineage}"
         facts = {"learner": self._settings.learner.model_dump(), "metrics": report.finite(trained.metrics)}
-        archive.write(self._settings.archives / name, self.version, Batch.join(learned), facts)
+        archive.write(self._settings.archives / name, version, Batch.join(learned), facts)
         archive.prune(self._settings.archives, self._settings.archive.keep_last)
 
     def _step_metrics(self, fed: Fed, batch: Batch, trained: Trained) -> dict[str, float]:

@@ -176,7 +176,7 @@ def test_the_archive_holds_every_row_with_the_learners_own_log_probs(run):
     folder, _ = run
     (kept,) = (folder / "archive").iterdir()
     version, batch, facts = archive.read(kept)
-    assert version == Version(1, 4)
+    assert version == Version(1, 6)
     assert len(batch) == 16
     fresh = batch.mask & (batch.lags == 0)
     assert np.abs(batch.logp_learner - batch.logp_sampler)[fresh].max(initial=0.0) < 1e-4

@@ -15,7 +15,9 @@ from penstock.learner.config import (
     LearnerSection,
     StalenessSection,
 )
+from penstock.learner.metrics import METRICS
 from penstock.services.contracts import LedgerRules
+from penstock.services.metrics import describe
 from penstock.services.store.memory import MemoryStore
 from penstock.services.versions import Version
 
@@ -96,6 +98,7 @@ def test_a_run_trains_publishes_and_leaves_a_balanced_ledger(team, tmp_path, max
     rewards = [r["metrics"]["reward/mean"] for r in steps]
     assert np.mean(rewards[-3:]) > np.mean(rewards[:3]) + 0.1
     assert metrics["kl/reference"] > 0
+    assert all(describe(name, METRICS) for name in metrics), metrics.keys()
     assert store.counts().balanced
     assert store.counts().by_state["committed"] == 48
 
@@ -195,11 +198,11 @@ def test_a_checkpoint_knows_the_metrics_of_its_step_and_those_observed_elsewhere
 
 def test_the_archived_batch_is_the_one_that_was_trained_on(team, tmp_path):
     store, sender, reports = MemoryStore(), MemorySender(), []
-    loop = loop_of(team, store, sender, tmp_path, steps=1, reports=reports)
+    loop = loop_of(team, store, sender, tmp_path, steps=2, staleness={"max_lag": 0}, reports=reports)
     run_with_worker(loop, store, sender)
-    version, batch, facts = archive.read(tmp_path / "archive" / "step-000000-lineage-0")
-    assert version == Version(0, 0)
-    metrics = next(r for r in reports if r["kind"] == "step")["metrics"]
+    version, batch, facts = archive.read(tmp_path / "archive" / "step-000002-lineage-0")
+    assert version == Version(0, 2)
+    metrics = next(r for r in reports if r.get("step") == 2)["metrics"]
     assert len(batch) == metrics["batch/answers"]
     assert int(batch.mask.sum()) == metrics["batch/tokens_in_loss"]
     # On-policy and in one update: every ratio is 1, so the loss is −Σ weight · advantage (· a weight of about 1).
