@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from penstock.deploy.config import HeldOutSection
+from penstock.reward.config import RewardSection
 from penstock.rollout.config import SamplingSection
 from penstock.services.contracts import Scorer
 from penstock.services.data_config import DataSection
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from penstock.deploy.rollouts import RolloutPlan
+    from penstock.rollout.evaluation import EvaluationJob
     from penstock.rollout.stream import PromptStream
     from penstock.rollout.vllm_engine import VllmGenerator
     from penstock.rollout.worker import RolloutWorker
@@ -44,6 +47,19 @@ def training_sampling(section: SamplingSection, tokenizer: PreTrainedTokenizerBa
         max_tokens=section.max_tokens,
         stop_token_ids=tuple(ids[0] for ids in stops),
     )
+
+
+def held_out_job(
+    held_out: HeldOutSection, reward: RewardSection, training: Sampling, tokenizer: PreTrainedTokenizerBase
+) -> EvaluationJob | None:
+    """The evaluation that a run file asks for; None when it names no held-out prompts."""
+    from penstock.rollout.evaluation import evaluation_prompts, job_of
+    from penstock.services.data import open_prompts
+
+    if held_out.data is None:
+        return None
+    prompts = evaluation_prompts(open_prompts(held_out.data, tokenizer), held_out.max_prompts)
+    return job_of(held_out, prompts, training, reward.accuracy_part, reward.correct_at)
 
 
 def end_tokens(model: ModelSection, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
@@ -90,7 +106,7 @@ def build_worker(
         outlived=plan.outlived,
         max_groups=rollout.max_groups,
         lease=rollout.lease_seconds,
-        quorum=rollout.quorum,
+        quorum=plan.quorum,
         evaluation_slots=rollout.evaluation_slots,
         scoring_deadline=rollout.scoring_deadline,
         weights_deadline=plan.weights_deadline,

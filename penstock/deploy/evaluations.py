@@ -33,7 +33,7 @@ class Pending:
         """The version that was measured and its metrics. Raises what a worker raised."""
         reports: list[EvaluationReport] = ray.get(list(self.parts))
         samples = tuple(sample for report in reports for sample in report.samples)
-        metrics = summarise(samples, self.job.part) | {"eval/seconds": time.monotonic() - self.began}
+        metrics = summarise(samples, self.job.part, self.job.right_at) | {"eval/seconds": time.monotonic() - self.began}
         return reports[0].version, metrics
 
 

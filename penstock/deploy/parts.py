@@ -11,7 +11,7 @@ from typing import Any
 import ray
 
 from penstock.deploy import plans
-from penstock.deploy.assemble import build_stream, training_sampling
+from penstock.deploy.assemble import build_stream, held_out_job, training_sampling
 from penstock.deploy.cluster import Cluster
 from penstock.deploy.fleet import Member
 from penstock.deploy.learners import prepare_ranks, start_rank
@@ -20,7 +20,7 @@ from penstock.deploy.rollouts import start_worker
 from penstock.deploy.runfile import RunFile
 from penstock.deploy.scorers import start_scorer
 from penstock.deploy.storehost import StoreHost, run_id_of
-from penstock.rollout.evaluation import EvaluationJob, evaluation_prompts, job_of
+from penstock.rollout.evaluation import EvaluationJob
 from penstock.services.contracts import PenstockError
 from penstock.services.rundir import RunDir
 from penstock.services.weights.config import choose, default_folder
@@ -131,7 +131,6 @@ class Parts:
 
     def _open_data(self) -> None:
         """While the actors start: how long the stream is, and the held-out prompts."""
-        from penstock.services.data import open_prompts
         from penstock.services.models import load_tokenizer
 
         run_file = self._run_file
@@ -139,10 +138,9 @@ class Parts:
         prompts = build_stream(run_file.data, tokenizer, run_file.seed).length
         rules = plans.ledger_rules(run_file, prompts)
         (self.host.store.attach if self._resume is None else self.host.store.amend)(rules)
-        held_out = run_file.evaluation
-        if held_out.data is not None:
-            chosen = evaluation_prompts(open_prompts(held_out.data, tokenizer), held_out.max_prompts)
-            self.evaluation = job_of(held_out, chosen, training_sampling(run_file.rollout.sampling, tokenizer))
+        training = training_sampling(run_file.rollout.sampling, tokenizer)
+        assert run_file.reward is not None, "checked before the actors were started"
+        self.evaluation = held_out_job(run_file.evaluation, run_file.reward, training, tokenizer)
 
     def begin_learning(self) -> None:
         """Let the ranks meet and load; rank 0 publishes the first weights, then trains."""

@@ -34,6 +34,7 @@ def rollout_plan(run_file: RunFile, store: StoreAddress, weights: Path) -> Rollo
         engine=run_file.engine,
         outlived=run_file.staleness.outlived,
         max_lag=run_file.staleness.max_lag,
+        quorum=run_file.algorithm.quorum,
         store=store,
         weights=weights,
         weights_deadline=run_file.weights.deadline,

@@ -35,6 +35,8 @@ class RolloutPlan:
     engine: EngineSection
     outlived: Outlived
     max_lag: int
+    quorum: int
+    """Scored answers that the algorithm needs of a group."""
     store: StoreAddress
     weights: Path
     """Folder in which versions are published."""

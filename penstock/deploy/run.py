@@ -72,9 +72,12 @@ class Conductor:
             outcome = "stopped"
             self._why = self._why or f"interrupted by {self._asked.name or 'SIGINT'} before training began"
             raise
-        except (PenstockError, ray.exceptions.RayError) as error:
+        except PenstockError as error:
             self._why = str(error)
             raise
+        except ray.exceptions.RayError as error:
+            self._why = f"a call to an actor failed: {type(error).__name__}: {error}"
+            raise PenstockError(self._why) from error
         finally:
             self._conclude(outcome)
 

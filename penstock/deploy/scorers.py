@@ -6,12 +6,15 @@ A scorer has no state that a run depends on, so Ray itself restarts it and repea
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
+import psutil
 import ray
 
 from penstock.deploy.deaths import redirect_output
@@ -55,7 +58,8 @@ class ScorerActor:
         return [encode(trajectory) for trajectory in await asyncio.wrap_future(judged)]
 
     async def stats(self) -> dict[str, float]:
-        return self._scorer.stats()
+        """Counts and times, and this process's memory."""
+        return self._scorer.stats() | {"process/rss": float(facts_of_process()["rss"])}
 
     async def close(self) -> None:
         self._scorer.close()
@@ -103,9 +107,4 @@ def start_scorer(name: str, log: Path, options: dict[str, Any], **arguments: Any
 
 def facts_of_process() -> dict[str, Any]:
     """Where an actor runs."""
-    import os
-    import socket
-
-    import psutil
-
     return {"pid": os.getpid(), "node": socket.gethostname(), "rss": psutil.Process().memory_info().rss}

@@ -55,9 +55,12 @@ class _Tuning:
         except KeyboardInterrupt:
             outcome = "stopped"
             raise
-        except (PenstockError, ray.exceptions.RayError) as error:
+        except PenstockError as error:
             self._why = str(error)
             raise
+        except ray.exceptions.RayError as error:
+            self._why = f"a call to an actor failed: {type(error).__name__}: {error}"
+            raise PenstockError(self._why) from error
         finally:
             self._conclude(outcome)
 

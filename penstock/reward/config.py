@@ -50,9 +50,6 @@ class RewardSection(Section):
     """The part that says whether an answer is correct; by default the first."""
     correct_at: float = 1.0
     """An answer counts as correct from this value of the accuracy part on."""
-    quorum: int = Field(2, ge=1)
-    """Scored answers that a group needs; below that it is dropped. At least 2 wherever the other answers of the
-    group are the baseline."""
     workers: int = on_resume(1, ge=1, le=256)
     """Processes that run rules, for every scorer; so many groups are judged at a time."""
     folder: str = "."

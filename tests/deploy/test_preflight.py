@@ -74,9 +74,7 @@ def test_a_good_run_file_has_no_findings(place: Path) -> None:
     [
         ("reward=null", "reward", "is required and missing"),
         ("rollout.group_size=1", "rollout.group_size", "compares the answers of a group"),
-        ("reward.quorum=9", "reward.quorum", "no group of 8 answers can have 9 scored ones"),
-        ("rollout.quorum=9", "rollout.quorum", "no group of 8 answers"),
-        ("algorithm.quorum=9", "algorithm.quorum", "no group of 8 answers"),
+        ("algorithm.quorum=9", "algorithm.quorum", "no group of 8 answers can have 9 scored ones"),
         ("rollout.sampling.top_p=0.9", "rollout.sampling.top_p", "cannot reproduce which tokens were filtered out"),
         ("rollout.sampling.top_k=20", "rollout.sampling.top_k", "cannot reproduce which tokens were filtered out"),
         ("rollout.sampling.temperature=0", "rollout.sampling.temperature", "more than 0"),

@@ -166,7 +166,7 @@ def test_every_metric_is_declared():
         meter.count(name)
     meter.sampled(1)
     meter.swapped(SwapReport(V1, 0.1, 0.2, 0.3, 4))
-    found = set(meter.read()) | set(summarise([sample("a", 1.0), sample("b", 0.0, greedy=True)], None))
+    found = set(meter.read()) | set(summarise([sample("a", 1.0), sample("b", 0.0, greedy=True)], None, 1.0))
     assert not [name for name in found if describe(name, METRICS) is None]
 
 
@@ -208,7 +208,7 @@ def sample(source: str, reward: float | None, greedy: bool = False, **parts: flo
 
 
 def test_accuracy_counts_what_was_scored_and_tells_datasets_apart():
-    found = summarise([sample("a", 1.0), sample("a", 0.4), sample("b", 0.5), sample("b", None)], None)
+    found = summarise([sample("a", 1.0), sample("a", 0.4), sample("b", 0.5), sample("b", None)], None, 0.5)
     assert found["eval/sampled/accuracy"] == pytest.approx(2 / 3)
     assert found["eval/a/sampled/accuracy"] == 0.5 and found["eval/b/sampled/accuracy"] == 1.0
     assert found["eval/sampled/reward"] == pytest.approx(1.9 / 3)
@@ -216,7 +216,9 @@ def test_accuracy_counts_what_was_scored_and_tells_datasets_apart():
 
 
 def test_accuracy_can_be_that_of_one_reward_part():
-    found = summarise([sample("a", 2.0, right=0.0, form=1.0), sample("a", 0.0, right=1.0), sample("a", 1.0)], "right")
+    found = summarise(
+        [sample("a", 2.0, right=0.0, form=1.0), sample("a", 0.0, right=1.0), sample("a", 1.0)], "right", 1.0
+    )
     assert found["eval/sampled/accuracy"] == 0.5 and found["eval/sampled/reward"] == 1.0
     assert "eval/a/sampled/accuracy" not in found  # one dataset: the same number again
 
@@ -259,9 +261,9 @@ def test_evaluation_prompts_are_fixed_and_each_row_comes_once():
 
 def test_what_a_run_file_leaves_open_is_as_in_training():
     training = Sampling(temperature=0.7, max_tokens=99, stop_token_ids=(4,))
-    job = job_of(EvaluationSection(samples=3), (), training)
+    job = job_of(EvaluationSection(samples=3), (), training, "exact", 1.0)
     assert (job.sampling.max_tokens, job.sampling.stop_token_ids, job.sampling.temperature) == (99, (4,), 1.0)
-    assert job_of(EvaluationSection(max_tokens=5), (), training).sampling.max_tokens == 5
+    assert job_of(EvaluationSection(max_tokens=5), (), training, "exact", 1.0).sampling.max_tokens == 5
 
 
 # --- the end of an answer -------------------------------------------------------------------------

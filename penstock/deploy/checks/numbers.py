@@ -38,15 +38,12 @@ def a_group_has_someone_to_compare_with(ctx: Context) -> Iterator[Finding]:
         )
 
 
-@rule("rollout", "algorithm", "reward")
+@rule("rollout", "algorithm")
 def a_quorum_can_be_reached(ctx: Context) -> Iterator[Finding]:
-    size = ctx.run_file.rollout.group_size
-    quorums = {"algorithm.quorum": ctx.run_file.algorithm.quorum, "rollout.quorum": ctx.run_file.rollout.quorum}
-    if ctx.run_file.reward is not None:
-        quorums["reward.quorum"] = ctx.run_file.reward.quorum
-    for key, quorum in quorums.items():
-        if quorum > max(size, 2):
-            yield ctx.error(key, f"no group of {size} answers can have {quorum} scored ones", allowed=f"up to {size}")
+    size, quorum = ctx.run_file.rollout.group_size, ctx.run_file.algorithm.quorum
+    if quorum > max(size, 2):
+        what = f"no group of {size} answers can have {quorum} scored ones"
+        yield ctx.error("algorithm.quorum", what, allowed=f"up to {size}")
 
 
 @rule("rollout")
