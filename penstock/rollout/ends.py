@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -49,10 +50,21 @@ def end_tokens(model: str, tokenizer: Encoder, revision: str | None = None) -> t
     configuration, sorted. Chat models often end a turn and a text with different tokens. Raises ModelError."""
     config = read_config(model, revision)
     named = [tokenizer.eos_token_id, config.get("eos_token_id"), config.get("text_config", {}).get("eos_token_id")]
-    generation = Path(model) / "generation_config.json"
-    if generation.is_file():
-        named.append(json.loads(generation.read_text()).get("eos_token_id"))
+    named.append(_generation_config(model, revision).get("eos_token_id"))
     ids: set[int] = set()
     for each in named:
         ids.update(each if isinstance(each, list) else [] if each is None else [each])
     return tuple(sorted(ids))
+
+
+def _generation_config(model: str, revision: str | None) -> dict[str, Any]:
+    """generation_config.json of a directory or hub id; empty where there is none, which is common."""
+    file = Path(model) / "generation_config.json"
+    if not Path(model).is_dir():
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import EntryNotFoundError
+
+        with suppress(EntryNotFoundError):
+            file = Path(hf_hub_download(model, "generation_config.json", revision=revision))
+    found: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+    return found

@@ -175,6 +175,21 @@ def test_at_lag_zero_the_worker_and_the_learner_take_turns():
             version = version.next()
 
 
+def test_a_worker_follows_a_learner_that_falls_back_to_a_checkpoint():
+    store = ledger()
+    with running(worker(store)):
+        train(store, FIRST)
+        store.commit(Version(0, 1))
+        train(store, Version(0, 1))  # a future that will be lost
+        again = store.reconcile(Version(0, 1), store.counts().issued, "resume")
+        assert again == Version(1, 1)
+        for step in (1, 2, 3):
+            train(store, Version(1, step))
+    counts = store.counts()
+    assert counts.balanced and not counts.dropped
+    assert counts.by_state["committed"] == 4 and counts.by_state["applied"] == 12
+
+
 def test_a_prompt_that_is_too_long_is_dropped_with_its_reason():
     store = ledger(prompts=6)
     with running(worker(store, stream=Prompts(long=[2, 3]))):
