@@ -1,4 +1,4 @@
-"""What the ranks do together: rank 0 says which of five things, and all do it.
+"""What the ranks do together: rank 0 says which of six things, and all do it.
 
 A leader that has nothing to say announces `Idle` from time to time, so that no collective of the followers
 times out while it waits for data.
@@ -23,6 +23,8 @@ from penstock.learner.diagnostics import step_metrics
 from penstock.learner.engine import Engine
 from penstock.learner.ranks import Team
 from penstock.learner.step import train_step
+from penstock.services.logprobs import sequence_logprobs
+from penstock.services.weights.manifest import ProbeRecord, probe_tokens
 
 
 class Idle(msgspec.Struct, tag=True):
@@ -39,6 +41,10 @@ class Gather(msgspec.Struct, tag=True):
     """Help rank 0 to a copy of the whole weights."""
 
 
+class Probe(msgspec.Struct, tag=True):
+    """A forward pass over the probe, in which every rank must take part where parameters are sharded."""
+
+
 class Save(msgspec.Struct, tag=True):
     """Write the engine's state."""
 
@@ -49,7 +55,7 @@ class End(msgspec.Struct, tag=True):
     """The run is over."""
 
 
-Order = Idle | Train | Gather | Save | End
+Order = Idle | Train | Gather | Probe | Save | End
 _DECODER = msgspec.msgpack.Decoder(Order)
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -95,6 +101,8 @@ class Crew:
             elif isinstance(order, Gather):
                 self._beat("gathering weights")
                 self.engine.snapshot(wanted=False)
+            elif isinstance(order, Probe):
+                self._probe()
             elif isinstance(order, Save):
                 self._save(Path(order.folder))
 
@@ -112,6 +120,11 @@ class Crew:
         self._announce(Gather())
         self._beat("gathering weights")
         return self.engine.snapshot(wanted=True)
+
+    def probe(self) -> ProbeRecord:
+        """What this learner's own forward pass says of the fixed sequence; engines must agree after their swap."""
+        self._announce(Probe())
+        return self._probe()
 
     def save(self, folder: Path) -> None:
         """Write the engine's state into `folder`; returns when every rank has written its part."""
@@ -145,6 +158,12 @@ class Crew:
             metrics=step_metrics(totals, share.updates),
             logp_start=[np.frombuffer(part, np.float32) for part in kept],
         )
+
+    def _probe(self) -> ProbeRecord:
+        tokens = probe_tokens(self.engine.vocabulary)
+        row = (np.asarray(tokens[:1], np.int32), np.asarray(tokens[1:], np.int32))
+        (logprobs,) = sequence_logprobs(self.engine, [row], device=self.engine.device)
+        return ProbeRecord(tokens, tuple(logprobs.tolist()))
 
     def _save(self, folder: Path) -> None:
         self._beat("writing a checkpoint")

@@ -107,6 +107,12 @@ class Engine:
         self.updates += applied
         return Update(applied, float(self._engine.get_global_grad_norm()) if applied else float("inf"))
 
+    @property
+    def vocabulary(self) -> int:
+        """Rows of the embedding, as the model's configuration says."""
+        config: Any = self.module.config
+        return int(config.get_text_config().vocab_size)
+
     def full_weights(self) -> Iterator[tuple[str, Tensor]]:
         """Whole tensors by their Hugging Face names, one after the other, valid until the next is asked for. A tied
         output layer is left out. Every rank must exhaust the iterator."""

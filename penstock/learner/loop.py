@@ -147,7 +147,7 @@ class LearnerLoop:
             self.version = self._store.reconcile(resume.version, resume.memo.issued, request, resume.memo)
             self._saved = self.version
         self._beat("publishing the first weights")
-        self._publisher.start(self.version, self._crew.snapshot(), advance=False)
+        self._publisher.start(self.version, self._crew.snapshot(), self._crew.probe(), advance=False)
         self._wait_for_publication()
         self._report({"kind": "started", "version": str(self.version), "at": time.time()})
 
@@ -207,7 +207,7 @@ class LearnerLoop:
         began = time.monotonic()
         self._beat("publishing")
         self._wait_for_publication()
-        self._publisher.start(self.version, self._crew.snapshot(), advance=True)
+        self._publisher.start(self.version, self._crew.snapshot(), self._crew.probe(), advance=True)
         if self._settings.staleness.max_lag == 0:
             self._wait_for_publication()
         return {"time/publish_blocked": time.monotonic() - began, "time/publish": self._publisher.seconds}

@@ -10,6 +10,7 @@ import torch
 
 from penstock.services.contracts import DeadlinePassed, ReplayStore, WeightSender
 from penstock.services.versions import Version
+from penstock.services.weights.manifest import ProbeRecord
 
 
 class Publisher:
@@ -26,14 +27,16 @@ class Publisher:
         self.seconds = 0.0
         """How long the last publication took."""
 
-    def start(self, version: Version, weights: Mapping[str, torch.Tensor], advance: bool) -> None:
-        """Publish `version` in the background; `advance` marks the step that made it as applied afterwards.
+    def start(
+        self, version: Version, weights: Mapping[str, torch.Tensor], probe: ProbeRecord | None, advance: bool
+    ) -> None:
+        """Publish `version` with its probe in the background; `advance` then marks the step that made it as applied.
 
         The one before must have been waited for: `wait`.
         """
         self._version, self._began = version, time.monotonic()
         self._thread = threading.Thread(
-            target=self._publish, args=(version, weights, advance), name=f"publish-{version}", daemon=True
+            target=self._publish, args=(version, weights, probe, advance), name=f"publish-{version}", daemon=True
         )
         self._thread.start()
 
@@ -58,9 +61,11 @@ class Publisher:
         if failure is not None:
             raise failure
 
-    def _publish(self, version: Version, weights: Mapping[str, torch.Tensor], advance: bool) -> None:
+    def _publish(
+        self, version: Version, weights: Mapping[str, torch.Tensor], probe: ProbeRecord | None, advance: bool
+    ) -> None:
         try:
-            self._sender.publish(version, weights.items())
+            self._sender.publish(version, weights.items(), probe)
             if advance:
                 self._store.advance(version)
             # The one before stays for a worker that is just about to ask for it.

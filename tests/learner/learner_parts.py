@@ -43,13 +43,15 @@ class MemorySender:
     def __init__(self) -> None:
         self.versions = {}
         self.published = []
+        self.probes = {}
         self.delay = 0.0
         self.failure = None
 
-    def publish(self, version, tensors):
+    def publish(self, version, tensors, probe=None):
         if self.failure is not None:
             raise self.failure
         time.sleep(self.delay)
+        self.probes[version] = probe
         self.versions[version] = {name: tensor.clone() for name, tensor in tensors}
         self.published.append(version)
 

@@ -20,6 +20,7 @@ from penstock.services.contracts import LedgerRules
 from penstock.services.metrics import describe
 from penstock.services.store.memory import MemoryStore
 from penstock.services.versions import Version
+from penstock.services.weights.manifest import probe_tokens
 
 pytestmark = pytest.mark.engine
 
@@ -69,6 +70,16 @@ def many_small_tokens(tokens):
     return float(np.mean(tokens < 16))
 
 
+def probe_of(weights):
+    """Log-probs of the fixed sequence by a plain forward pass of a model that holds the published weights."""
+    model = tiny_model()
+    model.load_state_dict(weights, strict=False)
+    tokens = torch.tensor([probe_tokens(32)])
+    with torch.no_grad():
+        logp = model(tokens).logits[:, :-1].log_softmax(-1)
+    return logp.gather(2, tokens[:, 1:, None])[0, :, 0].tolist()
+
+
 @pytest.mark.parametrize("max_lag", [0, 2])
 def test_a_run_trains_publishes_and_leaves_a_balanced_ledger(team, tmp_path, max_lag):
     store, sender, reports = MemoryStore(), MemorySender(), []
@@ -93,6 +104,8 @@ def test_a_run_trains_publishes_and_leaves_a_balanced_ledger(team, tmp_path, max
     steps = [r for r in reports if r["kind"] == "step"]
     assert [r["step"] for r in steps] == list(range(1, 13))
     metrics = steps[-1]["metrics"]
+    newest = sender.published[-1]
+    assert probe_of(sender.versions[newest]) == pytest.approx(sender.probes[newest].logprobs, abs=1e-5)
     assert max(r["metrics"]["off_policy/max"] for r in steps) <= max_lag
     assert max(r["metrics"].get("mismatch/max", 0.0) for r in steps) < 1e-4
     rewards = [r["metrics"]["reward/mean"] for r in steps]

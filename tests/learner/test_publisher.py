@@ -32,7 +32,7 @@ def nothing():
 def test_the_gate_opens_only_after_the_weights_can_be_fetched():
     store, sender, publisher = parts()
     sender.delay = 0.2
-    publisher.start(Version(0, 1), WEIGHTS, advance=True)
+    publisher.start(Version(0, 1), WEIGHTS, None, advance=True)
     assert store.published() == FIRST
     publisher.wait(nothing, 10.0)
     assert store.published() == Version(0, 1)
@@ -43,7 +43,7 @@ def test_training_goes_on_while_weights_are_published():
     _, sender, publisher = parts()
     sender.delay = 0.3
     began = time.monotonic()
-    publisher.start(Version(0, 1), WEIGHTS, advance=True)
+    publisher.start(Version(0, 1), WEIGHTS, None, advance=True)
     assert time.monotonic() - began < 0.2
     publisher.wait(nothing, 10.0)
 
@@ -51,7 +51,7 @@ def test_training_goes_on_while_weights_are_published():
 def test_a_failure_surfaces_in_the_loop_and_the_gate_stays_shut():
     store, sender, publisher = parts()
     sender.failure = WeightsError("no space left in shared memory")
-    publisher.start(Version(0, 1), WEIGHTS, advance=True)
+    publisher.start(Version(0, 1), WEIGHTS, None, advance=True)
     with pytest.raises(WeightsError, match="no space left"):
         publisher.wait(nothing, 10.0)
     assert store.published() == FIRST
@@ -61,8 +61,8 @@ def test_a_failure_surfaces_in_the_loop_and_the_gate_stays_shut():
 def test_a_publication_that_hangs_is_named_with_its_transport():
     _, sender, publisher = parts()
     held = threading.Event()
-    sender.publish = lambda version, tensors: held.wait(20)
-    publisher.start(Version(0, 1), WEIGHTS, advance=True)
+    sender.publish = lambda version, tensors, probe: held.wait(20)
+    publisher.start(Version(0, 1), WEIGHTS, None, advance=True)
     calls = []
     with pytest.raises(DeadlinePassed, match=r"publishing version 0\.1 has taken .* \(MemorySender\)"):
         publisher.wait(lambda: calls.append(1), 0.6)
@@ -75,6 +75,6 @@ def test_old_versions_go_but_for_the_last_two_and_what_is_pinned():
     for step in range(5):
         if step == 1:
             store.pin(FIRST, "audit", 60.0)
-        publisher.start(Version(0, step), WEIGHTS, advance=step > 0)
+        publisher.start(Version(0, step), WEIGHTS, None, advance=step > 0)
         publisher.wait(nothing, 10.0)
     assert set(sender.versions) == {FIRST, Version(0, 3), Version(0, 4)}
