@@ -51,12 +51,14 @@ class VllmGenerator:
         seed: int = 0,
         loaded: Version | None = None,
         transfer: Backend | None = None,
+        revision: str | None = None,
+        trust_remote_code: bool = False,
     ) -> None:
         """Start the engine with the weights in the directory or hub id `model`; this takes seconds to minutes.
 
         end_tokens: ids that end every answer. receiver: where `swap` gets weights from. loaded: the version that
         `model` holds; without one, the first thing to do is a swap. transfer: how an EngineTransferReceiver's weights
-        come. Raises EngineFailed.
+        come. revision, trust_remote_code: of a model on the hub. Raises EngineFailed.
         """
         self.name = name
         self._section = section
@@ -70,7 +72,8 @@ class VllmGenerator:
         self._asides = 0  # probes and parity requests made so far
         self._probed: tuple[Manifest, list[float]] | None = None
         self._failed: str | None = None
-        self._engine = self._guarded("start", lambda: start_engine(model, section, seed, transfer))
+        source = {"model": model, "revision": revision, "trust_remote_code": trust_remote_code}
+        self._engine = self._guarded("start", lambda: start_engine(source, section, seed, transfer))
         import vllm
 
         self._vllm = vllm

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 EXTENSION = "penstock.rollout.vllm_setup.WorkerExtension"
 
 
-def start_engine(model: str, section: EngineSection, seed: int, transfer: str | None = None) -> Any:
-    """An LLMEngine of this process. Sets environment variables that vLLM reads when it is imported."""
+def start_engine(source: dict[str, Any], section: EngineSection, seed: int, transfer: str | None = None) -> Any:
+    """An LLMEngine of this process; `source` names the model. Sets variables that vLLM reads when it is imported."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
@@ -33,7 +33,7 @@ def start_engine(model: str, section: EngineSection, seed: int, transfer: str | 
     sizes: dict[str, Any] = {"kv_cache_memory_bytes": int(section.kv_cache_gib * 2**30), "block_size": 32}
     return LLMEngine.from_engine_args(
         EngineArgs(
-            model=model,
+            **source,
             dtype=section.dtype,
             max_model_len=section.max_model_len,
             max_num_seqs=section.max_num_seqs + 1,  # one slot is the probe's
