@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from penstock.deploy.config import HeldOutSection
 from penstock.reward.config import RewardSection
-from penstock.rollout.config import SamplingSection
 from penstock.services.contracts import Scorer
 from penstock.services.data_config import DataSection
-from penstock.services.model_config import ModelSection
 from penstock.services.trajectory import Sampling
 
 if TYPE_CHECKING:
@@ -37,18 +34,6 @@ def build_stream(data: DataSection, tokenizer: PreTrainedTokenizerBase, seed: in
     )
 
 
-def training_sampling(section: SamplingSection, tokenizer: PreTrainedTokenizerBase) -> Sampling:
-    """Stop texts become the one token that each of them is; preflight has checked that they are."""
-    stops = [tokenizer.encode(text, add_special_tokens=False) for text in section.stop]
-    return Sampling(
-        temperature=section.temperature,
-        top_p=section.top_p,
-        top_k=section.top_k,
-        max_tokens=section.max_tokens,
-        stop_token_ids=tuple(ids[0] for ids in stops),
-    )
-
-
 def held_out_job(
     held_out: HeldOutSection, reward: RewardSection, training: Sampling, tokenizer: PreTrainedTokenizerBase
 ) -> EvaluationJob | None:
@@ -62,21 +47,9 @@ def held_out_job(
     return job_of(held_out, prompts, training, reward.accuracy_part, reward.correct_at)
 
 
-def end_tokens(model: ModelSection, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Ids that end every answer: the tokenizer's end of sequence, and those that the model's own files name."""
-    from transformers import GenerationConfig
-
-    ends: list[int] = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
-    try:
-        named: Any = GenerationConfig.from_pretrained(model.path, revision=model.revision).eos_token_id
-    except OSError:  # a model without generation_config.json
-        named = None
-    more: Sequence[int] = named if isinstance(named, list) else [] if named is None else [named]
-    return tuple(dict.fromkeys([*ends, *more]))
-
-
 def build_generator(name: str, number: int, plan: RolloutPlan, tokenizer: PreTrainedTokenizerBase) -> VllmGenerator:
     """The engine of worker `number`; takes seconds to minutes."""
+    from penstock.rollout.ends import end_tokens
     from penstock.rollout.vllm_engine import VllmGenerator
     from penstock.services.weights.files import FileReceiver
 
@@ -84,7 +57,9 @@ def build_generator(name: str, number: int, plan: RolloutPlan, tokenizer: PreTra
         plan.model.path,
         plan.engine,
         tokenizer=tokenizer,
-        end_tokens=end_tokens(plan.model, tokenizer),
+        end_tokens=end_tokens(plan.model.path, tokenizer, plan.model.revision),
+        revision=plan.model.revision,
+        trust_remote_code=plan.model.trust_remote_code,
         receiver=FileReceiver(plan.weights, plan.weights_deadline),
         name=name,
         # Workers must not draw the same numbers, or two of them would give a prompt the same answers.
@@ -96,6 +71,7 @@ def build_worker(
     name: str, plan: RolloutPlan, generator: VllmGenerator, tokenizer: PreTrainedTokenizerBase, scorer: Scorer
 ) -> RolloutWorker:
     """A worker around an engine that has started."""
+    from penstock.rollout.ends import sampling_of
     from penstock.rollout.groups import Rules
     from penstock.rollout.worker import RolloutWorker
 
@@ -117,6 +93,6 @@ def build_worker(
         generator,
         scorer,
         build_stream(plan.data, tokenizer, plan.seed),
-        training_sampling(rollout.sampling, tokenizer),
+        sampling_of(rollout.sampling, tokenizer),
         rules,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from penstock.deploy.assemble import end_tokens, held_out_job, training_sampling
+from penstock.deploy.assemble import held_out_job
 from penstock.deploy.cluster import actor_environment
 from penstock.deploy.runfile import RunFile
 from penstock.services.contracts import PenstockError
@@ -23,13 +23,14 @@ def measure(run_file: RunFile, model: str | None = None) -> dict[str, float]:
     device = "cpu" if run_file.placement.device == "auto" else run_file.placement.device
     os.environ.update(actor_environment(threads=run_file.engine.threads, device=device))
     from penstock.reward.scorer import GroupScorer
+    from penstock.rollout.ends import end_tokens, sampling_of
     from penstock.rollout.evaluation import evaluate
     from penstock.rollout.vllm_engine import VllmGenerator
     from penstock.services.models import load_tokenizer
 
     chosen = run_file.model if model is None else run_file.model.model_copy(update={"path": model, "revision": None})
     tokenizer = load_tokenizer(chosen)
-    training = training_sampling(run_file.rollout.sampling, tokenizer)
+    training = sampling_of(run_file.rollout.sampling, tokenizer)
     job = held_out_job(run_file.evaluation, run_file.reward, training, tokenizer)
     assert job is not None, "there are held-out prompts"
     scorer = GroupScorer(run_file.reward)
@@ -38,7 +39,9 @@ def measure(run_file: RunFile, model: str | None = None) -> dict[str, float]:
             chosen.path,
             run_file.engine,
             tokenizer=tokenizer,
-            end_tokens=end_tokens(chosen, tokenizer),
+            end_tokens=end_tokens(chosen.path, tokenizer, chosen.revision),
+            revision=chosen.revision,
+            trust_remote_code=chosen.trust_remote_code,
             seed=run_file.seed + run_file.engine.seed,
             loaded=FIRST,
         )

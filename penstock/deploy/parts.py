@@ -11,7 +11,7 @@ from typing import Any
 import ray
 
 from penstock.deploy import plans
-from penstock.deploy.assemble import build_stream, held_out_job, training_sampling
+from penstock.deploy.assemble import build_stream, held_out_job
 from penstock.deploy.cluster import Cluster
 from penstock.deploy.fleet import Member
 from penstock.deploy.learners import prepare_ranks, start_rank
@@ -20,6 +20,7 @@ from penstock.deploy.rollouts import start_worker
 from penstock.deploy.runfile import RunFile
 from penstock.deploy.scorers import start_scorer
 from penstock.deploy.storehost import StoreHost, run_id_of
+from penstock.rollout.ends import sampling_of
 from penstock.rollout.evaluation import EvaluationJob
 from penstock.services.contracts import PenstockError
 from penstock.services.rundir import RunDir
@@ -138,7 +139,7 @@ class Parts:
         prompts = build_stream(run_file.data, tokenizer, run_file.seed).length
         rules = plans.ledger_rules(run_file, prompts)
         (self.host.store.attach if self._resume is None else self.host.store.amend)(rules)
-        training = training_sampling(run_file.rollout.sampling, tokenizer)
+        training = sampling_of(run_file.rollout.sampling, tokenizer)
         assert run_file.reward is not None, "checked before the actors were started"
         self.evaluation = held_out_job(run_file.evaluation, run_file.reward, training, tokenizer)
 

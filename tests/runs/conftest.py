@@ -1,0 +1,75 @@
+"""Whole runs of the carry recipe, short ones: made once, looked at by many tests."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "carry"
+sys.path.insert(0, str(RECIPE))
+
+STEPS = 14
+SHORT = (
+    f"limits.steps={STEPS}",
+    "evaluation.every=0",
+    "evaluation.max_prompts=256",
+    "checkpoints.every=5",
+    "archive.every=5",
+    "goals=[]",
+)
+"""Fourteen steps are enough to see the policy move."""
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="session")
+def taught(home):
+    """(inputs, fine-tuned model) of seed 0."""
+    import demo
+
+    inputs = demo.prepare(0, home)
+    return inputs, demo.fine_tuned(0, inputs, home)
+
+
+@pytest.fixture(scope="session")
+def asynchronous(home, taught):
+    """The run that most tests look at: two workers, lag up to two."""
+    import demo
+
+    return demo.trained(0, *taught, home, [*SHORT, "staleness.max_lag=2"])
+
+
+@pytest.fixture(scope="session")
+def overrides_of(home, taught):
+    """What `penstock train grpo.yaml` needs to run on this session's inputs."""
+    import demo
+
+    inputs, model = taught
+    return [
+        f"runs_dir={home}",
+        f"model.path={model}",
+        *demo.data_of(
+            inputs,
+            **{"data.sources.sums.path": "train.jsonl", "evaluation.data.sources.heldout.path": "heldout.jsonl"},
+        ),
+        *SHORT,
+    ]
+
+
+def processes_of(run_dir: Path) -> list[str]:
+    """Command lines of living processes that have something to do with this run."""
+    import psutil
+
+    run_id = (run_dir / ".run-id").read_text()
+    found = []
+    for process in psutil.process_iter(["pid", "cmdline"]):
+        line = " ".join(process.info["cmdline"] or [])
+        if process.pid != os.getpid() and (run_id in line or str(run_dir) in line):
+            found.append(line)
+    return found

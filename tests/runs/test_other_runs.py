@@ -1,0 +1,119 @@
+"""The same recipe in other circumstances: synchronous, on a Redis server, with a worker killed, stopped and resumed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from conftest import RECIPE, STEPS, processes_of
+
+import penstock
+from penstock.deploy.view import RunView
+from penstock.services.rundir import RunDir
+from penstock.services.store.binary import find_binary
+
+pytestmark = [pytest.mark.engine, pytest.mark.slow]
+
+
+def test_with_max_lag_zero_the_same_code_is_the_synchronous_system(overrides_of):
+    run = penstock.train(RECIPE / "grpo.yaml", [*overrides_of, "staleness.max_lag=0", "name=carry-sync"])
+    summary = run.summary
+    assert run.metrics["off_policy/max"].max() == 0
+    assert run.metrics["mismatch/max"].max() < 1e-4
+    found = summary["evaluation"]["eval/greedy/accuracy"]
+    assert found["after"] >= found["before"] + 0.20
+    assert summary["ledger"]["balanced"]
+    assert "stale" not in summary["ledger"]["dropped"]
+
+
+@pytest.fixture
+def redis_on_tcp(tmp_path, monkeypatch):
+    """A Redis server that is none of the run's, behind a password."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    configuration = tmp_path / "redis.conf"
+    configuration.write_text(f"port {port}\nbind 127.0.0.1\nrequirepass open-sesame\nappendonly yes\ndir {tmp_path}\n")
+    server = subprocess.Popen([find_binary(), configuration], stdout=subprocess.DEVNULL)
+    monkeypatch.setenv("PENSTOCK_STORE_PASSWORD", "open-sesame")
+    yield f"redis://127.0.0.1:{port}/0"
+    server.terminate()
+    server.wait(30)
+
+
+class KillsAWorker:
+    """A display that kills one rollout worker with SIGKILL once the run has made a few steps."""
+
+    def __init__(self) -> None:
+        self.killed: int | None = None
+
+    def update(self, view: RunView) -> None:
+        victim = next((w for w in view.workers if w.name == "rollout-0"), None)
+        if self.killed is None and view.step >= 3 and victim is not None and victim.pid:
+            self.killed = victim.pid
+            os.kill(victim.pid, signal.SIGKILL)
+
+
+def test_on_a_redis_server_over_tcp_a_killed_worker_is_replaced_and_nothing_is_lost(overrides_of, redis_on_tcp):
+    killer = KillsAWorker()
+    overrides = [*overrides_of, f"store.url={redis_on_tcp}", "rollout.lease_seconds=5", "limits.steps=30"]
+    run = penstock.train(RECIPE / "grpo.yaml", [*overrides, "name=carry-redis"], display=killer)
+    summary = run.summary
+    assert killer.killed is not None
+    assert summary["restarts"] == {"rollout-0": 1}
+    assert summary["ledger"]["balanced"]
+    assert summary["ledger"]["by_state"]["committed"] == 30 * 32
+    assert summary["lag"]["max"] <= 2
+    died = next(event for event in run.events if event.kind == "died")
+    assert "rollout-0 died" in died.message and "SIGKILL" in died.message
+    everything = "".join(
+        p.read_text(errors="replace") for p in run.dir.rglob("*") if p.suffix in {".yaml", ".jsonl", ".json", ".log"}
+    )
+    assert "open-sesame" not in everything
+
+
+def test_ctrl_c_ends_a_run_cleanly_and_resume_goes_on_where_it_stopped(overrides_of, home):
+    command = [str(Path(sys.executable).parent / "penstock"), "train", str(RECIPE / "grpo.yaml"), *overrides_of]
+    process = subprocess.Popen([*command, "name=carry-stopped"], stdout=subprocess.PIPE, text=True)
+    interrupt_at_step(process, home, 4)
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 130, said
+    run = penstock.open_run(max(home.glob("carry-stopped-*"), key=lambda p: p.stat().st_mtime))
+    stopped_at = run.summary["steps"]
+    assert run.summary["outcome"] == "stopped"
+    assert "penstock resume" in said
+    assert 4 <= stopped_at < STEPS
+    assert processes_of(run.dir) == []
+
+    run = penstock.resume(run.dir)
+    assert run.summary["outcome"] == "finished"
+    assert run.summary["steps"] == STEPS
+    assert run.summary["steps_of_this_start"] == STEPS - stopped_at
+    assert run.summary["version"] == f"1.{STEPS}"
+    ledger = run.summary["ledger"]
+    assert ledger["balanced"]
+    assert ledger["by_state"]["committed"] == STEPS * 32
+    assert run.metrics["step"].tolist() == list(range(STEPS + 1))
+
+
+def interrupt_at_step(process: subprocess.Popen, home: Path, step: int) -> None:
+    """Send SIGINT once the newest run has made `step` steps, from a thread; its output is read meanwhile."""
+
+    def watch() -> None:
+        deadline = time.monotonic() + 300
+        while time.monotonic() < deadline and process.poll() is None:
+            time.sleep(0.3)
+            for folder in home.glob("carry-stopped-*"):
+                status = RunDir(folder).read_status() if folder.is_dir() else None
+                if status and status["phase"] == "training" and status["step"] >= step:
+                    process.send_signal(signal.SIGINT)
+                    return
+
+    threading.Thread(target=watch, daemon=True).start()
