@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from penstock.deploy.config import HeldOutSection
 from penstock.reward.config import RewardSection
-from penstock.services.contracts import Scorer
+from penstock.services.contracts import Scorer, WeightReceiver
 from penstock.services.data_config import DataSection
 from penstock.services.trajectory import Sampling
 
@@ -47,11 +47,12 @@ def held_out_job(
     return job_of(held_out, prompts, training, reward.accuracy_part, reward.correct_at)
 
 
-def build_generator(name: str, number: int, plan: RolloutPlan, tokenizer: PreTrainedTokenizerBase) -> VllmGenerator:
+def build_generator(
+    name: str, number: int, plan: RolloutPlan, tokenizer: PreTrainedTokenizerBase, receiver: WeightReceiver
+) -> VllmGenerator:
     """The engine of worker `number`; takes seconds to minutes."""
     from penstock.rollout.ends import end_tokens
     from penstock.rollout.vllm_engine import VllmGenerator
-    from penstock.services.weights.files import FileReceiver
 
     return VllmGenerator(
         plan.model.path,
@@ -60,7 +61,8 @@ def build_generator(name: str, number: int, plan: RolloutPlan, tokenizer: PreTra
         end_tokens=end_tokens(plan.model.path, tokenizer, plan.model.revision),
         revision=plan.model.revision,
         trust_remote_code=plan.model.trust_remote_code,
-        receiver=FileReceiver(plan.weights, plan.weights_deadline),
+        receiver=receiver,
+        transfer=plan.route.backend,
         name=name,
         # Workers must not draw the same numbers, or two of them would give a prompt the same answers.
         seed=plan.seed + plan.engine.seed + 1000003 * number,
@@ -85,7 +87,7 @@ def build_worker(
         quorum=plan.quorum,
         evaluation_slots=rollout.evaluation_slots,
         scoring_deadline=rollout.scoring_deadline,
-        weights_deadline=plan.weights_deadline,
+        weights_deadline=plan.route.deadline,
     )
     return RolloutWorker(
         name,

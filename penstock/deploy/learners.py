@@ -13,7 +13,9 @@ import ray
 
 from penstock.deploy.deaths import redirect_output
 from penstock.deploy.scorers import facts_of_process
+from penstock.deploy.transport import Outlet, Route
 from penstock.services.store.connection import StoreAddress
+from penstock.services.versions import Version
 
 if TYPE_CHECKING:
     from penstock.learner.learner import LearnerPlan
@@ -43,6 +45,7 @@ class LearnerActor:
         redirect_output(log)
         self.name = name
         self._rank: Any = None
+        self._outlet: Any = None
 
     def meeting_point(self) -> str:
         """`host:port` on this node where the ranks can find each other; asked of rank 0 only."""
@@ -57,15 +60,24 @@ class LearnerActor:
 
         return facts_of_process()
 
-    def prepare(self, rank: int, plan: LearnerPlan, store: StoreAddress, weights: Path, limits: StepLimits) -> None:
+    def prepare(self, rank: int, plan: LearnerPlan, store: StoreAddress, route: Route, limits: StepLimits) -> None:
         """Tell the rank what it is to do; `run` then does it. Only rank 0 meets the store and publishes."""
         from penstock.learner.learner import LearnerRank
-        from penstock.services.weights.files import FileSender
 
-        leads = rank == 0
-        self._rank = LearnerRank(
-            rank, plan, store.connect() if leads else None, FileSender(weights) if leads else None, limits
-        )
+        if rank > 0:
+            self._rank = LearnerRank(rank, plan)
+            return
+        sender = route.sender()
+        self._outlet = Outlet(sender, route.deadline)
+        self._rank = LearnerRank(rank, plan, store.connect(), sender, limits)
+
+    def weights_manifest(self, version: Version) -> Any:
+        """For workers whose weights come straight from this card."""
+        return self._outlet.manifest(version)
+
+    def send_weights(self, version: Version, worker: Any, gpus: int) -> None:
+        """Send `version` into the engine of the actor `worker`."""
+        self._outlet.send(version, worker, gpus)
 
     def prepare_tuning(self, rank: int, plan: SftPlan) -> None:
         """The same for a rank of supervised fine-tuning."""
@@ -104,20 +116,20 @@ class LearnerActor:
 
 def start_rank(name: str, log: Path, options: dict[str, Any]) -> Any:
     """A rank's handle; it is still starting."""
-    return ray.remote(LearnerActor).options(max_concurrency=4, **options).remote(name, log)
+    return ray.remote(LearnerActor).options(max_concurrency=16, **options).remote(name, log)
 
 
 def prepare_ranks(
     handles: list[Any],
     plan: LearnerPlan,
     store: StoreAddress,
-    weights: Path,
+    route: Route,
     limits: StepLimits,
     deadline: float,
 ) -> None:
     """Give every rank its part, once rank 0 has said where to meet."""
     plan = replace(plan, meet_at=ray.get(handles[0].meeting_point.remote(), timeout=deadline))
-    calls = [handle.prepare.remote(rank, plan, store, weights, limits) for rank, handle in enumerate(handles)]
+    calls = [handle.prepare.remote(rank, plan, store, route, limits) for rank, handle in enumerate(handles)]
     ray.get(calls, timeout=deadline)
 
 

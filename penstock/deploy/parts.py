@@ -20,6 +20,7 @@ from penstock.deploy.rollouts import start_worker
 from penstock.deploy.runfile import RunFile
 from penstock.deploy.scorers import start_scorer
 from penstock.deploy.storehost import StoreHost, run_id_of
+from penstock.deploy.transport import Route
 from penstock.rollout.ends import sampling_of
 from penstock.rollout.evaluation import EvaluationJob
 from penstock.services.contracts import PenstockError
@@ -66,7 +67,7 @@ class Parts:
         self.cluster = Cluster(run_file.placement.ray_address, self.run_id, actors=ranks + workers + 1)
         self._stack.callback(self.cluster.close)
         self.placement = place(run_file, workers=workers, ranks=ranks)
-        self.weights = self._weights_folder()
+        self.route = self._choose_route()
         address = ray.util.get_node_ip_address() if self.cluster.nodes > 1 else None
         self.host = StoreHost(run_file.store, directory, self.run_id, address)
         self._stack.callback(self.host.close)
@@ -74,19 +75,22 @@ class Parts:
         self._start_actors()
         self._open_data()
 
-    def _weights_folder(self) -> Path:
+    def _choose_route(self) -> Route:
+        """How weights travel; its folder is emptied now and removed at the end."""
         run_file = self._run_file
         chosen, why = choose(run_file.weights.transport, self.cluster.nodes, self.placement.device == "cuda")
-        if chosen not in ("shm", "file"):
+        if chosen is None:
             raise PenstockError(f"weights.transport {run_file.weights.transport!r} cannot be used in this run: {why}")
-        folder = run_file.weights.folder or default_folder(chosen, self.run_id, self._directory.path)
-        # What a killed driver left there is of no use: the learner publishes its weights anew.
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        if chosen == "shm" and run_file.weights.folder is None:
-            self._stack.callback(shutil.rmtree, folder.parent, ignore_errors=True)
-        return folder
+        given = run_file.weights.folder
+        # A folder of the run's own inside of the one that was named: it is emptied here, and removed at the end.
+        folder = given / self.run_id if given else default_folder(chosen, self.run_id, self._directory.path)
+        if chosen in ("shm", "file"):
+            # What a killed driver left there is of no use: the learner publishes its weights anew.
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            own = folder.parent if chosen == "shm" and given is None else folder
+            self._stack.callback(shutil.rmtree, own, ignore_errors=True)
+        return Route(chosen, folder, run_file.weights.deadline)
 
     def _start_actors(self) -> None:
         """All at once: what takes long is their imports, and they overlap."""
@@ -119,9 +123,18 @@ class Parts:
         number, log = self._numbers, self._directory.log
         self._numbers += 1
         name = f"rollout-{number}"
-        plan = plans.rollout_plan(self._run_file, self.host.address, self.weights)
+        plan = plans.rollout_plan(self._run_file, self.host.address, self.route)
         handles = [scorer.handle for scorer in self.scorers]
-        start = partial(start_worker, name, number, log(name), self.placement.options("rollout"), plan, handles)
+        start = partial(
+            start_worker,
+            name,
+            number,
+            log(name),
+            self.placement.options("rollout"),
+            plan,
+            handles,
+            self.learners[0].handle,
+        )
         member = Member(name, "rollout", log(name), start)
         member.launch()
         self.workers.append(member)
@@ -149,7 +162,7 @@ class Parts:
             [member.handle for member in self.learners],
             plans.learner_plan(self._run_file, self._directory, self._resume),
             self.host.address,
-            self.weights,
+            self.route,
             plans.step_limits(self._run_file),
             self._run_file.deadlines.start,
         )

@@ -9,6 +9,7 @@ from pathlib import Path
 from penstock.deploy.learners import StepLimits
 from penstock.deploy.rollouts import RolloutPlan
 from penstock.deploy.runfile import RunFile
+from penstock.deploy.transport import Route
 from penstock.learner.learner import LearnerPlan
 from penstock.services.contracts import LedgerRules
 from penstock.services.rundir import RunDir
@@ -25,7 +26,7 @@ def ledger_rules(run_file: RunFile, prompts: int | None) -> LedgerRules:
     )
 
 
-def rollout_plan(run_file: RunFile, store: StoreAddress, weights: Path) -> RolloutPlan:
+def rollout_plan(run_file: RunFile, store: StoreAddress, route: Route) -> RolloutPlan:
     """The same for all rollout workers."""
     return RolloutPlan(
         model=run_file.model,
@@ -36,8 +37,7 @@ def rollout_plan(run_file: RunFile, store: StoreAddress, weights: Path) -> Rollo
         max_lag=run_file.staleness.max_lag,
         quorum=run_file.algorithm.quorum,
         store=store,
-        weights=weights,
-        weights_deadline=run_file.weights.deadline,
+        route=route,
         seed=run_file.seed,
     )
 

@@ -13,6 +13,7 @@ import ray
 
 from penstock.deploy.deaths import redirect_output
 from penstock.deploy.scorers import RemoteScorer, facts_of_process
+from penstock.deploy.transport import Route
 from penstock.rollout.config import EngineSection, RolloutSection
 from penstock.services.contracts import DeadlinePassed, PenstockError
 from penstock.services.data_config import DataSection
@@ -38,16 +39,15 @@ class RolloutPlan:
     quorum: int
     """Scored answers that the algorithm needs of a group."""
     store: StoreAddress
-    weights: Path
-    """Folder in which versions are published."""
-    weights_deadline: float
+    route: Route
+    """How weights come here."""
     seed: int
 
 
 class RolloutActor:
     """`RolloutWorker` with a vLLM engine, in a process of its own."""
 
-    def __init__(self, name: str, number: int, log: Path, plan: RolloutPlan, scorers: list[Any]) -> None:
+    def __init__(self, name: str, number: int, log: Path, plan: RolloutPlan, scorers: list[Any], learner: Any) -> None:
         redirect_output(log)
         from penstock.deploy.assemble import build_generator
         from penstock.services.models import load_tokenizer
@@ -55,7 +55,8 @@ class RolloutActor:
         self.name, self._plan = name, plan
         self._scorer = RemoteScorer(scorers)
         self._tokenizer = load_tokenizer(plan.model)
-        self._generator = build_generator(name, number, plan, self._tokenizer)
+        self._receiver: Any = plan.route.receiver(plan.engine.tensor_parallel, learner)
+        self._generator = build_generator(name, number, plan, self._tokenizer, self._receiver)
         self._worker: RolloutWorker | None = None
         self._begun = threading.Event()
 
@@ -74,6 +75,10 @@ class RolloutActor:
         finally:
             self._begun.set()
             self._generator.close()
+
+    def relay(self, method: str, arguments: dict[str, Any]) -> None:
+        """A call of the learner's sender, executed by the thread that owns the engine while it swaps."""
+        self._receiver.relay.call(method, arguments)
 
     def stats(self) -> dict[str, Any]:
         """What the worker is doing, in numbers."""
@@ -104,7 +109,9 @@ class RolloutActor:
 
 
 def start_worker(
-    name: str, number: int, log: Path, options: dict[str, Any], plan: RolloutPlan, scorers: list[Any]
+    name: str, number: int, log: Path, options: dict[str, Any], plan: RolloutPlan, scorers: list[Any], learner: Any
 ) -> Any:
     """A worker's handle; it is still starting."""
-    return ray.remote(RolloutActor).options(max_concurrency=8, **options).remote(name, number, log, plan, scorers)
+    return (
+        ray.remote(RolloutActor).options(max_concurrency=8, **options).remote(name, number, log, plan, scorers, learner)
+    )
