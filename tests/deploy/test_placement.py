@@ -1,0 +1,50 @@
+"""What actors ask of Ray, on a machine with and without GPUs; Ray's answer is given by the test."""
+
+from __future__ import annotations
+
+import pytest
+import ray
+
+from penstock.deploy.placement import Placement, place
+from penstock.deploy.runfile import RunFile
+from penstock.services.contracts import PenstockError
+
+
+def run_file(**sections) -> RunFile:
+    needed = {"model": {"path": "/m"}, "data": {"sources": {"d": {"path": "/d.jsonl"}}}}
+    return RunFile.model_validate(needed | sections)
+
+
+def placed(monkeypatch, resources, *, workers=2, ranks=1, **sections) -> Placement:
+    monkeypatch.setattr(ray, "cluster_resources", lambda: resources)
+    return place(run_file(**sections), workers=workers, ranks=ranks)
+
+
+def test_without_gpus_everything_runs_on_cpus(monkeypatch):
+    placement = placed(monkeypatch, {"CPU": 8.0})
+    options = placement.options("rollout")
+    assert (placement.device, options["num_gpus"]) == ("cpu", 0.0)
+    assert options["runtime_env"]["env_vars"]["OMP_NUM_THREADS"] == "1"
+    assert options["runtime_env"]["env_vars"]["DS_ACCELERATOR"] == "cpu"
+
+
+def test_with_gpus_a_rank_takes_one_and_an_engine_as_many_as_it_is_parallel(monkeypatch):
+    placement = placed(monkeypatch, {"CPU": 8.0, "GPU": 8.0}, engine={"tensor_parallel": 2})
+    assert (placement.gpus("learner"), placement.gpus("rollout"), placement.gpus("scorer")) == (1.0, 2.0, 0.0)
+
+
+def test_roles_that_share_a_card_take_halves_of_it(monkeypatch):
+    placement = placed(monkeypatch, {"CPU": 8.0, "GPU": 1.0}, workers=1, placement={"colocate": True})
+    assert placement.gpus("learner") + placement.gpus("rollout") == 1.0
+
+
+def test_a_cluster_that_is_too_small_is_an_error_with_both_numbers(monkeypatch):
+    with pytest.raises(PenstockError, match=r"3 GPUs are asked for, the cluster has 1"):
+        placed(monkeypatch, {"CPU": 8.0, "GPU": 1.0})
+
+
+def test_threads_of_engines_and_of_ranks_are_set_apart(monkeypatch):
+    sections = {"engine": {"threads": 3}, "placement": {"learner_threads": 5}}
+    placement = placed(monkeypatch, {"CPU": 8.0}, **sections)
+    threads = {r: placement.options(r)["runtime_env"]["env_vars"]["OMP_NUM_THREADS"] for r in ("rollout", "learner")}
+    assert threads == {"rollout": "3", "learner": "5"}
