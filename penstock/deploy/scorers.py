@@ -52,6 +52,7 @@ class ScorerActor:
         """Answers once the actor is built."""
         return facts_of_process()
 
+    @ray.method(max_task_retries=-1)  # type: ignore[untyped-decorator]  # Ray has no types
     async def score(self, prompt: bytes, completions: list[bytes]) -> list[bytes]:
         """Judge the completions of one prompt; records travel encoded."""
         judged = self._scorer.submit(decode(prompt, Prompt), [decode(c, Completion) for c in completions])
@@ -99,9 +100,7 @@ class RemoteScorer:
 
 def start_scorer(name: str, log: Path, options: dict[str, Any], **arguments: Any) -> Any:
     """A scorer's handle; it is still starting."""
-    actor = ray.remote(ScorerActor).options(
-        name=name, max_restarts=RESTARTS, max_task_retries=-1, max_concurrency=64, **options
-    )
+    actor = ray.remote(ScorerActor).options(name=name, max_restarts=RESTARTS, max_concurrency=64, **options)
     return actor.remote(name, log, **arguments)
 
 

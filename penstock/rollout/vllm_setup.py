@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import logging
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,9 @@ def start_engine(source: dict[str, Any], section: EngineSection, seed: int, tran
     from vllm.v1.engine.llm_engine import LLMEngine
 
     # At every reload it warns of layers without weights and of the output layer, which is repacked below.
+    logging.getLogger("vllm.model_executor.model_loader.reload.layerwise").setLevel(logging.ERROR)
+    # At every reload it says of layers without weights of their own, tied ones among them, that they were not
+    # loaded. Whether the reload took effect is for the probe to say.
     logging.getLogger("vllm.model_executor.model_loader.reload.layerwise").setLevel(logging.ERROR)
     on_cpu = current_platform.is_cpu()
     if on_cpu:

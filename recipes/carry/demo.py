@@ -1,4 +1,4 @@
-"""The carry recipe from nothing to a verdict: make model and data, fine-tune, train, say whether the goals were reached.
+"""The carry recipe from nothing to a verdict: model and data, fine-tuning, training, were the goals reached?
 
     python recipes/carry/demo.py [--seeds 0 1 2] [--curve docs/learning-curve.png] [section.key=value …]
 
@@ -9,23 +9,27 @@ ledger on a Redis server. The run directory is printed last; the exit code is 3 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import statistics
 import sys
 from pathlib import Path
 
 import penstock
 from penstock.cli.display import make_display
-from penstock.cli.main import GOAL_MISSED
+from penstock.cli.main import GOAL_MISSED, INTERRUPTED
+from penstock.services.contracts import PenstockError
 
 HERE = Path(__file__).parent
+TRAINING_FILES = {"data.sources.sums.path": "train.jsonl", "evaluation.data.sources.heldout.path": "heldout.jsonl"}
 sys.path.insert(0, str(HERE))  # the recipe's own make.py, also when this file is run from elsewhere
 
 
 def prepare(seed: int, runs: Path) -> Path:
-    """Model and data of one seed; returns their folder. Made once and kept."""
+    """Model and data of one seed; returns their folder. Made once and kept, until the recipe changes."""
     import make
 
-    folder = runs / "carry-inputs" / f"seed-{seed}"
+    version = hashlib.sha256((HERE / "make.py").read_bytes() + (HERE / "sft.yaml").read_bytes()).hexdigest()[:8]
+    folder = runs / "carry-inputs" / f"seed-{seed}-{version}"
     if not (folder / "model" / "config.json").exists():
         print(f"[demo] making an untrained model and its data in {folder}", flush=True)
         make.main(["--seed", str(seed), "--out", str(folder)])
@@ -47,8 +51,10 @@ def fine_tuned(seed: int, inputs: Path, runs: Path) -> Path:
     run = watched(
         penstock.sft,
         HERE / "sft.yaml",
-        [f"seed={seed}", f"runs_dir={runs}", f"model.path={inputs / 'model'}"]
-        + data_of(inputs, **{"data.sources.demonstrations.path": "sft.jsonl"}),
+        [
+            *(f"seed={seed}", f"runs_dir={runs}", f"model.path={inputs / 'model'}"),
+            *data_of(inputs, **{"data.sources.demonstrations.path": "sft.jsonl"}),
+        ],
     )
     marker.write_text(str(run.dir))
     return run.model
@@ -60,12 +66,11 @@ def trained(seed: int, inputs: Path, model: Path, runs: Path, overrides: list[st
     return watched(
         penstock.train,
         HERE / "grpo.yaml",
-        [f"seed={seed}", f"runs_dir={runs}", f"model.path={model}"]
-        + data_of(
-            inputs,
-            **{"data.sources.sums.path": "train.jsonl", "evaluation.data.sources.heldout.path": "heldout.jsonl"},
-        )
-        + overrides,
+        [
+            *(f"seed={seed}", f"runs_dir={runs}", f"model.path={model}"),
+            *data_of(inputs, **TRAINING_FILES),
+            *overrides,
+        ],
     )
 
 
@@ -99,6 +104,7 @@ def report(runs: list[penstock.Run]) -> bool:
 
 
 def main() -> None:
+    """Everything for every seed; exits with 3 when a goal was missed, with 1 when a run failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--curve", type=Path, help="PNG with the learning curve of all seeds")
@@ -123,4 +129,9 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except PenstockError as error:
+        sys.exit(f"[demo] {error}")
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)

@@ -54,10 +54,7 @@ def overrides_of(home, taught):
     return [
         f"runs_dir={home}",
         f"model.path={model}",
-        *demo.data_of(
-            inputs,
-            **{"data.sources.sums.path": "train.jsonl", "evaluation.data.sources.heldout.path": "heldout.jsonl"},
-        ),
+        *demo.data_of(inputs, **demo.TRAINING_FILES),
         *SHORT,
     ]
 
