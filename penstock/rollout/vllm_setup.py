@@ -27,9 +27,6 @@ def start_engine(source: dict[str, Any], section: EngineSection, seed: int, tran
 
     # At every reload it warns of layers without weights and of the output layer, which is repacked below.
     logging.getLogger("vllm.model_executor.model_loader.reload.layerwise").setLevel(logging.ERROR)
-    # At every reload it says of layers without weights of their own, tied ones among them, that they were not
-    # loaded. Whether the reload took effect is for the probe to say.
-    logging.getLogger("vllm.model_executor.model_loader.reload.layerwise").setLevel(logging.ERROR)
     on_cpu = current_platform.is_cpu()
     if on_cpu:
         torch.set_num_threads(section.threads)
