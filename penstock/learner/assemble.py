@@ -119,6 +119,9 @@ def _rewards(group: Group) -> tuple[torch.Tensor, torch.Tensor]:
 def _advantages(group: Group, algorithm: BoundAlgorithm) -> Array:
     """[members]; on the task reward, less the KL where the algorithm places it there."""
     rewards, scored = _rewards(group)
+    if not has_signal(rewards, scored):
+        # Decided before the KL is taken off: it differs in every answer, and a z-score would blow that up.
+        return np.zeros(len(rewards))
     if algorithm.reward_kl > 0:
         distances = [_sampled_kl(t) if t.reward is not None else 0.0 for t in group.trajectories]
         rewards = rewards - algorithm.reward_kl * torch.tensor(distances, dtype=torch.float64)

@@ -92,6 +92,14 @@ def test_a_penalty_in_the_reward_takes_the_sampled_divergence_off_the_task_rewar
     assert batch.advantages.tolist() == pytest.approx([0.4, 0.4, -0.4, -0.4])
 
 
+@pytest.mark.parametrize("baseline", ["group_mean", "group_zscore"])
+def test_equal_task_rewards_stay_without_advantage_when_the_penalty_differs(baseline):
+    judged = [_judged(answer(1.0), np.array([-0.5 - d, -0.5], np.float32)) for d in (0.0, 1e-3, 2.0)]
+    cells = {"baseline": {"kind": baseline}, "group_filter": "all"}
+    batch = assemble([group_of(*judged)], bind(_with_kl("reward", "k1", **cells)), NOW)
+    assert batch.advantages.tolist() == [0.0] * 6
+
+
 def _with_kl(placement, estimator, **cells):
     kl = {"coefficient": 0.1, "placement": placement, "estimator": estimator}
     return AlgorithmSection.model_validate({"kl": kl, **cells})
