@@ -360,16 +360,3 @@ class WeightReceiver(Protocol):
     def fetch(self, version: Version) -> AbstractContextManager[Mapping[str, torch.Tensor]]:
         """The tensors of `version`, checksums verified. Raises WeightsError."""
         ...
-
-
-# --- control --------------------------------------------------------------------------------------
-
-
-class RunControl(Protocol):
-    """What a person, a page or a guard may ask of a run."""
-
-    def stop(self, why: str) -> None:
-        """Finish the step, drain, checkpoint, write the summary."""
-        ...
-
-    def checkpoint(self) -> None: ...

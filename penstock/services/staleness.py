@@ -85,17 +85,15 @@ def binding_version(spans: Iterable[Span], now: Version, forks: Forks, outlived:
     return freshest(spans, now, forks) if outlived == "mask" else stalest(spans, now, forks)
 
 
-def capacity(published: Version, worker: Version, forks: Forks, max_lag: int, groups_per_step: int) -> int:
-    """How many groups may be outstanding before a worker at version `worker` must wait.
+def capacity(behind: int, max_lag: int, groups_per_step: int) -> int:
+    """How many groups may be outstanding before a worker that lags by `behind` must wait.
 
     A group that starts when `n` groups are outstanding is consumed after at most `n // groups_per_step`
-    further steps, so a worker that lags behind by `d` may only join a queue that is `d` steps shorter.
+    further steps, so a worker that lags by `d` may only join a queue that is `d` steps shorter.
     """
-    return max(0, max_lag + 1 - lag(published, worker, forks)) * groups_per_step
+    return max(0, max_lag + 1 - behind) * groups_per_step
 
 
-def admits(
-    outstanding: int, published: Version, worker: Version, forks: Forks, max_lag: int, groups_per_step: int
-) -> bool:
-    """True when one more group may start (design: the staleness gate)."""
-    return outstanding < capacity(published, worker, forks, max_lag, groups_per_step)
+def admits(outstanding: int, behind: int, max_lag: int, groups_per_step: int) -> bool:
+    """The staleness gate: True when one more group may start at a worker that lags by `behind`."""
+    return outstanding < capacity(behind, max_lag, groups_per_step)

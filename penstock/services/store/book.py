@@ -114,7 +114,7 @@ class Book(Registry):
             return "draining"
         if rules.prompts is not None and self._cursor >= rules.prompts:
             return "data_end"
-        if len(self._in(*OUTSTANDING)) >= max(0, rules.max_lag + 1 - behind) * rules.groups_per_step:
+        if not staleness.admits(len(self._in(*OUTSTANDING)), behind, rules.max_lag, rules.groups_per_step):
             return "lag"
         return "memory" if self._bytes() > rules.max_bytes else ""
 
