@@ -9,16 +9,16 @@ from concurrent.futures import CancelledError, Future
 import numpy as np
 import psutil
 import pytest
-from builders import completion, prompt, trajectory
+from builders import completion, prompt
 from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.reward.config import RewardSection, RuleSection
-from penstock.reward.metrics import METRICS, summarise
+from penstock.reward.metrics import METRICS
 from penstock.reward.sandbox import RewardError
 from penstock.reward.scorer import GroupScorer, add_up
 from penstock.services.contracts import Scorer
-from penstock.services.metrics import describe, merge
+from penstock.services.metrics import describe
 
 
 @pytest.fixture
@@ -196,23 +196,3 @@ def test_a_reward_is_given_exactly_when_no_weighted_part_failed_and_one_spoke(en
     if expected:
         assert judged.reward == pytest.approx(sum(w * e for w, e in counted if e is not None))
     assert judged.parts == {k: None if e == "broken" else e for k, (_, e) in entries.items()}
-
-
-def test_a_batch_is_summarised_without_making_zeros_of_failures():
-    members = [trajectory(1.0), trajectory(0.0), trajectory(0.5), trajectory(None)]
-    values = summarise(members, "exact", correct_at=1.0)
-    assert values == pytest.approx(
-        {
-            "reward/mean": 0.5,
-            "reward/std": 0.5,
-            "reward/unscored": 0.25,
-            "reward/part/exact": 0.5,
-            "reward/accuracy": 1 / 3,
-        }
-    )
-    assert all(describe(name, METRICS) for name in values)
-    merge({"reward": METRICS})
-
-
-def test_an_empty_batch_has_no_values():
-    assert summarise([], "exact", 1.0) == {}
