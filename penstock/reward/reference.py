@@ -53,7 +53,7 @@ class ReferenceScorer:
         self._thread.start()
 
     def submit(self, prompt: Prompt, completions: Sequence[Completion]) -> Future[list[Floats]]:
-        """One float32 [T] per completion, in nats, in order; 0 for tokens that are no action's."""
+        """One float32 [T] per completion, in nats, in order: of every token, also of those that are no actions."""
         job = _Job(prompt, tuple(completions), Future())
         with self._lock:
             if self._closed:
