@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from penstock.services.contracts import LedgerMemo, PenstockError
+from penstock.services.rundir import step_name
 from penstock.services.versions import Version
 
 _FORMAT = 1
@@ -54,7 +55,7 @@ class Checkpoint:
 
 def folder_of(root: Path, version: Version) -> Path:
     """Where the checkpoint of `version` lies."""
-    return root / f"step-{version.step:06d}-lineage-{version.lineage}"
+    return root / step_name(version)
 
 
 def partial_of(root: Path, version: Version) -> Path:

@@ -21,6 +21,7 @@ from penstock.learner.crew import Crew, Trained
 from penstock.learner.feed import Fed, Feed
 from penstock.learner.publisher import Publisher
 from penstock.services.contracts import PenstockError, ReplayStore, WeightSender
+from penstock.services.rundir import step_name
 from penstock.services.versions import FIRST, Version
 
 
@@ -268,9 +269,8 @@ class LearnerLoop:
             part.with_columns(logp_learner=logp.copy()) for part, logp in zip(parts, trained.logp_start, strict=True)
         ]
         version = self.version.next()
-        name = f"step-{version.step:06d}-lineage-{version.lineage}"
         facts = {"learner": self._settings.learner.model_dump(), "metrics": report.finite(trained.metrics)}
-        archive.write(self._settings.archives / name, version, Batch.join(learned), facts)
+        archive.write(self._settings.archives / step_name(version), version, Batch.join(learned), facts)
         archive.prune(self._settings.archives, self._settings.archive.keep_last)
 
     def _step_metrics(self, fed: Fed, batch: Batch, trained: Trained) -> dict[str, float]:

@@ -17,7 +17,12 @@ import yaml
 from penstock.services.contracts import PenstockError
 from penstock.services.versions import Version
 
-SAMPLES_PATTERN = "step-{step:06d}-lineage-{lineage}"
+_STEP_NAME = "step-{step:06d}-lineage-{lineage}"
+
+
+def step_name(version: Version) -> str:
+    """What files and folders of the step that ended in `version` are called: `step-000012-lineage-0`."""
+    return _STEP_NAME.format(step=version.step, lineage=version.lineage)
 
 
 class RunDirError(PenstockError):
@@ -73,6 +78,7 @@ class RunDir:
 
     @property
     def checkpoints(self) -> Path:
+        """The learner's states, each in a folder called `step_name`."""
         return self.path / "checkpoints"
 
     @property
@@ -81,7 +87,7 @@ class RunDir:
 
     @property
     def archive(self) -> Path:
-        """Whole encoded batches of every N-th step."""
+        """Whole encoded batches of every N-th step, each in a folder called `step_name`."""
         return self.path / "archive"
 
     @property
@@ -99,18 +105,15 @@ class RunDir:
 
     @property
     def store(self) -> Path:
-        """Link to the private store's folder, which lies elsewhere because socket paths must be short."""
+        """Folder of the private store's append-only file. While the server runs, a link `live` in it leads to the
+        server's socket and configuration, which lie elsewhere because socket paths must be short."""
         return self.path / "store"
 
     def log(self, actor: str) -> Path:
         return self.logs / f"{actor}.log"
 
     def samples_of(self, version: Version) -> Path:
-        return self.samples / (SAMPLES_PATTERN.format(step=version.step, lineage=version.lineage) + ".jsonl")
-
-    def archive_of(self, version: Version) -> Path:
-        """The folder of one archived batch."""
-        return self.archive / SAMPLES_PATTERN.format(step=version.step, lineage=version.lineage)
+        return self.samples / f"{step_name(version)}.jsonl"
 
     # --- making and finding ---
 
@@ -191,12 +194,14 @@ class RunDir:
 
     # --- writing and reading ---
 
-    def link_store(self, folder: Path) -> None:
-        """Point `store` at the private store's folder, in place of an older link."""
-        fresh = self.path / ".store.new"
-        fresh.unlink(missing_ok=True)
-        fresh.symlink_to(folder)
-        fresh.replace(self.store)
+    def begin_again(self, config_text: str) -> None:
+        """The run goes on, perhaps with other limits: config.yaml says so, the one before is kept beside it, and the
+        summary of an earlier end is gone."""
+        if config_text != self.config.read_text():
+            kept = len(list(self.path.glob("config-*.yaml")))
+            write_atomically(self.path / f"config-{kept}.yaml", self.config.read_bytes())
+            write_atomically(self.config, config_text.encode())
+        self.summary.unlink(missing_ok=True)
 
     def write_status(self, status: Any) -> None:
         """Replace status.json by `status` (dataclasses, dicts, plain values); readers see old or new, never half."""
@@ -236,8 +241,7 @@ class RunDir:
 
     def read_samples(self, step: int, lineage: int | None = None) -> list[dict[str, Any]]:
         """The samples of `step`, by default of its newest lineage. Raises RunDirError naming the steps there are."""
-        pattern = SAMPLES_PATTERN.replace("{lineage}", "*").format(step=step) if lineage is None else None
-        name = pattern or SAMPLES_PATTERN.format(step=step, lineage=lineage)
+        name = _STEP_NAME.format(step=step, lineage="*" if lineage is None else lineage)
         found = sorted(self.samples.glob(f"{name}.jsonl"), key=lambda p: int(p.stem.rsplit("-", 1)[1]))
         if not found:
             steps = sorted({int(p.stem.split("-")[1]) for p in self.samples.glob("step-*.jsonl")})

@@ -115,14 +115,6 @@ def test_a_step_without_samples_names_the_nearest_that_has_some(tmp_path: Path) 
         run.read_samples(9)
 
 
-def test_the_link_to_the_store_can_be_moved(tmp_path: Path) -> None:
-    run = _run(tmp_path)
-    for name in ("one", "two"):
-        (tmp_path / name).mkdir()
-        run.link_store(tmp_path / name)
-        assert run.store.resolve() == tmp_path / name
-
-
 def test_a_damaged_summary_is_named(tmp_path: Path) -> None:
     run = _run(tmp_path)
     run.write_summary({"steps": 3})
