@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from penstock.services.metrics import check_word
 from penstock.services.model_config import Dtype, ModelSection
 from penstock.services.settings import Section, on_resume
 
@@ -44,8 +46,8 @@ class RewardSection(Section):
     """Rules, their weights, and the processes they run in."""
 
     rules: dict[str, RuleSection] = Field(min_length=1)
-    """Parts of the reward by a name of your choice; each answer's reward is their weighted sum. They run in this
-    order."""
+    """Parts of the reward by a name of your choice, made of letters, digits, `_`, `.` and `-`, since it is part of
+    metrics' names; each answer's reward is their weighted sum. They run in this order."""
     accuracy: str | None = None
     """The part that says whether an answer is correct; by default the first."""
     correct_at: float = 1.0
@@ -64,6 +66,14 @@ class RewardSection(Section):
     """Seconds in which a rule process must have started and imported its rules."""
     reference: ReferenceSection = ReferenceSection()
     """The frozen reference model."""
+
+    @field_validator("rules")
+    @classmethod
+    def _names_fit_metrics(cls, rules: dict[str, RuleSection]) -> dict[str, RuleSection]:
+        for name in rules:
+            example = re.sub(r"[^A-Za-z0-9_]+", "_", name.rpartition(":")[2]).strip("_") or "my_part"
+            check_word(name, f'give the part a plain name and say its rule: rules: {{{example}: {{rule: "{name}"}}}}')
+        return rules
 
     @model_validator(mode="after")
     def _accuracy_is_a_part(self) -> RewardSection:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from penstock.services.metrics import check_word
 from penstock.services.model_config import could_be_hub_id
 from penstock.services.settings import Section
 
@@ -61,7 +63,8 @@ class DataSection(Section):
     """Datasets, their mixture, and how rows become tokens."""
 
     sources: dict[str, SourceSection] = Field(min_length=1)
-    """Datasets by a name of your choice; the name appears in samples and metrics."""
+    """Datasets by a name of your choice, made of letters, digits, `_`, `.` and `-`; it appears in samples and in
+    metrics' names."""
     epochs: int | None = Field(None, ge=1)
     """How often every source may be read through; by default without end."""
     at_end: Literal["drop", "stop"] = "drop"
@@ -80,6 +83,14 @@ class DataSection(Section):
     """Longest prompt in tokens; by default any."""
     too_long: Literal["error", "drop"] = "error"
     """What happens to longer prompts: `error` stops before the run starts, `drop` leaves them out and counts them."""
+
+    @field_validator("sources")
+    @classmethod
+    def _names_fit_metrics(cls, sources: dict[str, SourceSection]) -> dict[str, SourceSection]:
+        for name, source in sources.items():
+            example = re.sub(r"[^A-Za-z0-9_]+", "_", name.rpartition("/")[2]).strip("_") or "my_source"
+            check_word(name, f'give the source a plain name: sources: {{{example}: {{path: "{source.path}"}}}}')
+        return sources
 
     def located(self, base: Path) -> DataSection:
         """The same section with all paths absolute."""

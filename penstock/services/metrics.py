@@ -15,7 +15,8 @@ from penstock.services.versions import Version
 if TYPE_CHECKING:
     import pandas as pd
 
-_PART = r"(?:[a-z0-9][a-z0-9_.\-]*|\{[a-z_]+\})"
+_WORD = r"[a-z0-9][a-z0-9_.\-]*"
+_PART = rf"(?:{_WORD}|\{{[a-z_]+\}})"
 _NAME = re.compile(rf"{_PART}(?:/{_PART})+", re.IGNORECASE)
 _PLACEHOLDER = re.compile(r"\{[a-z_]+\}")
 
@@ -43,8 +44,17 @@ def check_name(name: str) -> None:
     """Raises MetricError unless `name` reads group/name, for example `kl/reference`."""
     if _NAME.fullmatch(name) is None:
         raise MetricError(f"a metric's name reads group/name in letters, digits, '_', '.', '-'; found {name!r}")
-    if name.endswith("/kl"):
+    if name.endswith("/kl") and name.count("/") == 1:  # further down it may be what a user calls a reward or a source
         raise MetricError(f"{name!r} does not say which divergence; use kl/reference, kl/update or kl/offpolicy")
+
+
+def check_word(word: str, remedy: str) -> None:
+    """Raises MetricError, which says the `remedy`, unless a name that a user chose can be part of a metric's name."""
+    if re.fullmatch(_WORD, word, re.IGNORECASE | re.ASCII) is None:
+        raise MetricError(
+            f"{word!r} is to be part of metrics' names, which are made of letters, digits, '_', '.' and '-' and begin "
+            f"with a letter or digit; {remedy}"
+        )
 
 
 def to_prometheus(name: str) -> str:

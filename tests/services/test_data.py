@@ -8,6 +8,7 @@ import socket
 import numpy as np
 import pytest
 import tiny
+from pydantic import ValidationError
 
 from penstock.services import data, data_read
 from penstock.services.chat import ChatError
@@ -383,3 +384,9 @@ def test_paths_become_absolute_and_hub_ids_stay(tmp_path):
     located = DataSection(sources=sources).located(tmp_path)
     assert located.sources["a"].path == str(tmp_path / "d" / "x.jsonl")
     assert located.sources["b"].path == "openai/gsm8k"
+
+
+@pytest.mark.parametrize("name", ["openai/gsm8k", "my sums", "", "_sums", "größe"])
+def test_a_source_whose_name_fits_no_metric_is_refused_with_one_that_does(name):
+    with pytest.raises(ValidationError, match="give the source a plain name: sources: "):
+        DataSection(sources={name: SourceSection(path="a.jsonl")})

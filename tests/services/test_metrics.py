@@ -39,6 +39,11 @@ def test_names_of_the_design_are_accepted() -> None:
         check_name(name)
 
 
+def test_a_part_or_source_that_a_user_calls_kl_has_a_name() -> None:
+    for name in ("reward/part/kl", "scorer/failed/kl", "eval/kl/sampled/accuracy"):
+        check_name(name)
+
+
 def test_prometheus_names_keep_to_letters_digits_and_underscores() -> None:
     assert to_prometheus("rollout_corr/is.Mean-low") == "penstock_rollout_corr_is_mean_low"
 
