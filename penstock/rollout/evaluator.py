@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -25,6 +26,8 @@ class Evaluator:
         self._jobs: deque[tuple[EvaluationJob, Future[EvaluationReport]]] = deque()
         self._current: tuple[Evaluation, Future[EvaluationReport]] | None = None
         self._closed = ""
+        self._lock = threading.Lock()
+        """Between `ask` and `close`: a job that comes too late must hear of it."""
 
     @property
     def busy(self) -> bool:
@@ -32,11 +35,13 @@ class Evaluator:
         return self._current is not None
 
     def ask(self, job: EvaluationJob) -> Future[EvaluationReport]:
+        """The future raises PenstockError when the evaluator was closed before the job was done."""
         result: Future[EvaluationReport] = Future()
-        if self._closed:
-            result.set_exception(PenstockError(self._closed))
-        else:
-            self._jobs.append((job, result))
+        with self._lock:
+            if not self._closed:
+                self._jobs.append((job, result))
+                return result
+        result.set_exception(PenstockError(self._closed))
         return result
 
     def advance(self, swap: Callable[[Version], None]) -> None:
@@ -70,8 +75,9 @@ class Evaluator:
 
     def close(self, why: str) -> None:
         """Jobs that are not done fail with `why`."""
-        self._closed = why
-        waiting = [result for _, result in self._jobs] + ([self._current[1]] if self._current else [])
-        self._jobs.clear()
+        with self._lock:
+            self._closed = why
+            waiting = [result for _, result in self._jobs] + ([self._current[1]] if self._current else [])
+            self._jobs.clear()
         for result in waiting:
             result.set_exception(PenstockError(why))

@@ -68,12 +68,16 @@ class Groups:
         """Answers that are not complete."""
         return len(self._by_key)
 
-    def begin(self, ticket: Ticket, prompt: Prompt) -> None:
-        """Submit the answers of a group, or what another worker left of them."""
+    def begin(self, ticket: Ticket, prompt: Prompt, published: Version, forks: Forks) -> None:
+        """Submit the answers of a group, or what another worker left of them. What is beyond the bound already, so
+        that `take` would drop the group, is forgotten: the group starts anew."""
         self._leases.hold(ticket)
-        episode = Episode.begin(ticket, prompt, self._sampling, self._rules.group_size, _partial_of(ticket))
+        partial = _partial_of(ticket)
+        if partial is not None and self._outlived(partial, published, forks):
+            partial = None
+        episode = Episode.begin(ticket, prompt, self._sampling, self._rules.group_size, partial)
         self._episodes[ticket.index] = episode
-        self._meter.count("resumed", by=int(ticket.partial is not None))
+        self._meter.count("resumed", by=int(partial is not None))
         try:
             for request in episode.requests():
                 self._generator.submit(request)
@@ -81,6 +85,11 @@ class Groups:
         except PromptTooLong as error:
             log.warning("%s", error)
             self._refuse(episode, "prompt_too_long")
+
+    def _outlived(self, partial: PartialGroup, published: Version, forks: Forks) -> bool:
+        """Whether the group could not be trained on; where tokens are masked, one fresh token to come is enough."""
+        lags = (lag(published, span.version, forks) for member in partial.members for span in member.spans)
+        return self._rules.outlived != "mask" and max(lags, default=0) > self._rules.max_lag
 
     def absorb(self, key: str, completion: Completion) -> None:
         """One answer is complete. Answers of groups that were forgotten meanwhile are ignored."""

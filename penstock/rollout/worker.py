@@ -192,7 +192,7 @@ class RolloutWorker:
         self._saw(reply.published)
         self._closed = reply.closed
         for ticket in reply.tickets:
-            self._groups.begin(ticket, self._stream[ticket.index])
+            self._groups.begin(ticket, self._stream[ticket.index], self._published, self._forks)
         if reply.closed == "draining":
             self.request_drain()
         self._backoff = RETRY[0] if reply.tickets else min(2 * self._backoff, RETRY[1])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -15,11 +16,12 @@ from builders import prompt
 
 from penstock.rollout.errors import EngineFailed
 from penstock.rollout.evaluation import EvaluationJob
+from penstock.rollout.evaluator import Evaluator
 from penstock.rollout.fake import FakeGenerator, table
 from penstock.rollout.worker import RolloutWorker, Rules
 from penstock.services.codec import decode
 from penstock.services.contracts import DeadlinePassed, LedgerRules, PenstockError, StoreError
-from penstock.services.staleness import binding_version
+from penstock.services.staleness import Outlived, binding_version
 from penstock.services.store.memory import MemoryStore
 from penstock.services.trajectory import Completion, Group, Prompt, Sampling, Trajectory
 from penstock.services.versions import FIRST, Version
@@ -233,6 +235,26 @@ def test_a_drained_worker_hands_on_its_tokens_and_another_completes_them():
             assert np.abs(answer.logprobs - table(FIRST, 32)[before, answer.tokens]).max() < 1e-6
 
 
+@pytest.mark.parametrize(("outlived", "resumed"), [("drop", 0), ("cut", 0), ("mask", 2)])
+def test_what_was_handed_back_and_is_beyond_the_bound_is_played_anew(outlived: Outlived, resumed: int):
+    store = ledger(groups_per_step=2, prompts=2)
+    slow = Paced()
+    with running(worker(store, slow, outlived=outlived)):
+        until(lambda: len(slow.in_flight) == 6)
+        slow.go(5)
+        until(lambda: slow.lengths == [5] * 6)
+    for step in range(3):
+        store.advance(Version(0, step + 1))
+    second = worker(store, FakeGenerator(end=-1), name="w1", outlived=outlived)
+    with running(second):
+        groups = train(store, Version(0, 3), want=2)
+    assert second.stats()["rollout/resumed"] == resumed
+    assert [group.prompt.index for group in groups] == [0, 1]
+    steps = {span.step for group in groups for t in group.trajectories for span in t.completion.spans}
+    assert steps == ({0, 3} if resumed else {3})
+    assert store.counts().dropped == {}
+
+
 def test_when_the_engine_fails_what_it_had_is_handed_back_and_the_error_comes_out():
     class Breaks(FakeGenerator):
         def step(self) -> list[tuple[str, Completion]]:
@@ -422,3 +444,22 @@ def test_many_workers_that_come_and_go_leave_a_balanced_ledger():
             version = version.next()
     counts = store.counts()
     assert counts.balanced and counts.by_state["reserved"] == 0 and counts.by_state["applied"] == 32
+
+
+def test_an_evaluation_asked_for_while_the_worker_ends_fails_and_is_not_forgotten():
+    evaluator = Evaluator(FakeGenerator(), Judge(), slots=4)
+    closing = threading.Thread(target=evaluator.close, args=("it has ended",))
+
+    class InBetween(deque[Any]):
+        def append(self, job: Any) -> None:
+            closing.start()
+            closing.join(0.2)  # `close` gets as far as it can before the job is there
+            super().append(job)
+
+    evaluator._jobs = InBetween()
+    asked = evaluator.ask(EvaluationJob((prompt(0),), SAMPLING))
+    closing.join()
+    with pytest.raises(PenstockError, match="it has ended"):
+        asked.result(timeout=0)
+    with pytest.raises(PenstockError, match="it has ended"):
+        evaluator.ask(EvaluationJob((prompt(0),), SAMPLING)).result(timeout=0)
