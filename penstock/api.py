@@ -101,16 +101,21 @@ def evaluate(run_file: Path | str, model: str | None = None, overrides: Sequence
     from penstock.deploy.measure import measure
     from penstock.deploy.preflight import require
 
-    ready, _ = require(Path(run_file), overrides, "evaluate")
-    return measure(ready, model)
+    chosen = [f"model.path={Path(model).resolve() if Path(model).exists() else model}"] if model else []
+    ready, _ = require(Path(run_file), [*overrides, *chosen], "evaluate")
+    return measure(ready)
 
 
 def resume(run_dir: Path | str, overrides: Sequence[str] = (), *, display: Display | None = None) -> Run:
     """Go on with a run from its last checkpoint. Raises RunFileError for overrides that may not change."""
+    from penstock.deploy.preflight import require
     from penstock.deploy.run import train as conduct
 
     directory = RunDir.open(run_dir)
-    ready = load_for_resume(directory.config, overrides)
+    load_for_resume(directory.config, overrides)
+    ready, warnings = require(directory.config, overrides, "train")
+    for warning in warnings:
+        directory.add_event("warning", str(warning))
     conduct(ready, directory, display, resume=True)
     return Run(directory)
 

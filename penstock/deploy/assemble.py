@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from typing import TYPE_CHECKING
 
 from penstock.deploy.config import HeldOutSection
@@ -48,9 +49,9 @@ def held_out_job(
 
 
 def build_generator(
-    name: str, number: int, plan: RolloutPlan, tokenizer: PreTrainedTokenizerBase, receiver: WeightReceiver
+    name: str, restarts: int, plan: RolloutPlan, tokenizer: PreTrainedTokenizerBase, receiver: WeightReceiver
 ) -> VllmGenerator:
-    """The engine of worker `number`; takes seconds to minutes."""
+    """The engine of the worker `name`; takes seconds to minutes."""
     from penstock.rollout.ends import end_tokens
     from penstock.rollout.vllm_engine import VllmGenerator
 
@@ -64,8 +65,8 @@ def build_generator(
         receiver=receiver,
         transfer=plan.route.backend,
         name=name,
-        # Workers must not draw the same numbers, or two of them would give a prompt the same answers.
-        seed=plan.seed + plan.engine.seed + 1000003 * number,
+        # Neither two workers nor two lives of one may draw the same numbers: their answers would repeat.
+        seed=zlib.crc32(f"{plan.seed} {plan.engine.seed} {plan.start} {name} {restarts}".encode()),
     )
 
 

@@ -5,12 +5,17 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import signal
 import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import ray
 
+from penstock.deploy.leftovers import own, remove_orphans
 from penstock.services.contracts import PenstockError
 
 # Ray keeps unix sockets in its directory, and their paths may have about 100 bytes; so it lies in /tmp
@@ -30,9 +35,13 @@ class Cluster:
     def __init__(self, address: str | None, namespace: str, actors: int) -> None:
         self.address = address or os.environ.get("RAY_ADDRESS")
         self._folder: Path | None = None
+        # Ray's own words about dead actors, for every one of them a paragraph; the supervisor says what died and why.
+        logging.getLogger("ray._private.worker").setLevel(logging.ERROR)
         settings: dict[str, Any] = {"namespace": namespace, "log_to_driver": False, "configure_logging": False}
         if self.address is None:
+            remove_orphans(Path(tempfile.gettempdir()), _TEMP_PREFIX)
             self._folder = Path(tempfile.mkdtemp(prefix=_TEMP_PREFIX))
+            own(self._folder)
             # Ray guards the cluster with a token in the user's home; it need not say so at every start.
             logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
             settings |= {
@@ -45,7 +54,8 @@ class Cluster:
         else:
             settings["address"] = self.address
         try:
-            ray.init(**settings)
+            with _own_signals():
+                ray.init(**settings)
         except (ConnectionError, RuntimeError, ValueError) as error:
             self._remove_folder()
             where = f"the Ray cluster at {self.address}" if self.address else "a Ray cluster on this machine"
@@ -69,10 +79,23 @@ class Cluster:
             shutil.rmtree(self._folder, ignore_errors=True)
 
 
-def actor_environment(*, threads: int, device: str, secrets: tuple[str, ...] = ()) -> dict[str, str]:
-    """Environment variables of an engine's process: threads, caches, devices; and no more secrets than named."""
-    passed = {name: os.environ[name] for name in secrets if name in os.environ}
-    return passed | {
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """Put back the SIGTERM handler that `ray.init` replaces by one that exits on the spot."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def actor_environment(*, threads: int, device: str) -> dict[str, str]:
+    """Environment variables of an engine's process: threads, caches, devices. Not for secrets: Ray keeps them."""
+    hidden = {} if device == "cuda" else {"CUDA_VISIBLE_DEVICES": ""}
+    return hidden | {
         # Two threads in one engine wait for each other when the cores are shared by several engines.
         "OMP_NUM_THREADS": str(threads),
         "MKL_NUM_THREADS": str(threads),

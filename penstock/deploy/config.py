@@ -18,7 +18,8 @@ class LimitsSection(Section):
     steps: int | None = on_resume(None, ge=1)
     """Train steps in all, those before a resume included."""
     minutes: float | None = on_resume(None, gt=0)
-    """Wall-clock minutes, counted from the start of this process; a resumed run begins to count again."""
+    """Minutes of training by the clock, from the first published weights; starting does not count, and a resumed run
+    begins to count again."""
     tokens: int | None = on_resume(None, ge=1)
     """Tokens trained on in all."""
     disk_gib: float | None = on_resume(None, gt=0)
@@ -67,6 +68,9 @@ class RecordingSection(Section):
     """Trajectories per recorded step in samples/, as readable text; 0 writes none."""
     samples_every: int = on_resume(1, ge=1)
     """Record samples of every so many steps."""
+    mismatch_warning: float | None = on_resume(None, gt=0)
+    """Warn when sampler and learner differ by more than this on tokens without lag, in nats per token. By default 1e-4
+    in float32 and 0.05 in bfloat16, where rounding alone makes 0.01."""
     plots: bool = on_resume(True)
     """Draw plots/ when the run ends."""
 
@@ -109,5 +113,6 @@ class DeadlinesSection(Section):
     """An actor's start until it is ready: imports, loading the model, compiling."""
     drain: float = on_resume(60.0, gt=0)
     """A clean end: workers hand back what they have."""
-    silence: float = on_resume(120.0, gt=0)
-    """An actor that is ready and has said nothing for so long is taken for dead."""
+    silence: float = on_resume(600.0, gt=0)
+    """An actor whose loop has not moved for so long, or that does not answer, is taken for dead: a worker is replaced,
+    a learner ends the run. Longer than any compilation, save or single micro-batch."""

@@ -14,6 +14,8 @@ from pathlib import Path
 import ray.exceptions
 
 LAST_LINES = 12
+BIRTH = "--- process"
+"""Begins the first line of every process's part of a log."""
 _LOUD = re.compile(r"\*\*\* (SIG[A-Z]+) received|Fatal Python error: (.+)")
 
 
@@ -26,17 +28,18 @@ def redirect_output(log: Path) -> None:
     os.dup2(file, 1)
     os.dup2(file, 2)
     os.close(file)
-    print(f"--- process {os.getpid()} ---", flush=True)  # noqa: T201 - this is the log
+    print(f"{BIRTH} {os.getpid()}", flush=True)  # noqa: T201 - this is the log
 
 
 def last_lines(log: Path, count: int = LAST_LINES) -> list[str]:
-    """The end of a log, at most 64 KiB of it read."""
+    """The end of what the last process wrote into a log, at most 64 KiB of it read."""
     if not log.exists():
         return []
     with log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - 65536))
         text = file.read().decode("utf-8", "replace")
-    return [line for line in text.splitlines() if line.strip()][-count:]
+    life = text.rpartition(BIRTH)[2]  # an actor that was started again goes on in the same file
+    return [line for line in life.splitlines() if line.strip()][-count:]
 
 
 def out_of_memory_kills() -> int:

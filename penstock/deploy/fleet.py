@@ -29,8 +29,8 @@ class Member:
     name: str
     role: Role
     log: Path
-    start: Callable[[], Any]
-    """Starts the actor (again) and returns its handle."""
+    start: Callable[[int], Any]
+    """Starts the actor and returns its handle; is told how often it was started before."""
     handle: Any = None
     state: Literal["starting", "ready", "running", "ended", "dead"] = "dead"
     restarts: int = -1
@@ -44,6 +44,10 @@ class Member:
     peak_rss: int = 0
     """Largest resident memory seen, bytes."""
     result: Any = None
+    pace: float = 0.0
+    """Tokens per second, where the actor does not say so itself."""
+    heard: float = 0.0
+    """When it was last heard of."""
     _since: float = 0.0
     _oom: int = 0
     _ready: Any = None
@@ -51,15 +55,18 @@ class Member:
     _asked: Any = None
 
     def launch(self) -> None:
-        """Start the actor; returns at once."""
+        """Start the actor; returns at once. A process that is left of an earlier start is ended."""
+        if self.handle is not None:
+            ray.kill(self.handle, no_restart=True)
         self._oom = out_of_memory_kills()
-        self.handle = self.start()
         self.restarts += 1
+        self.handle = self.start(self.restarts)
         self.state, self.cause, self.result, self._since = "starting", "", None, time.monotonic()
         self._ready, self._running, self._asked = self.handle.ready.remote(), None, None
 
     def run(self) -> None:
         """Let it begin its loop."""
+        self.heard = time.monotonic()
         self._running = self.handle.run.remote()
         self.state = "running"
 
@@ -76,8 +83,6 @@ class Member:
                 self._await_ready(start_deadline)
             else:
                 self._collect()
-        except ray.exceptions.ActorUnavailableError:
-            self._asked = None  # Ray starts it again by itself; ask anew
         except ray.exceptions.RayError as error:
             self.state = "dead"
             self.cause = explain(self.name, error, self.log, self._oom)
@@ -87,10 +92,13 @@ class Member:
             self.facts = ray.get(self._ready)
             self.state = "ready"
         elif time.monotonic() - self._since > deadline:
-            raise DeadlinePassed(
+            late = (
                 f"waited {deadline:.0f} s (deadlines.start) for {self.name} to start; it has not answered. "
                 f"Its log is {self.log}"
             )
+            if self.restarts == 0:
+                raise DeadlinePassed(late)
+            self.state, self.cause = "dead", late  # a replacement that is late is one more death, not the run's end
 
     def _collect(self) -> None:
         if self._running is not None and _done(self._running):
@@ -99,7 +107,11 @@ class Member:
         if self._asked is None:
             self._asked = self.handle.stats.remote()
         elif _done(self._asked):
-            self._hear(ray.get(self._asked))
+            try:
+                self._hear(ray.get(self._asked))
+            except ray.exceptions.ActorUnavailableError:
+                if self.role != "scorer":  # only scorers are started again by Ray itself
+                    raise
             self._asked = self.handle.stats.remote()
 
     def last_words(self, deadline: float) -> None:
@@ -116,8 +128,13 @@ class Member:
 
     def _hear(self, stats: dict[str, Any]) -> None:
         self.inbox.extend(stats.pop("reports", []))
-        self.stats = stats
+        self.stats, self.heard = stats, time.monotonic()
         self.peak_rss = max(self.peak_rss, int(stats.get("process/rss", 0)))
+
+    @property
+    def silent(self) -> float:
+        """Seconds since its loop moved, or since the process was heard of at all, whichever is longer."""
+        return max(float(self.stats.get("silent", 0.0)), time.monotonic() - self.heard)
 
     def read_inbox(self) -> list[dict[str, Any]]:
         """The reports since the last call."""
@@ -144,7 +161,7 @@ class Member:
             node=str(self.facts.get("node", "")),
             version=str(self.stats.get("version", "")),
             in_flight=int(self.stats.get("rollout/in_flight", 0)),
-            tokens_per_second=float(self.stats.get(f"{self.role}/tokens_per_second", 0.0)),
+            tokens_per_second=float(self.stats.get(f"{self.role}/tokens_per_second", self.pace)),
             restarts=max(0, self.restarts),
         )
 

@@ -36,7 +36,8 @@ class Journal:
         self.version = FIRST
         self.first_step = 0
         """Step at which this process began."""
-        self.started = time.time()
+        self.started = self.began = time.time()
+        """Unix seconds at which this process, and in it the training, began."""
         self.total = limits.steps
         """Steps in all; the stage may know better than the limits."""
         self.phase: Phase = "starting"
@@ -44,7 +45,7 @@ class Journal:
 
     def begin(self, version: Version) -> None:
         """The learner goes on at `version`."""
-        self.version, self.first_step = version, version.step
+        self.version, self.first_step, self.began = version, version.step, time.time()
         self._log.begin(version, time.time())
         self._pace.append((time.monotonic(), version.step))
 
@@ -66,9 +67,18 @@ class Journal:
         """Something happened between the steps."""
         self._directory.add_event(kind, message, **facts)
 
+    def tell(self, kind: str, message: str, **facts: Any) -> None:
+        """An event that a person should see at once; its first line is shown until the next one or the next phase."""
+        self.message = message.splitlines()[0]
+        self.event(kind, message, **facts)
+
+    def warn(self, message: str, **facts: Any) -> None:
+        """Something a person should look at."""
+        self.tell("warning", message, **facts)
+
     def enter(self, phase: Phase, message: str = "") -> None:
         """The run is in a new phase."""
-        self.phase, self.message = phase, message
+        self.phase, self.message = phase, message.splitlines()[0] if message else ""
         self.event(phase, message or phase)
 
     def show(self, members: Iterable[Member], ledger: LedgerCounts | None) -> None:
@@ -101,7 +111,7 @@ class Journal:
             if last > first:
                 estimates.append((self.total - last) * (now - began) / (last - first))
         if self._limits.minutes is not None:
-            estimates.append(self._limits.minutes * 60 - (time.time() - self.started))
+            estimates.append(self._limits.minutes * 60 - (time.time() - self.began))
         return max(0.0, min(estimates)) if estimates else None
 
     def close(self) -> None:

@@ -110,9 +110,9 @@ class LearnerActor:
     def request_checkpoint(self) -> None:
         self._rank.request_checkpoint()
 
-    def observe(self, metrics: dict[str, float]) -> None:
+    def observe(self, version: Version, metrics: dict[str, float]) -> None:
         """An evaluation's metrics, for keeping the best checkpoint."""
-        self._rank.observe(metrics)
+        self._rank.observe(version, metrics)
 
 
 _QUIET_PORTS = range(20_000, 32_000)
@@ -129,7 +129,7 @@ def _quiet_port(host: str) -> int:
     raise PenstockError(f"{host} has no free port between {_QUIET_PORTS.start} and {_QUIET_PORTS.stop}")
 
 
-def start_rank(name: str, log: Path, options: dict[str, Any]) -> Any:
+def start_rank(name: str, log: Path, options: dict[str, Any], _: int) -> Any:
     """A rank's handle; it is still starting."""
     return ray.remote(LearnerActor).options(max_concurrency=16, **options).remote(name, log)
 

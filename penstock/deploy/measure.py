@@ -11,8 +11,8 @@ from penstock.services.contracts import PenstockError
 from penstock.services.versions import FIRST
 
 
-def measure(run_file: RunFile, model: str | None = None) -> dict[str, float]:
-    """Metrics by name. `model` is a directory or hub id, by default the run file's own.
+def measure(run_file: RunFile) -> dict[str, float]:
+    """Metrics of the run file's model by name.
 
     Raises PenstockError when there is nothing to evaluate on or by.
     """
@@ -28,7 +28,7 @@ def measure(run_file: RunFile, model: str | None = None) -> dict[str, float]:
     from penstock.rollout.vllm_engine import VllmGenerator
     from penstock.services.models import load_tokenizer
 
-    chosen = run_file.model if model is None else run_file.model.model_copy(update={"path": model, "revision": None})
+    chosen = run_file.model
     tokenizer = load_tokenizer(chosen)
     training = sampling_of(run_file.rollout.sampling, tokenizer)
     job = held_out_job(run_file.evaluation, run_file.reward, training, tokenizer)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import ray
 
@@ -15,6 +15,7 @@ from penstock.deploy.assemble import build_stream, held_out_job
 from penstock.deploy.cluster import Cluster
 from penstock.deploy.fleet import Member
 from penstock.deploy.learners import prepare_ranks, start_rank
+from penstock.deploy.leftovers import MARK, end_marked
 from penstock.deploy.placement import Placement, place
 from penstock.deploy.rollouts import start_worker
 from penstock.deploy.runfile import RunFile
@@ -63,6 +64,10 @@ class Parts:
     def _bring_up(self) -> None:
         run_file, directory = self._run_file, self._directory
         self.run_id = run_id_of(directory)
+        # Every process that comes of this one inherits the mark, so that what a run left behind can be found.
+        end_marked(self.run_id)
+        os.environ[MARK] = self.run_id
+        self._stack.callback(os.environ.pop, MARK, None)
         ranks, workers = run_file.learner.ranks, run_file.rollout.workers
         self.cluster = Cluster(run_file.placement.ray_address, self.run_id, actors=ranks + workers + 1)
         self._stack.callback(self.cluster.close)
@@ -97,16 +102,19 @@ class Parts:
         run_file, log = self._run_file, self._directory.log
         if run_file.reward is None:
             raise PenstockError("the run file has no `reward` section: there is nothing to learn from")
-        reference = run_file.model if run_file.algorithm.needs_reference else None
+        arguments = {
+            "section": run_file.reward,
+            "start": run_file.model if run_file.algorithm.needs_reference else None,
+            "temperature": run_file.rollout.sampling.temperature,
+            "device": self.placement.device_of("scorer"),
+            "environment": {name: os.environ[name] for name in run_file.reward.environment if name in os.environ},
+        }
         scorer = partial(
             start_scorer,
-            self._actor_name("scorer-0"),
+            f"{self.run_id}-scorer-0",
             log("scorer-0"),
-            self.placement.options("scorer", run_file.reward.environment),
-            section=run_file.reward,
-            start=reference,
-            temperature=run_file.rollout.sampling.temperature,
-            device=self.placement.device,
+            self.placement.options("scorer"),
+            arguments,
         )
         self.scorers.append(Member("scorer-0", "scorer", log("scorer-0"), scorer))
         for rank in range(run_file.learner.ranks):
@@ -123,12 +131,11 @@ class Parts:
         number, log = self._numbers, self._directory.log
         self._numbers += 1
         name = f"rollout-{number}"
-        plan = plans.rollout_plan(self._run_file, self.host.address, self.route)
+        plan = plans.rollout_plan(self._run_file, self.host.address, self.route, self._resume)
         handles = [scorer.handle for scorer in self.scorers]
         start = partial(
             start_worker,
             name,
-            number,
             log(name),
             self.placement.options("rollout"),
             plan,
@@ -139,9 +146,6 @@ class Parts:
         member.launch()
         self.workers.append(member)
         return member
-
-    def _actor_name(self, name: str) -> str:
-        return f"{self.run_id}-{name}"
 
     def _open_data(self) -> None:
         """While the actors start: how long the stream is, and the held-out prompts."""
@@ -174,7 +178,3 @@ class Parts:
     def _end_actors(self) -> None:
         for member in self.members:
             member.kill()
-
-    def call(self, reference: Any, deadline: float) -> Any:
-        """The answer to a call, within the deadline."""
-        return ray.get(reference, timeout=deadline)

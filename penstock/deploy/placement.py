@@ -26,15 +26,19 @@ class Placement:
     workers: int
     ranks: int
 
-    def options(self, role: Literal["rollout", "learner", "scorer"], secrets: tuple[str, ...] = ()) -> dict[str, Any]:
+    def options(self, role: Literal["rollout", "learner", "scorer"]) -> dict[str, Any]:
         """Options of a Ray actor of this role."""
         wanted: RoleResources = getattr(self.section, role)
         threads = {"rollout": self.engine.threads, "learner": self.section.learner_threads, "scorer": 1}[role]
         return {
             "num_cpus": wanted.cpus,
             "num_gpus": self.gpus(role),
-            "runtime_env": {"env_vars": actor_environment(threads=threads, device=self.device, secrets=secrets)},
+            "runtime_env": {"env_vars": actor_environment(threads=threads, device=self.device_of(role))},
         }
+
+    def device_of(self, role: Literal["rollout", "learner", "scorer"]) -> Device:
+        """cuda only for an actor that has a card of its own, or a share of one."""
+        return "cuda" if self.gpus(role) > 0 else "cpu"
 
     def gpus(self, role: Literal["rollout", "learner", "scorer"]) -> float:
         """GPUs of one actor. Roles that share cards take halves, which Ray puts on the same card."""

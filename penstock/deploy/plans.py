@@ -26,7 +26,7 @@ def ledger_rules(run_file: RunFile, prompts: int | None) -> LedgerRules:
     )
 
 
-def rollout_plan(run_file: RunFile, store: StoreAddress, route: Route) -> RolloutPlan:
+def rollout_plan(run_file: RunFile, store: StoreAddress, route: Route, resume: Path | None) -> RolloutPlan:
     """The same for all rollout workers."""
     return RolloutPlan(
         model=run_file.model,
@@ -36,6 +36,7 @@ def rollout_plan(run_file: RunFile, store: StoreAddress, route: Route) -> Rollou
         outlived=run_file.staleness.outlived,
         max_lag=run_file.staleness.max_lag,
         quorum=run_file.algorithm.quorum,
+        start=resume.name if resume else "",
         store=store,
         route=route,
         seed=run_file.seed,

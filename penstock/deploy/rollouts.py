@@ -38,6 +38,8 @@ class RolloutPlan:
     max_lag: int
     quorum: int
     """Scored answers that the algorithm needs of a group."""
+    start: str
+    """Names this start of the run, so that a resumed engine does not draw the numbers it drew before."""
     store: StoreAddress
     route: Route
     """How weights come here."""
@@ -47,7 +49,9 @@ class RolloutPlan:
 class RolloutActor:
     """`RolloutWorker` with a vLLM engine, in a process of its own."""
 
-    def __init__(self, name: str, number: int, log: Path, plan: RolloutPlan, scorers: list[Any], learner: Any) -> None:
+    def __init__(
+        self, name: str, restarts: int, log: Path, plan: RolloutPlan, scorers: list[Any], learner: Any
+    ) -> None:
         redirect_output(log)
         from penstock.deploy.assemble import build_generator
         from penstock.services.models import load_tokenizer
@@ -56,7 +60,7 @@ class RolloutActor:
         self._scorer = RemoteScorer(scorers)
         self._tokenizer = load_tokenizer(plan.model)
         self._receiver: Any = plan.route.receiver(plan.engine.tensor_parallel, learner)
-        self._generator = build_generator(name, number, plan, self._tokenizer, self._receiver)
+        self._generator = build_generator(name, restarts, plan, self._tokenizer, self._receiver)
         self._worker: RolloutWorker | None = None
         self._begun = threading.Event()
 
@@ -109,9 +113,8 @@ class RolloutActor:
 
 
 def start_worker(
-    name: str, number: int, log: Path, options: dict[str, Any], plan: RolloutPlan, scorers: list[Any], learner: Any
+    name: str, log: Path, options: dict[str, Any], plan: RolloutPlan, scorers: list[Any], learner: Any, restarts: int
 ) -> Any:
     """A worker's handle; it is still starting."""
-    return (
-        ray.remote(RolloutActor).options(max_concurrency=8, **options).remote(name, number, log, plan, scorers, learner)
-    )
+    actor = ray.remote(RolloutActor).options(max_concurrency=8, **options)
+    return actor.remote(name, restarts, log, plan, scorers, learner)

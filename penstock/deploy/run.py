@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import ray.exceptions
 
-from penstock.deploy import evaluations
+from penstock.deploy import evaluations, plans
 from penstock.deploy.fleet import wait_until_ready
 from penstock.deploy.journal import Journal
 from penstock.deploy.parts import Parts
@@ -22,7 +23,7 @@ from penstock.deploy.view import Display, Phase
 from penstock.learner import checkpoints
 from penstock.services.contracts import DeadlinePassed, LedgerCounts, PenstockError
 from penstock.services.metrics import read_rows
-from penstock.services.rundir import RunDir
+from penstock.services.rundir import RunDir, RunDirError
 
 ENDED_BY_LIMIT = "run_ended"
 """Drop reason of what is outstanding when a run is over for good."""
@@ -36,9 +37,12 @@ def train(run_file: RunFile, directory: RunDir, display: Display | None = None, 
     """
     directory.lock()
     try:
+        if resume:
+            require_more_to_do(run_file, directory)
+            directory.begin_again(run_file.to_yaml())
         with interruptible() as asked:
-            Conductor(run_file, directory, display, asked, resume).go()
-        if asked:
+            outcome = Conductor(run_file, directory, display, asked, resume).go()
+        if outcome == "stopped":
             raise KeyboardInterrupt
     finally:
         directory.unlock()
@@ -59,8 +63,9 @@ class Conductor:
         self._peaks: dict[str, int] = {}
         self._why = ""
 
-    def go(self) -> None:
-        """The whole run. Whatever happens, a summary is written and nothing that was started is left."""
+    def go(self) -> Phase:
+        """The whole run; returns how it ended. Whatever happens, a summary is written and nothing that was started is
+        left."""
         outcome: Phase = "failed"
         try:
             self._journal.enter("starting", "Ray, the store, engines")
@@ -70,16 +75,17 @@ class Conductor:
                 outcome = self._play(parts)
         except KeyboardInterrupt:
             outcome = "stopped"
-            self._why = self._why or f"interrupted by {self._asked.name or 'SIGINT'} before training began"
-            raise
-        except PenstockError as error:
-            self._why = str(error)
+            self._why = self._why or f"interrupted by {self._asked.name or 'SIGINT'}"
             raise
         except ray.exceptions.RayError as error:
             self._why = f"a call to an actor failed: {type(error).__name__}: {error}"
             raise PenstockError(self._why) from error
+        except Exception as error:
+            self._why = str(error) if isinstance(error, PenstockError) else f"{type(error).__name__}: {error}"
+            raise
         finally:
             self._conclude(outcome)
+        return outcome
 
     def _play(self, parts: Parts) -> Phase:
         self._supervisor = Supervisor(parts, self._run_file, self._directory.path, self._journal, self._asked)
@@ -88,15 +94,20 @@ class Conductor:
                 self._start(parts)
             with self._phases.phase("evaluate"):
                 self._evaluate(parts, "before training", wanted=not self._resumed)
-            with self._phases.phase("train"):
-                self._train()
+            self._train()
+            self._phases.seconds["train"] = self._supervisor.ended_at - self._supervisor.began_at
             with self._phases.phase("evaluate"):
-                self._evaluate(parts, "after training", wanted=not self._asked)
+                self._evaluate(parts, "after training", wanted=not self._interrupted)
             with self._phases.phase("end"):
                 self._end(parts)
         finally:
             self._peaks = {member.name: member.peak_rss for member in parts.members}
-        return "stopped" if self._asked else "finished"
+        return "stopped" if self._interrupted else "finished"
+
+    @property
+    def _interrupted(self) -> bool:
+        """A signal ended the training; one that came later only shortens the end."""
+        return self._supervisor.stopped_by_signal
 
     # --- the phases ---------------------------------------------------------------------------------
 
@@ -135,11 +146,15 @@ class Conductor:
         if parts.evaluation is None or not wanted:
             return
         self._journal.enter("evaluating", when)
-        job = evaluations.at(parts.evaluation, self._journal.version)
-        self._supervisor.until(lambda: any(worker.state == "running" for worker in parts.workers))
-        pending = evaluations.begin(parts.workers, job)
-        version, metrics = evaluations.wait(pending, self._supervisor.tick, job.deadline)
-        self._journal.evaluated(version, metrics)
+        version = self._journal.version
+        self._supervisor.until(lambda: self._supervisor.any_worker or bool(self._asked))
+        if self._asked:
+            return
+        pending = evaluations.Pending(replace(parts.evaluation, version=version), lambda: parts.workers)
+        found = evaluations.wait(pending, self._supervisor.tick, lambda: bool(self._asked))
+        if found is not None:
+            self._supervisor.evaluated(*found)
+        self._supervisor.release_from_evaluation(version)
 
     def _end(self, parts: Parts) -> None:
         """Workers hand back what they hold; for good when the run is over, for a resume when it was interrupted."""
@@ -155,7 +170,8 @@ class Conductor:
         late = [worker.name for worker in running if worker.state == "running"]
         if late:
             self._journal.event("warning", f"{', '.join(late)} did not drain in time (deadlines.drain) and is ended")
-        if not self._asked:
+        self._supervisor.mend_store()
+        if not self._interrupted:
             parts.host.store.drain(ENDED_BY_LIMIT)
         self._supervisor.ledger = parts.host.store.counts()
         self._journal.show(parts.members, self._supervisor.ledger)
@@ -169,10 +185,13 @@ class Conductor:
         if self._run_file.recording.plots and rows:
             from penstock.services.plots import write_plots
 
-            write_plots(self._directory)
-        message = (
-            self._why if outcome != "stopped" else f"{self._why}; go on with: penstock resume {self._directory.path}"
-        )
+            try:
+                write_plots(self._directory)
+            except Exception as error:  # noqa: BLE001  (a plot must not hide how the run ended)
+                self._journal.event("warning", f"the plots could not be drawn: {type(error).__name__}: {error}")
+        message = self._why
+        if outcome != "finished" and checkpoints.latest(self._directory.checkpoints) is not None:
+            message += f"; go on with: penstock resume {self._directory.path}"
         self._journal.enter(outcome, message)
         self._journal.show((), ledger)
         self._journal.close()
@@ -213,12 +232,23 @@ class Conductor:
         }
 
 
+def require_more_to_do(run_file: RunFile, directory: RunDir) -> None:
+    """Raises RunDirError for a run whose limits are reached already; nothing of it is touched then."""
+    latest = checkpoints.read(_latest(directory))
+    over = plans.step_limits(run_file)(latest.version.step, latest.tokens)
+    if over:
+        raise RunDirError(
+            f"{directory.path} has ended: {over}. To go on, raise the limit: penstock resume {directory.path} "
+            f"limits.steps={latest.version.step + 100}"
+        )
+
+
 def _latest(directory: RunDir) -> Path:
-    """The folder of the newest checkpoint. Raises PenstockError when there is none."""
+    """The folder of the newest checkpoint. Raises RunDirError when there is none."""
     latest = checkpoints.latest(directory.checkpoints)
     if latest is None:
-        raise PenstockError(
-            f"{directory.path} has no complete checkpoint to go on from; start anew with: "
-            f"penstock train {directory.config}"
+        raise RunDirError(
+            f"{directory.path} has no complete checkpoint to go on from (fine-tuning writes none); start anew with "
+            "penstock train or penstock sft"
         )
     return latest.folder

@@ -38,9 +38,13 @@ class ScorerActor:
         start: ModelSection | None,
         temperature: float,
         device: str,
+        environment: dict[str, str],
     ) -> None:
-        """`start` is the model that the run starts from, where a reference is needed; None loads no model."""
+        """`start` is the model that the run starts from, where a reference is needed; None loads no model.
+        `environment` holds what rules may see besides; it travels here and not in Ray's own description of the actor,
+        which Ray keeps."""
         redirect_output(log)
+        os.environ.update(environment)
         from penstock.reward.reference import load_reference
         from penstock.reward.scorer import GroupScorer
 
@@ -59,11 +63,9 @@ class ScorerActor:
         return [encode(trajectory) for trajectory in await asyncio.wrap_future(judged)]
 
     async def stats(self) -> dict[str, float]:
-        """Counts and times, and this process's memory."""
-        return self._scorer.stats() | {"process/rss": float(facts_of_process()["rss"])}
-
-    async def close(self) -> None:
-        self._scorer.close()
+        """Counts and times, and which process says so."""
+        facts = facts_of_process()
+        return self._scorer.stats() | {"process/rss": float(facts["rss"]), "process/pid": float(facts["pid"])}
 
 
 class RemoteScorer:
@@ -98,7 +100,7 @@ class RemoteScorer:
         """The actors belong to the run, not to a worker."""
 
 
-def start_scorer(name: str, log: Path, options: dict[str, Any], **arguments: Any) -> Any:
+def start_scorer(name: str, log: Path, options: dict[str, Any], arguments: dict[str, Any], _: int) -> Any:
     """A scorer's handle; it is still starting."""
     actor = ray.remote(ScorerActor).options(name=name, max_restarts=RESTARTS, max_concurrency=64, **options)
     return actor.remote(name, log, **arguments)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from dataclasses import replace
 
 from penstock.services.contracts import StoreError
 from penstock.services.rundir import RunDir
@@ -12,6 +13,10 @@ from penstock.services.store.server import PrivateServer
 
 MOST_RESTARTS = 10
 """A private server that dies more often has a cause that restarting does not mend, such as a full disk."""
+
+
+_GLANCE = 2.0
+"""Seconds for a look at the ledger."""
 
 
 class StoreHost:
@@ -31,6 +36,8 @@ class StoreHost:
         else:
             self.address = StoreAddress(section.url, run_id, section.password(), section.deadline)
         self.store = self.address.connect()
+        self.glance = replace(self.address, deadline=_GLANCE).connect()
+        """For looks that are not worth waiting for: whoever revives the server must not wait for it."""
 
     def revive(self) -> str | None:
         """Start the private server again when it has died; returns why it had. Raises StoreError when it dies again and
@@ -44,14 +51,10 @@ class StoreHost:
         self._server.start()
         return cause
 
-    @property
-    def pid(self) -> int | None:
-        """Process of the private server."""
-        return self._server.pid if self._server else None
-
     def close(self) -> None:
-        """Close the connection and end the private server."""
+        """Close the connections and end the private server."""
         self.store.close()
+        self.glance.close()
         if self._server is not None:
             self._server.stop()
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-
-import ray.exceptions
 
 from penstock.deploy import evaluations
 from penstock.deploy.fleet import ActorLost, Member
@@ -14,13 +14,14 @@ from penstock.deploy.journal import Journal
 from penstock.deploy.parts import Parts
 from penstock.deploy.runfile import RunFile
 from penstock.deploy.signals import Interruption
-from penstock.services.contracts import DeadlinePassed, LedgerCounts, PenstockError
+from penstock.services.contracts import DeadlinePassed, LedgerCounts, PenstockError, StoreError
 from penstock.services.versions import Version
 
 TICK = 0.2
 """Seconds between two looks."""
 _SLOW = 1.0
 """Seconds between looks at what costs more: the ledger, status.json, the display."""
+_INTERRUPTED = "interrupted by"
 _DISK = 30.0
 """Seconds between measurements of the run directory."""
 
@@ -31,16 +32,15 @@ class Supervisor:
     def __init__(self, parts: Parts, run_file: RunFile, directory: Path, journal: Journal, asked: Interruption) -> None:
         self._parts, self._run_file, self._directory = parts, run_file, directory
         self._journal, self._asked = journal, asked
-        self._store = parts.host.store
         self._seen_slow = self._seen_disk = 0.0
-        self._began = time.monotonic()
         self._evaluating: evaluations.Pending | None = None
         self._evaluated_at = 0
         self._stopping = ""
-        self._attached = False
         self.ledger: LedgerCounts | None = None
         self.started = False
         """The learner has published its first weights."""
+        self.began_at = self.ended_at = 0.0
+        """Unix seconds at which the learner began to take groups, and at which it ended."""
         self.restarts: dict[str, int] = {}
 
     @property
@@ -52,7 +52,7 @@ class Supervisor:
         """One look at everything. Raises ActorLost, DeadlinePassed and StoreError when the run cannot go on."""
         for member in self._parts.members:
             member.poll(self._run_file.deadlines.start)
-        self._mend_store()
+        self.mend_store()
         self._mend_learner()
         self._mend_workers()
         self._read_reports()
@@ -72,16 +72,26 @@ class Supervisor:
 
     # --- what dies ----------------------------------------------------------------------------------
 
-    def _mend_store(self) -> None:
+    def mend_store(self) -> None:
+        """Start the private store again when it has died."""
         cause = self._parts.host.revive()
         if cause is not None:
-            self._journal.event("restarted", "the private store died and was started again", name="store", cause=cause)
+            self.restarts["store"] = self._parts.host.restarts
+            self._journal.tell("restarted", "the private store died and was started again", name="store", cause=cause)
 
     def _mend_learner(self) -> None:
         for member in (*self._parts.learners, *self._parts.scorers):
             if member.state == "dead":
-                self._journal.event("died", member.cause, name=member.name)
-                raise ActorLost(member.cause)
+                self._journal.tell("died", member.cause, name=member.name)
+                raise ActorLost(
+                    f"{member.cause}\n  go on from the last checkpoint with: penstock resume {self._directory}"
+                )
+        for scorer in self._parts.scorers:
+            pid = int(scorer.stats.get("process/pid", scorer.facts.get("pid", 0)))
+            if pid != scorer.facts.get("pid"):
+                scorer.facts["pid"], scorer.restarts = pid, scorer.restarts + 1
+                self.restarts[scorer.name] = scorer.restarts
+                self._journal.tell("restarted", f"{scorer.name} died and was started again by Ray", name=scorer.name)
 
     def _mend_workers(self) -> None:
         """An engine that failed is replaced, never trusted."""
@@ -89,24 +99,27 @@ class Supervisor:
             if member.state != "dead":
                 if member.state == "ready" and self.started:
                     member.run()
+                    if member.restarts:
+                        self._journal.tell("restarted", f"{member.name} is back", name=member.name)
                 continue
-            self._journal.event("died", member.cause, name=member.name)
+            self._journal.tell("died", member.cause, name=member.name)
             most = self._run_file.rollout.max_restarts
             if member.restarts >= most:
                 raise ActorLost(f"{member.cause}\n{member.name} was started again {most} times (rollout.max_restarts)")
             member.launch()
             self.restarts[member.name] = member.restarts
-            self._journal.event("restarted", f"{member.name} is started again", name=member.name)
+            self._journal.tell("restarted", f"{member.name} is started again", name=member.name)
 
     def _watch_silence(self) -> None:
         """A process that lives but does not move any more. Engines may compile for long, so the limit is generous."""
         limit = self._run_file.deadlines.silence
-        for member in (*self._parts.learners, *self._parts.workers):
-            silent = float(member.stats.get("silent", 0.0))
-            if member.state != "running" or silent <= limit:
+        for member in self._parts.members:
+            if member.state != "running" or member.silent <= limit or not self.started:
                 continue
-            what = f"{member.name} has been silent for {silent:.0f} s while {member.stats.get('doing')}"
-            if member.role == "learner":
+            what = (
+                f"{member.name} has been silent for {member.silent:.0f} s while {member.stats.get('doing', 'scoring')}"
+            )
+            if member.role != "rollout":
                 raise DeadlinePassed(f"{what} (deadlines.silence is {limit:g} s); its log is {member.log}")
             member.kill()
             member.state, member.cause = "dead", f"{what}; it was ended"
@@ -118,15 +131,19 @@ class Supervisor:
             version = Version.parse(report["version"])
             kind = report["kind"]
             if kind == "started":
-                self.started = self._attached = True
+                self.started, self.began_at = True, report["at"]
+                self._keep_for_evaluation(version)
                 self._journal.begin(version)
                 self._journal.event("published", f"the learner begins at version {version}", version=str(version))
             elif kind == "step":
+                self.learner.pace = report["metrics"]["learner/tokens_per_second"]
                 self._journal.step(version, report["metrics"] | self._around(), report["samples"], report["at"])
+                self._compare_engines(version, report["metrics"])
                 for damage in report["damage"]:
                     self._journal.event("damaged", damage)
                 self._evaluate_when_due(version)
             else:
+                self.ended_at = report["at"] if kind == "ended" else self.ended_at
                 facts = {k: v for k, v in report.items() if k not in ("kind", "at")}
                 self._journal.event(kind, f"{kind} at version {version}", **facts)
 
@@ -146,10 +163,21 @@ class Supervisor:
             metrics["ledger/payload_bytes"] = float(self.ledger.payload_bytes)
         return metrics
 
+    def _compare_engines(self, version: Version, metrics: Mapping[str, float]) -> None:
+        """Sampler and learner compute the same log-probs where there is no lag, but for rounding."""
+        gap = metrics.get("mismatch/max", 0.0)
+        usual = 1e-4 if self._run_file.engine.dtype == "float32" else 0.05
+        limit = self._run_file.recording.mismatch_warning or usual
+        if gap > limit:
+            what = f"sampler and learner differ by {gap:.2g} nats on tokens of version {version} without lag"
+            self._journal.warn(f"{what} (recording.mismatch_warning is {limit:g})", step=version.step)
+
     def _look_at_ledger(self) -> None:
-        if self._attached:
-            self._store.expire()
-            self.ledger = self._store.counts()
+        """A store that is away now is mended at the next tick, not waited for."""
+        if self.started:
+            with contextlib.suppress(StoreError):
+                self._parts.host.glance.expire()
+                self.ledger = self._parts.host.glance.counts()
 
     # --- evaluation ---------------------------------------------------------------------------------
 
@@ -159,27 +187,50 @@ class Supervisor:
         job = self._parts.evaluation
         if not every or job is None or self._evaluating is not None or self._stopping:
             return
-        if version.step // every > self._evaluated_at // every:
-            running = [worker for worker in self._parts.workers if worker.state == "running"]
-            if running:
-                self._evaluated_at = version.step
-                self._evaluating = evaluations.begin(running[-1:], job)
+        if version.step // every > self._evaluated_at // every and self.any_worker:
+            self._evaluated_at = version.step
+            self._evaluating = evaluations.Pending(job, lambda: self._parts.workers[::-1], most=1)
 
     def _collect_evaluation(self) -> None:
         pending = self._evaluating
-        if pending is None or not pending.done:
-            return
-        self._evaluating = None
         try:
-            version, metrics = pending.result()
-        except (ray.exceptions.RayError, PenstockError) as error:  # the worker died or was drained meanwhile
-            self._journal.event("warning", f"an evaluation was lost: {str(error).strip().splitlines()[-1]}")
-            return
+            if pending is None or not (pending.collect() or pending.overdue):
+                return
+            self._evaluating = None
+            if pending.overdue:
+                self._journal.warn(f"an evaluation took longer than evaluation.deadline; {pending.missing} has it")
+                return
+            self.evaluated(*pending.result())
+        except PenstockError as error:
+            self._evaluating = None
+            self._journal.warn(f"an evaluation was lost: {error}")
+
+    def evaluated(self, version: Version, metrics: dict[str, float]) -> None:
+        """Record an evaluation, and let the learner know for the checkpoint it belongs to."""
         self._journal.evaluated(version, metrics)
         if self.learner.state == "running":
-            self.learner.handle.observe.remote(metrics)
+            self.learner.handle.observe.remote(version, metrics)
+
+    @property
+    def any_worker(self) -> bool:
+        """A worker is generating."""
+        return any(worker.state == "running" for worker in self._parts.workers)
+
+    def _keep_for_evaluation(self, version: Version) -> None:
+        """The first weights must still be there when the last worker joins to evaluate them."""
+        if self._parts.evaluation is not None:
+            self._parts.host.store.pin(version, "evaluation", self._parts.evaluation.deadline)
+
+    def release_from_evaluation(self, version: Version) -> None:
+        """The evaluation of `version` is over."""
+        self._parts.host.store.unpin(version, "evaluation")
 
     # --- ends ---------------------------------------------------------------------------------------
+
+    @property
+    def stopped_by_signal(self) -> bool:
+        """Training ended because a signal asked for it."""
+        return self._stopping.startswith(_INTERRUPTED)
 
     def stop(self, why: str) -> None:
         """Ask the learner to end after its step; said once."""
@@ -192,12 +243,22 @@ class Supervisor:
         if self._asked:
             if not self.started:
                 raise KeyboardInterrupt
-            self.stop(f"interrupted by {self._asked.name}")
+            self.stop(f"{_INTERRUPTED} {self._asked.name}")
         limits = self._run_file.limits
-        if limits.minutes is not None and time.monotonic() - self._began > limits.minutes * 60:
+        if limits.minutes is not None and self.started and time.time() - self.began_at > limits.minutes * 60:
             self.stop(f"limits.minutes: {limits.minutes:g} minutes have passed")
         if limits.disk_gib is not None and time.monotonic() - self._seen_disk > _DISK:
             self._seen_disk = time.monotonic()
-            used = sum(f.stat().st_size for f in self._directory.rglob("*") if f.is_file()) / 2**30
+            used = _bytes_in(self._directory) / 2**30
             if used > limits.disk_gib:
                 self.stop(f"limits.disk_gib: the run directory holds {used:.2f} GiB, {limits.disk_gib:g} are allowed")
+
+
+def _bytes_in(folder: Path) -> int:
+    """Size of all files; those that vanish meanwhile count as nothing."""
+    total = 0
+    for path, _, files in os.walk(folder):
+        for name in files:
+            with contextlib.suppress(OSError):
+                total += (Path(path) / name).stat().st_size
+    return total

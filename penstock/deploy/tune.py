@@ -108,7 +108,7 @@ class _Tuning:
 
     def _follow(self, members: list[Member]) -> None:
         """Until all ranks have ended."""
-        self._journal.enter("training", "supervised fine-tuning")
+        self._journal.enter("starting", "the ranks load model and data")
         self._journal.begin(Version(0, 0))
         for member in members:
             member.run()
@@ -131,6 +131,8 @@ class _Tuning:
 
     def _record(self, leader: Member) -> None:
         for report in leader.read_inbox():
+            if self._journal.phase != "training":
+                self._journal.enter("training", "supervised fine-tuning")
             self._journal.total = report["steps"]
             self._journal.step(Version(0, report["step"]), report["metrics"], [], report["at"])
 

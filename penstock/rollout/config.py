@@ -96,3 +96,5 @@ class EvaluationSection(Section):
     """Only so many prompts, the first of a fixed order; null for all."""
     max_tokens: int | None = on_resume(None, ge=1)
     """Budget of new tokens per answer; by default the one of training."""
+    deadline: float = on_resume(3600.0, gt=0)
+    """Seconds that one evaluation may take."""

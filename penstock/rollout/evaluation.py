@@ -78,7 +78,7 @@ def job_of(
         max_tokens=section.max_tokens or training.max_tokens,
         stop_token_ids=training.stop_token_ids,
     )
-    return EvaluationJob(prompts, sampling, section.samples, section.greedy, part, right_at)
+    return EvaluationJob(prompts, sampling, section.samples, section.greedy, part, right_at, deadline=section.deadline)
 
 
 def evaluation_prompts(sources: Mapping[str, Source], most: int | None) -> tuple[Prompt, ...]:

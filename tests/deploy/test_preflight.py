@@ -155,7 +155,7 @@ def test_a_full_disk_is_an_error(place: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_goals_and_the_best_checkpoint_are_about_metrics_that_exist(place: Path) -> None:
     found = _check(place, "goals.0={metric: reward/maen, at_least: 1}", "checkpoints.keep_best=reward/accurracy")
     assert found["goals.0.metric"].nearest == "reward/mean"
-    assert found["checkpoints.keep_best"].nearest == "reward/accuracy"
+    assert found["checkpoints.keep_best"].nearest == "eval/greedy/accuracy"
     assert _check(place, "goals.0={metric: reward/part/exact, at_least: 1}") == {}
 
 

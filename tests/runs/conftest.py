@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
@@ -60,13 +59,7 @@ def overrides_of(home, taught):
 
 
 def processes_of(run_dir: Path) -> list[str]:
-    """Command lines of living processes that have something to do with this run."""
-    import psutil
+    """Command lines of living processes that this run started: they all inherited its mark."""
+    from penstock.deploy.leftovers import marked
 
-    run_id = (run_dir / ".run-id").read_text()
-    found = []
-    for process in psutil.process_iter(["pid", "cmdline"]):
-        line = " ".join(process.info["cmdline"] or [])
-        if process.pid != os.getpid() and (run_id in line or str(run_dir) in line):
-            found.append(line)
-    return found
+    return [" ".join(process.cmdline()) for process in marked((run_dir / ".run-id").read_text())]

@@ -112,6 +112,7 @@ def test_evaluating_the_saved_model_finds_the_greedy_accuracy_that_the_run_recor
 def test_nothing_is_left_running_or_lying_about(asynchronous):
     run_id = (asynchronous.dir / ".run-id").read_text()
     assert processes_of(asynchronous.dir) == []
+    assert list(Path("/tmp").glob("penstock-ray-*")) == []
     assert not Path(f"/dev/shm/penstock-{run_id}").exists()
     assert not (asynchronous.dir / "store" / "live").exists()
 

@@ -49,14 +49,17 @@ def redis_on_tcp(tmp_path, monkeypatch):
 
 
 class KillsAWorker:
-    """A display that kills one rollout worker with SIGKILL once the run has made a few steps."""
+    """A display that kills one rollout worker with SIGKILL once the run has made a few steps. Before that it looks
+    which processes bear the run's mark, so that a later look that finds none means something."""
 
     def __init__(self) -> None:
         self.killed: int | None = None
+        self.marked: list[str] = []
 
     def update(self, view: RunView) -> None:
         victim = next((w for w in view.workers if w.name == "rollout-0"), None)
         if self.killed is None and view.step >= 3 and victim is not None and victim.pid:
+            self.marked = processes_of(Path(view.run_dir))
             self.killed = victim.pid
             os.kill(victim.pid, signal.SIGKILL)
 
@@ -67,6 +70,8 @@ def test_on_a_redis_server_over_tcp_a_killed_worker_is_replaced_and_nothing_is_l
     run = penstock.train(RECIPE / "grpo.yaml", [*overrides, "name=carry-redis"], display=killer)
     summary = run.summary
     assert killer.killed is not None
+    assert sum("ray::" in line for line in killer.marked) >= 4
+    assert processes_of(run.dir) == []
     assert summary["restarts"] == {"rollout-0": 1}
     assert summary["ledger"]["balanced"]
     assert summary["ledger"]["by_state"]["committed"] == 30 * 32
@@ -79,13 +84,15 @@ def test_on_a_redis_server_over_tcp_a_killed_worker_is_replaced_and_nothing_is_l
     assert "open-sesame" not in everything
 
 
-def test_ctrl_c_ends_a_run_cleanly_and_resume_goes_on_where_it_stopped(overrides_of, home):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
+def test_a_signal_ends_a_run_cleanly_and_resume_goes_on_where_it_stopped(overrides_of, home, number):
+    name = f"carry-stopped-{number.name.lower()}"
     command = [str(Path(sys.executable).parent / "penstock"), "train", str(RECIPE / "grpo.yaml"), *overrides_of]
-    process = subprocess.Popen([*command, "name=carry-stopped"], stdout=subprocess.PIPE, text=True)
-    interrupt_at_step(process, home, 4)
+    process = subprocess.Popen([*command, f"name={name}"], stdout=subprocess.PIPE, text=True)
+    interrupt_at_step(process, home / f"{name}-{time.strftime('%Y%m%d')}-1", number, 4)
     said, _ = process.communicate(timeout=300)
     assert process.returncode == 130, said
-    run = penstock.open_run(max(home.glob("carry-stopped-*"), key=lambda p: p.stat().st_mtime))
+    run = penstock.open_run(next(home.glob(f"{name}-*")))
     stopped_at = run.summary["steps"]
     assert run.summary["outcome"] == "stopped"
     assert "penstock resume" in said
@@ -103,17 +110,16 @@ def test_ctrl_c_ends_a_run_cleanly_and_resume_goes_on_where_it_stopped(overrides
     assert run.metrics["step"].tolist() == list(range(STEPS + 1))
 
 
-def interrupt_at_step(process: subprocess.Popen, home: Path, step: int) -> None:
-    """Send SIGINT once the newest run has made `step` steps, from a thread; its output is read meanwhile."""
+def interrupt_at_step(process: subprocess.Popen, run_dir: Path, number: signal.Signals, step: int) -> None:
+    """Send a signal once the run has made `step` steps, from a thread; its output is read meanwhile."""
 
     def watch() -> None:
         deadline = time.monotonic() + 300
         while time.monotonic() < deadline and process.poll() is None:
             time.sleep(0.3)
-            for folder in home.glob("carry-stopped-*"):
-                status = RunDir(folder).read_status() if folder.is_dir() else None
-                if status and status["phase"] == "training" and status["step"] >= step:
-                    process.send_signal(signal.SIGINT)
-                    return
+            status = RunDir(run_dir).read_status() if run_dir.is_dir() else None
+            if status and status["phase"] == "training" and status["step"] >= step:
+                process.send_signal(number)
+                return
 
     threading.Thread(target=watch, daemon=True).start()

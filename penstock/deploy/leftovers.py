@@ -1,0 +1,62 @@
+"""What runs leave behind that were killed, cleared away by the next start.
+
+Every process of a run inherits `MARK` with the run's id. Ray's folder holds the process that made it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from pathlib import Path
+
+import psutil
+
+MARK = "PENSTOCK_RUN_ID"
+"""Environment variable of all processes of a run."""
+OWNER = "owner"
+"""File in a Ray folder: process id and start time of the driver."""
+
+
+def marked(run_id: str) -> list[psutil.Process]:
+    """Living processes of the run `run_id`, this one and its ancestors left out."""
+    mark = f"{MARK}={run_id}".encode()
+    mine = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(OSError, psutil.Error):  # it ended while we looked, or belongs to somebody else
+            environment = Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")
+            if process.pid not in mine and mark in environment:
+                found.append(process)
+    return found
+
+
+def end_marked(run_id: str) -> int:
+    """Kill what an earlier driver of this run left running; returns how many. Only for the one who holds the run
+    directory's lock: then no living driver owns them."""
+    found = marked(run_id)
+    for process in found:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    psutil.wait_procs(found, timeout=10)
+    return len(found)
+
+
+def own(folder: Path) -> None:
+    """Leave word that this process made `folder`."""
+    (folder / OWNER).write_text(f"{os.getpid()} {psutil.Process().create_time()}")
+
+
+def remove_orphans(parent: Path, prefix: str) -> None:
+    """Remove folders whose maker is dead."""
+    for folder in parent.glob(f"{prefix}*"):
+        with contextlib.suppress(OSError, ValueError):
+            pid, started = (folder / OWNER).read_text().split()
+            if not _lives(int(pid), float(started)):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _lives(pid: int, started: float) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return abs(psutil.Process(pid).create_time() - started) < 1.0
+    return False

@@ -1,0 +1,103 @@
+"""One actor as its supervisor sees it. Ray's answers are fakes: an exception in place of an answer is a lost call."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+import ray
+import ray.exceptions
+
+from penstock.deploy.fleet import Member
+from penstock.services.contracts import DeadlinePassed
+
+NEVER = object()
+UNAVAILABLE = ray.exceptions.ActorUnavailableError("connection lost", b"0" * 16)
+
+
+class Method:
+    def __init__(self, answer):
+        self.answer = answer
+
+    def remote(self):
+        return self.answer
+
+
+class Handle:
+    def __init__(self, ready=None, run=NEVER, stats=None):
+        self.ready, self.run, self.stats = Method(ready or {"pid": 7}), Method(run), Method(stats or {})
+
+
+@pytest.fixture(autouse=True)
+def fake_ray(monkeypatch):
+    def get(answer, timeout=None):
+        if isinstance(answer, Exception):
+            raise answer
+        return dict(answer) if isinstance(answer, dict) else answer
+
+    killed = []
+    monkeypatch.setattr(ray, "get", get)
+    monkeypatch.setattr(ray, "wait", lambda r, timeout: ([], r) if r[0] is NEVER else (r, []))
+    monkeypatch.setattr(ray, "kill", lambda handle, no_restart: killed.append(handle))
+    return killed
+
+
+def member(handle, role="rollout") -> Member:
+    made = Member("rollout-0", role, Path("none.log"), start=lambda _: handle)
+    made.launch()
+    return made
+
+
+def test_an_actor_is_starting_then_ready_then_running_then_ended():
+    actor = member(Handle(run="limits.steps", stats={"doing": "x", "reports": [{"kind": "step"}]}))
+    assert actor.state == "starting"
+    actor.poll(10)
+    assert (actor.state, actor.facts) == ("ready", {"pid": 7})
+    actor.run()
+    actor.poll(10)
+    assert (actor.state, actor.result) == ("ended", "limits.steps")
+    actor.last_words(1)
+    assert actor.read_inbox() != [] and actor.read_inbox() == []
+
+
+def test_a_call_lost_to_a_broken_connection_is_the_death_of_an_actor_that_ray_does_not_restart():
+    actor = member(Handle(run=UNAVAILABLE))
+    actor.poll(10)
+    actor.run()
+    actor.poll(10)
+    assert actor.state == "dead"
+
+
+def test_a_scorer_that_ray_restarts_may_miss_a_call():
+    actor = member(Handle(stats=UNAVAILABLE), role="scorer")
+    actor.poll(10)
+    actor.state = "running"
+    for _ in range(3):
+        actor.poll(10)
+    assert actor.state == "running"
+
+
+def test_a_process_that_does_not_answer_becomes_silent_whatever_it_said_last(monkeypatch):
+    actor = member(Handle(stats={"silent": 0.5}))
+    actor.poll(10)
+    actor.run()
+    actor.poll(10)
+    actor.poll(10)
+    assert actor.silent == pytest.approx(0.5, abs=0.3)
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now + 100)
+    assert actor.silent >= 100
+
+
+def test_a_first_start_that_is_late_is_an_error_and_a_replacement_that_is_late_a_death(fake_ray):
+    actor = member(Handle(ready=NEVER))
+    actor.handle.ready = Method(NEVER)
+    actor._ready = NEVER
+    with pytest.raises(DeadlinePassed, match=r"rollout-0 to start.*none\.log"):
+        actor.poll(-1)
+    old = actor.handle
+    actor.launch()
+    assert fake_ray == [old], "what is left of the first start is ended"
+    actor.poll(-1)
+    assert actor.state == "dead" and "deadlines.start" in actor.cause

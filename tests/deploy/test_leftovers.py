@@ -1,0 +1,38 @@
+"""What a killed driver left is found by its mark and removed; what belongs to the living stays."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import psutil
+
+from penstock.deploy import leftovers
+
+
+def sleeper(run_id: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-c", "input()"], stdin=subprocess.PIPE, env={**os.environ, leftovers.MARK: run_id}
+    )
+
+
+def test_processes_of_a_run_are_found_by_their_mark_and_ended():
+    ours, other = sleeper("run-a"), sleeper("run-b")
+    try:
+        assert [process.pid for process in leftovers.marked("run-a")] == [ours.pid]
+        assert leftovers.end_marked("run-a") == 1
+        assert not psutil.pid_exists(ours.pid)
+        assert other.poll() is None
+    finally:
+        other.kill()
+        other.wait(10)
+
+
+def test_folders_of_the_dead_are_removed_and_those_of_the_living_stay(tmp_path):
+    for name in ("ray-mine", "ray-dead", "ray-unknown"):
+        (tmp_path / name).mkdir()
+    leftovers.own(tmp_path / "ray-mine")
+    (tmp_path / "ray-dead" / leftovers.OWNER).write_text(f"{os.getpid()} 1.0")  # the same number, another life
+    leftovers.remove_orphans(tmp_path, "ray-")
+    assert {p.name for p in tmp_path.iterdir()} == {"ray-mine", "ray-unknown"}
