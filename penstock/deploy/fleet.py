@@ -90,7 +90,7 @@ class Member:
     def _await_ready(self, deadline: float) -> None:
         if _done(self._ready):
             self.facts = ray.get(self._ready)
-            self.state = "ready"
+            self.state, self.heard = "ready", time.monotonic()
         elif time.monotonic() - self._since > deadline:
             late = (
                 f"waited {deadline:.0f} s (deadlines.start) for {self.name} to start; it has not answered. "
