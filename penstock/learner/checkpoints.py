@@ -14,7 +14,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +26,8 @@ from penstock.services.versions import Version
 _FORMAT = 1
 _LATEST = "latest"
 _MANIFEST = "manifest.json"
+UNRATED = 2
+"""How many checkpoints, besides the newest ones, wait for their evaluation."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ def seal(
         "format": _FORMAT,
         "version": str(version),
         "ledger": memo.as_dict(),
-        "metrics": {name: value for name, value in metrics.items() if math.isfinite(value)},
+        "metrics": _finite(metrics),
         "written": time.time(),
         **facts,
     }
@@ -136,13 +138,30 @@ def latest(root: Path) -> Checkpoint | None:
     return found[-1] if found else None
 
 
+def note(root: Path, version: Version, metrics: Mapping[str, float]) -> bool:
+    """Add metrics measured later to the checkpoint of `version`; False when there is none."""
+    file = folder_of(root, version) / _MANIFEST
+    if not file.is_file():
+        return False
+    manifest = json.loads(file.read_text())
+    manifest["metrics"] |= _finite(metrics)
+    _write(file, json.dumps(manifest, indent=1, sort_keys=True))
+    return True
+
+
 def prune(root: Path, keep_last: int, keep_best: str | None, best: Literal["max", "min"]) -> list[Path]:
-    """Delete all but the newest `keep_last` and the best by the metric `keep_best`; returns what was deleted."""
+    """Delete all but the newest `keep_last` and the best by the metric `keep_best`; returns what was deleted.
+
+    An evaluation may end long after its checkpoint was written. So of the older ones without the metric the newest
+    `UNRATED` are kept too, unless a newer one has it already: evaluations end in the order of their versions.
+    """
     found = find(root)
-    kept = {c.folder for c in found[-keep_last:]}
-    champion = _best(found, keep_best, best) if keep_best is not None else None
-    if champion is not None:
-        kept.add(champion.folder)
+    newest, older = found[-keep_last:], found[:-keep_last]
+    kept = {c.folder for c in newest}
+    if keep_best is not None:
+        rated = [c for c in found if keep_best in c.metrics]
+        unrated = [c for c in older if not rated or c.version > rated[-1].version]
+        kept |= {c.folder for c in (*_best(rated, keep_best, best), *unrated[-UNRATED:])}
     gone = [c.folder for c in found if c.folder not in kept]
     for folder in gone:
         # Renamed first: a crash in the middle leaves no folder that looks complete.
@@ -169,17 +188,21 @@ def must_fit(checkpoint: Checkpoint, ranks: int, zero_stage: int, dtype: str) ->
             )
 
 
-def _best(found: Iterable[Checkpoint], metric: str, which: Literal["max", "min"]) -> Checkpoint | None:
-    rated = [c for c in found if metric in c.metrics]
-    if not rated:
-        return None
+def _best(rated: list[Checkpoint], metric: str, which: Literal["max", "min"]) -> list[Checkpoint]:
+    """The best of those that have the metric, the newest among equals; none of none."""
     sign = 1 if which == "max" else -1
-    return max(rated, key=lambda c: (sign * c.metrics[metric], c.version))
+    return sorted(rated, key=lambda c: (sign * c.metrics[metric], c.version))[-1:]
+
+
+def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
 
 def _write(file: Path, text: str) -> None:
+    """Readers see old or new, and so does who starts after a power cut."""
     partial = file.with_name(f".{file.name}.writing")
     partial.write_text(text)
+    _sync(partial)
     partial.replace(file)
 
 

@@ -18,6 +18,7 @@ from penstock.learner.config import (
 from penstock.learner.rank import Rank
 from penstock.services.contracts import ReplayStore, WeightSender
 from penstock.services.model_config import ModelSection
+from penstock.services.versions import Version
 
 if TYPE_CHECKING:
     from penstock.learner.loop import LearnerLoop
@@ -139,10 +140,10 @@ class LearnerRank(Rank):
         if self._loop is not None:
             self._loop.request_checkpoint()
 
-    def observe(self, metrics: dict[str, float]) -> None:
-        """Metrics measured elsewhere (an evaluation), for `checkpoints.keep_best`."""
+    def observe(self, version: Version, metrics: dict[str, float]) -> None:
+        """Metrics of `version` measured elsewhere (an evaluation), for `checkpoints.keep_best`."""
         if self._loop is not None:
-            self._loop.observe(metrics)
+            self._loop.observe(version, metrics)
 
     @property
     def version(self) -> str:

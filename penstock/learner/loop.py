@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -89,7 +90,10 @@ class LearnerLoop:
         """Response tokens trained on so far."""
         self._saved: Version | None = None
         self._asked_for_checkpoint = False
-        self._observed: dict[str, float] = {}
+        self._observed: dict[Version, dict[str, float]] = {}
+        """What was measured of versions whose checkpoint is not written yet, if it ever is."""
+        self._kept = threading.Lock()
+        """Over the checkpoints on disk and what was observed."""
         self._metrics: dict[str, float] = {}
         self._minis: list[list[int]] = []
         self._skipped: Counter[str] = Counter()
@@ -100,9 +104,14 @@ class LearnerLoop:
         """Write a checkpoint at the end of this step; from any thread."""
         self._asked_for_checkpoint = True
 
-    def observe(self, metrics: dict[str, float]) -> None:
-        """Metrics measured elsewhere (an evaluation), for `checkpoints.keep_best`; from any thread."""
-        self._observed = self._observed | metrics
+    def observe(self, version: Version, metrics: dict[str, float]) -> None:
+        """Metrics of `version` that were measured elsewhere (an evaluation), for `checkpoints.keep_best`; from any
+        thread, at any time. They go into the checkpoint of that version; nothing happens when there is none."""
+        with self._kept:
+            if checkpoints.note(self._settings.checkpoints, version, metrics):
+                self._prune()
+            else:
+                self._observed[version] = self._observed.get(version, {}) | metrics
 
     def run(self) -> str:
         """Until a reason to stop; returns it. Ends with a checkpoint and the model on disk."""
@@ -253,16 +262,26 @@ class LearnerLoop:
             "updates": self._crew.engine.updates,
             "tokens": self.tokens,
         }
-        sealed = checkpoints.seal(root, self.version, memo, self._observed | self._metrics, facts)
+        with self._kept:
+            metrics = self._observed.get(self.version, {}) | self._metrics
+            sealed = checkpoints.seal(root, self.version, memo, metrics, facts)
+            # Versions before this one will have no checkpoint any more.
+            self._observed.clear()
+        self._beat("writing a checkpoint")
         self._store.commit(self.version)
         self._saved = self.version
-        checkpoints.prune(root, settings.checkpoint.keep_last, settings.checkpoint.keep_best, settings.checkpoint.best)
+        with self._kept:
+            self._prune()
         took = time.monotonic() - began
         self._report(
             {"kind": "checkpoint", "version": str(self.version), "folder": str(sealed.folder), "seconds": took}
             | {"at": time.time()}
         )
         return took
+
+    def _prune(self) -> None:
+        keep = self._settings.checkpoint
+        checkpoints.prune(self._settings.checkpoints, keep.keep_last, keep.keep_best, keep.best)
 
     def _archive(self, parts: list[Batch], trained: Trained) -> None:
         learned = [

@@ -74,11 +74,34 @@ def test_without_a_best_only_the_newest_are_kept(tmp_path):
     assert [c.version.step for c in checkpoints.find(tmp_path)] == [4]
 
 
-def test_a_metric_that_nobody_measured_keeps_nothing_besides(tmp_path):
-    for step in range(1, 4):
+def steps_after_pruning(root, keep_last, metric="eval/accuracy"):
+    checkpoints.prune(root, keep_last, metric, "max")
+    return [c.version.step for c in checkpoints.find(root)]
+
+
+def test_a_checkpoint_is_kept_until_its_evaluation_has_come(tmp_path):
+    write(tmp_path, 1, **{"eval/accuracy": 0.5})
+    for step in (2, 3, 4):
         write(tmp_path, step)
-    checkpoints.prune(tmp_path, 1, "eval/accuracy", "max")
-    assert [c.version.step for c in checkpoints.find(tmp_path)] == [3]
+    assert steps_after_pruning(tmp_path, 1) == [1, 2, 3, 4]
+    assert checkpoints.note(tmp_path, Version(0, 2), {"eval/accuracy": 0.9, "eval/length": float("nan")})
+    assert checkpoints.read(tmp_path / "step-000002-lineage-0").metrics == {"eval/accuracy": 0.9}
+    assert steps_after_pruning(tmp_path, 1) == [2, 3, 4]
+    checkpoints.note(tmp_path, Version(0, 4), {"eval/accuracy": 0.1})
+    assert steps_after_pruning(tmp_path, 1) == [2, 4]  # the evaluation of 3 was skipped
+
+
+def test_what_was_measured_of_a_version_without_checkpoint_is_ignored(tmp_path):
+    written = write(tmp_path, 2)
+    assert not checkpoints.note(tmp_path, Version(0, 1), {"eval/accuracy": 1.0})
+    assert checkpoints.find(tmp_path) == [written]
+
+
+def test_a_metric_that_nobody_measured_does_not_fill_the_disk(tmp_path):
+    for step in range(1, 9):
+        write(tmp_path, step)
+        checkpoints.prune(tmp_path, 1, "eval/accuracy", "max")
+    assert len(checkpoints.find(tmp_path)) == 1 + checkpoints.UNRATED
 
 
 def test_a_folder_that_is_no_checkpoint_is_refused_with_what_is_there(tmp_path):

@@ -199,12 +199,15 @@ def test_a_checkpoint_asked_for_comes_at_the_next_chance(team, tmp_path):
 def test_a_checkpoint_knows_the_metrics_of_its_step_and_those_observed_elsewhere(team, tmp_path):
     store, sender, reports = MemoryStore(), MemorySender(), []
     loop = loop_of(team, store, sender, tmp_path, steps=2, reports=reports)
-    loop.observe({"eval/accuracy": 0.25})
+    loop.observe(Version(0, 2), {"eval/accuracy": 0.25})
+    loop.observe(Version(0, 1), {"eval/accuracy": 0.75})  # of which there is no checkpoint
     run_with_worker(loop, store, sender)
+    loop.observe(Version(0, 2), {"eval/length": 3.0})  # after it was written
     newest = checkpoints.latest(tmp_path / "checkpoints")
     last = [r for r in reports if r["kind"] == "step"][-1]
     assert newest.version == Version(0, 2)
     assert newest.metrics["eval/accuracy"] == 0.25
+    assert newest.metrics["eval/length"] == 3.0
     assert newest.metrics["reward/mean"] == last["metrics"]["reward/mean"]
     assert newest.tokens == last["metrics"]["learner/tokens"]
 
