@@ -9,9 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import ray.exceptions
-
 from penstock.deploy import evaluations, plans
+from penstock.deploy.ending import Ending, ending
 from penstock.deploy.fleet import wait_until_ready
 from penstock.deploy.journal import Journal
 from penstock.deploy.parts import Parts
@@ -21,7 +20,7 @@ from penstock.deploy.summary import Phases, first_and_last, judge, ledger_summar
 from penstock.deploy.supervisor import Supervisor
 from penstock.deploy.view import Display, Phase
 from penstock.learner import checkpoints
-from penstock.services.contracts import DeadlinePassed, LedgerCounts, PenstockError
+from penstock.services.contracts import DeadlinePassed, LedgerCounts
 from penstock.services.metrics import read_rows
 from penstock.services.rundir import RunDir, RunDirError
 
@@ -61,33 +60,20 @@ class Conductor:
         self._resumed = resume
         self._supervisor: Supervisor
         self._peaks: dict[str, int] = {}
-        self._why = ""
 
     def go(self) -> Phase:
         """The whole run; returns how it ended. Whatever happens, a summary is written and nothing that was started is
         left."""
-        outcome: Phase = "failed"
-        try:
+        with ending(self._conclude, self._asked) as end, ExitStack() as stack:
             self._journal.enter("starting", "Ray, the store, engines")
-            with ExitStack() as stack:
-                with self._phases.phase("start"):
-                    parts = stack.enter_context(Parts(self._run_file, self._directory, self._checkpoint))
-                outcome = self._play(parts)
-        except KeyboardInterrupt:
-            outcome = "stopped"
-            self._why = self._why or f"interrupted by {self._asked.name or 'SIGINT'}"
-            raise
-        except ray.exceptions.RayError as error:
-            self._why = f"a call to an actor failed: {type(error).__name__}: {error}"
-            raise PenstockError(self._why) from error
-        except Exception as error:
-            self._why = str(error) if isinstance(error, PenstockError) else f"{type(error).__name__}: {error}"
-            raise
-        finally:
-            self._conclude(outcome)
-        return outcome
+            with self._phases.phase("start"):
+                parts = stack.enter_context(Parts(self._run_file, self._directory, self._checkpoint))
+            self._play(parts)
+            end.outcome = "stopped" if self._interrupted else "finished"
+            end.why = str(self._supervisor.learner.result)
+        return end.outcome
 
-    def _play(self, parts: Parts) -> Phase:
+    def _play(self, parts: Parts) -> None:
         self._supervisor = Supervisor(parts, self._run_file, self._directory.path, self._journal, self._asked)
         try:
             with self._phases.phase("start"):
@@ -102,7 +88,6 @@ class Conductor:
                 self._end(parts)
         finally:
             self._peaks = {member.name: member.peak_rss for member in parts.members}
-        return "stopped" if self._interrupted else "finished"
 
     @property
     def _interrupted(self) -> bool:
@@ -138,7 +123,6 @@ class Conductor:
     def _train(self) -> None:
         self._journal.enter("training")
         self._supervisor.until(lambda: self._supervisor.learner.state == "ended")
-        self._why = str(self._supervisor.learner.result)
         self._supervisor.learner.last_words(self._run_file.deadlines.drain)
         self._supervisor.tick()
 
@@ -178,10 +162,10 @@ class Conductor:
 
     # --- the summary --------------------------------------------------------------------------------
 
-    def _conclude(self, outcome: Phase) -> None:
+    def _conclude(self, end: Ending) -> None:
         ledger = self._supervisor.ledger if hasattr(self, "_supervisor") else None
         rows = read_rows(self._directory.metrics)
-        self._directory.write_summary(self._summary(outcome, ledger, rows))
+        self._directory.write_summary(self._summary(end, ledger, rows))
         if self._run_file.recording.plots and rows:
             from penstock.services.plots import write_plots
 
@@ -189,21 +173,21 @@ class Conductor:
                 write_plots(self._directory)
             except Exception as error:  # noqa: BLE001  (a plot must not hide how the run ended)
                 self._journal.event("warning", f"the plots could not be drawn: {type(error).__name__}: {error}")
-        message = self._why
-        if outcome != "finished" and checkpoints.latest(self._directory.checkpoints) is not None:
+        message = end.why
+        if end.outcome != "finished" and checkpoints.latest(self._directory.checkpoints) is not None:
             message += f"; go on with: penstock resume {self._directory.path}"
-        self._journal.enter(outcome, message)
+        self._journal.enter(end.outcome, message)
         self._journal.show((), ledger)
         self._journal.close()
 
-    def _summary(self, outcome: Phase, ledger: LedgerCounts | None, rows: Sequence[dict[str, float]]) -> dict[str, Any]:
+    def _summary(self, end: Ending, ledger: LedgerCounts | None, rows: Sequence[dict[str, float]]) -> dict[str, Any]:
         trained = self._journal.version.step - self._journal.first_step
         seconds = self._phases.seconds.get("train", 0.0)
         mine = [row for row in rows if row["step"] > self._journal.first_step]
         tokens = sum(row.get("batch/tokens", 0.0) for row in mine)
         return {
-            "outcome": outcome,
-            "why": self._why,
+            "outcome": end.outcome,
+            "why": end.why,
             "version": str(self._journal.version),
             "steps": self._journal.version.step,
             "steps_of_this_start": trained,

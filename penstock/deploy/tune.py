@@ -6,9 +6,8 @@ import time
 from functools import partial
 from typing import Any
 
-import ray.exceptions
-
 from penstock.deploy.cluster import Cluster
+from penstock.deploy.ending import Ending, ending
 from penstock.deploy.fleet import ActorLost, Member, wait_until_ready
 from penstock.deploy.journal import Journal
 from penstock.deploy.learners import prepare_tuning, start_rank
@@ -20,7 +19,6 @@ from penstock.deploy.summary import Phases, first_and_last, library_versions
 from penstock.deploy.supervisor import TICK
 from penstock.deploy.view import Display, Phase
 from penstock.learner.stages.tuner import SftPlan
-from penstock.services.contracts import PenstockError
 from penstock.services.metrics import read_rows
 from penstock.services.rundir import RunDir
 from penstock.services.versions import Version
@@ -34,8 +32,8 @@ def tune(run_file: RunFile, directory: RunDir, display: Display | None = None) -
     directory.lock()
     try:
         with interruptible() as asked:
-            _Tuning(run_file, directory, display, asked).go()
-        if asked:
+            outcome = _Tuning(run_file, directory, display, asked).go()
+        if outcome == "stopped":
             raise KeyboardInterrupt
     finally:
         directory.unlock()
@@ -46,25 +44,15 @@ class _Tuning:
         self._run_file, self._directory, self._asked = run_file, directory, asked
         self._journal = Journal(directory, run_file.name, run_file.recording, run_file.limits, display)
         self._phases = Phases()
-        self._why = ""
 
-    def go(self) -> None:
-        outcome: Phase = "failed"
-        try:
-            outcome = self._play()
-        except KeyboardInterrupt:
-            outcome = "stopped"
-            raise
-        except PenstockError as error:
-            self._why = str(error)
-            raise
-        except ray.exceptions.RayError as error:
-            self._why = f"a call to an actor failed: {type(error).__name__}: {error}"
-            raise PenstockError(self._why) from error
-        finally:
-            self._conclude(outcome)
+    def go(self) -> Phase:
+        """The whole stage; returns how it ended."""
+        with ending(self._conclude, self._asked) as end:
+            end.why = self._play()
+            end.outcome = "stopped" if self._asked else "finished"
+        return end.outcome
 
-    def _play(self) -> Phase:
+    def _play(self) -> str:
         run_file = self._run_file
         ranks = run_file.sft.ranks
         self._journal.enter("starting", "Ray and the ranks of fine-tuning")
@@ -77,10 +65,9 @@ class _Tuning:
                 wait_until_ready(members, run_file.deadlines.start, self._heed)
                 prepare_tuning([member.handle for member in members], self._plan(), run_file.deadlines.start)
             with self._phases.phase("train"):
-                self._follow(members)
+                return self._follow(members)
         finally:
             cluster.close()
-        return "stopped" if self._asked else "finished"
 
     def _member(self, rank: int, options: dict[str, Any]) -> Member:
         name = f"sft-{rank}"
@@ -106,8 +93,8 @@ class _Tuning:
             raise KeyboardInterrupt
         self._journal.show((), None)
 
-    def _follow(self, members: list[Member]) -> None:
-        """Until all ranks have ended."""
+    def _follow(self, members: list[Member]) -> str:
+        """Until all ranks have ended; returns why they did."""
         self._journal.enter("starting", "the ranks load model and data")
         self._journal.begin(Version(0, 0))
         for member in members:
@@ -127,7 +114,7 @@ class _Tuning:
             time.sleep(TICK)
         members[0].last_words(self._run_file.deadlines.drain)
         self._record(members[0])
-        self._why = str(members[0].result)
+        return str(members[0].result)
 
     def _record(self, leader: Member) -> None:
         for report in leader.read_inbox():
@@ -136,12 +123,12 @@ class _Tuning:
             self._journal.total = report["steps"]
             self._journal.step(Version(0, report["step"]), report["metrics"], [], report["at"])
 
-    def _conclude(self, outcome: Phase) -> None:
+    def _conclude(self, end: Ending) -> None:
         rows = read_rows(self._directory.metrics)
         self._directory.write_summary(
             {
-                "outcome": outcome,
-                "why": self._why,
+                "outcome": end.outcome,
+                "why": end.why,
                 "stage": "sft",
                 "steps": self._journal.version.step,
                 "seconds": {name: round(value, 2) for name, value in self._phases.seconds.items()},
@@ -150,6 +137,6 @@ class _Tuning:
                 "libraries": library_versions(),
             }
         )
-        self._journal.enter(outcome, self._why)
+        self._journal.enter(end.outcome, end.why)
         self._journal.show((), None)
         self._journal.close()
