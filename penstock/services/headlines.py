@@ -23,7 +23,9 @@ HEADLINES = (
     Headline("greedy", ("eval/greedy/accuracy",)),
     Headline("lag", ("off_policy/mean",), ".2f"),
     Headline("max lag", ("off_policy/max",), ".0f"),
-    Headline("kl", ("kl/reference", "kl/update", "kl/offpolicy"), ".2e", "nat"),
+    # Never `kl` alone: how far from the reference, and how far the learner is from what sampled the batch.
+    Headline("kl/reference", ("kl/reference",), ".2e", "nat"),
+    Headline("kl/offpolicy", ("kl/offpolicy",), ".2e", "nat"),
     Headline("entropy", ("actor/entropy",), ".3f", "nat"),
     Headline("rollout", ("rollout/tokens_per_second",), "count", "tok/s"),
     Headline("learner", ("learner/tokens_per_second",), "count", "tok/s"),
