@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -72,7 +73,8 @@ class Trained:
 
 
 class Crew:
-    """One rank of the learner at work. `beat` is told what it is doing."""
+    """One rank of the learner at work. `beat` is told what it is doing, so often that silence means a hang:
+    at every micro-batch, at every tensor gathered, before and after a checkpoint is written."""
 
     def __init__(
         self,
@@ -99,8 +101,7 @@ class Crew:
             if isinstance(order, Train):
                 self._train(self.team.scatter([]), order.keep_logprobs)
             elif isinstance(order, Gather):
-                self._beat("gathering weights")
-                self.engine.snapshot(wanted=False)
+                self._snapshot(wanted=False)
             elif isinstance(order, Probe):
                 self._probe()
             elif isinstance(order, Save):
@@ -118,8 +119,7 @@ class Crew:
     def snapshot(self) -> dict[str, torch.Tensor]:
         """A copy of the whole weights on the CPU, by Hugging Face names."""
         self._announce(Gather())
-        self._beat("gathering weights")
-        return self.engine.snapshot(wanted=True)
+        return self._snapshot(wanted=True)
 
     def probe(self) -> ProbeRecord:
         """What this learner's own forward pass says of the fixed sequence; engines must agree after their swap."""
@@ -147,9 +147,11 @@ class Crew:
         self._said = time.monotonic()
 
     def _train(self, given: Share | bytes, keep_logprobs: bool) -> Trained:
-        self._beat("training")
+        alive = partial(self._beat, "training")
+        alive()
         share = Share.from_bytes(given) if isinstance(given, bytes) else given
-        result = train_step(self.engine, share, self._algorithm, self._section, keep_logprobs)
+        result = train_step(self.engine, share, self._algorithm, self._section, keep_logprobs, alive)
+        alive()
         totals = result.tally.over(self.team)
         kept = self.team.gather(result.logp_start.tobytes()) if keep_logprobs else []
         return Trained(
@@ -159,7 +161,11 @@ class Crew:
             logp_start=[np.frombuffer(part, np.float32) for part in kept],
         )
 
+    def _snapshot(self, wanted: bool) -> dict[str, torch.Tensor]:
+        return self.engine.snapshot(wanted, partial(self._beat, "gathering weights"))
+
     def _probe(self) -> ProbeRecord:
+        self._beat("computing the probe")
         tokens = probe_tokens(self.engine.vocabulary)
         row = (np.asarray(tokens[:1], np.int32), np.asarray(tokens[1:], np.int32))
         (logprobs,) = sequence_logprobs(self.engine, [row], device=self.engine.device)
@@ -168,4 +174,6 @@ class Crew:
     def _save(self, folder: Path) -> None:
         self._beat("writing a checkpoint")
         self.engine.save(folder)
+        self._beat("waiting for all ranks to write a checkpoint")
         self.team.barrier()
+        self._beat("wrote a checkpoint")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -129,9 +129,15 @@ class Engine:
                 if name not in parameters | self._tied and not isinstance(buffer, nn.Parameter):
                     yield name, buffer
 
-    def snapshot(self, wanted: bool) -> dict[str, Tensor]:
-        """A copy of the whole weights on the CPU where `wanted`; nothing on ranks that only help to gather it."""
-        return {name: tensor.to("cpu", copy=True) for name, tensor in self.full_weights() if wanted}
+    def snapshot(self, wanted: bool, alive: Callable[[], None] = lambda: None) -> dict[str, Tensor]:
+        """A copy of the whole weights on the CPU where `wanted`; nothing on ranks that only help to gather it.
+        `alive` is called for every tensor."""
+        copies = {}
+        for name, tensor in self.full_weights():
+            alive()
+            if wanted:
+                copies[name] = tensor.to("cpu", copy=True)
+        return copies
 
     def save(self, folder: Path) -> None:
         """Write weights, optimizer and the number of updates into `folder`, every rank its part."""

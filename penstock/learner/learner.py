@@ -98,6 +98,7 @@ class LearnerRank(Rank):
         if resume is not None:
             self._beat("loading the checkpoint")
             engine.load(resume.folder)
+            self._beat("loaded the checkpoint")
         algorithm = bind(plan.algorithm)
         crew = Crew(team, engine, algorithm, plan.learner, self._beat)
         self._running()

@@ -165,8 +165,10 @@ class LearnerLoop:
         self._wait_for_publication()
         if self._saved != self.version:
             self._checkpoint()
+        weights = self._crew.snapshot()
         self._beat("writing the model")
-        self._save_model(self._settings.model, self._crew.snapshot())
+        self._save_model(self._settings.model, weights)
+        self._beat("wrote the model")
         self._crew.end()
         self._report({"kind": "ended", "version": str(self.version), "why": why, "at": time.time()})
         self._beat("ended")
@@ -223,7 +225,11 @@ class LearnerLoop:
         return {"time/publish_blocked": time.monotonic() - began, "time/publish": self._publisher.seconds}
 
     def _wait_for_publication(self) -> None:
-        self._publisher.wait(self._crew.idle, self._settings.staleness.take_deadline)
+        self._publisher.wait(self._while_publishing, self._settings.staleness.take_deadline)
+
+    def _while_publishing(self) -> None:
+        self._beat("publishing")
+        self._crew.idle()
 
     def _while_waiting(self) -> str:
         """At every turn of the feed's wait."""
@@ -253,7 +259,9 @@ class LearnerLoop:
         partial = checkpoints.begin(root, self.version)
         self._crew.save(partial)
         if settings.checkpoint.with_model:
-            self._save_model(partial / "model", self._crew.snapshot())
+            weights = self._crew.snapshot()
+            self._beat("writing the checkpoint's model")
+            self._save_model(partial / "model", weights)
         facts = {
             "ranks": self._crew.team.size,
             "zero_stage": settings.learner.zero_stage,
@@ -262,12 +270,13 @@ class LearnerLoop:
             "updates": self._crew.engine.updates,
             "tokens": self.tokens,
         }
+        self._beat("syncing the checkpoint")
         with self._kept:
             metrics = self._observed.get(self.version, {}) | self._metrics
             sealed = checkpoints.seal(root, self.version, memo, metrics, facts)
             # Versions before this one will have no checkpoint any more.
             self._observed.clear()
-        self._beat("writing a checkpoint")
+        self._beat("committing the checkpoint")
         self._store.commit(self.version)
         self._saved = self.version
         with self._kept:

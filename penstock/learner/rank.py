@@ -18,7 +18,8 @@ class Health:
     """starting, running, ended or failed."""
     doing: str
     beat: float
-    """Unix seconds of the last sign of life; a rank that compiles or saves may be silent for minutes."""
+    """Unix seconds of the last sign of life. There is one at every micro-batch and every tensor gathered, and every
+    second of a wait; only loading a model, the update itself, or writing a checkpoint, may take minutes."""
     version: str
     error: str = ""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,20 +68,28 @@ class StepResult:
 
 
 def train_step(
-    engine: Engine, share: Share, algorithm: BoundAlgorithm, section: LearnerSection, keep_logprobs: bool = False
+    engine: Engine,
+    share: Share,
+    algorithm: BoundAlgorithm,
+    section: LearnerSection,
+    keep_logprobs: bool = False,
+    alive: Callable[[], None] = lambda: None,
 ) -> StepResult:
-    """Every epoch and mini-batch of one step, on this rank's share. Collective: all ranks call it together."""
+    """Every epoch and mini-batch of one step, on this rank's share. Collective: all ranks call it together. `alive` is
+    called before every micro-batch and update."""
     micro = [[MicroBatch.of(share.batch, r, engine.device) for r in mini] for mini in share.mini_batches]
     # With a single update π is still π_prox when it is used; otherwise π_prox is computed once, before any update.
-    proximal = _proximal(engine, micro) if share.updates > 1 or keep_logprobs else None
+    proximal = _proximal(engine, micro, alive) if share.updates > 1 or keep_logprobs else None
     tally = Tally()
     applied = skipped = 0
     for order in share.epochs:
         for mini in order:
             for place, part in enumerate(micro[mini]):
+                alive()
                 prox = proximal[mini][place] if proximal is not None else None
                 loss = micro_loss(engine, part, prox, algorithm, tally)
                 engine.backward(loss, last=place == len(micro[mini]) - 1)
+            alive()
             rate = learning_rate(section.learning_rate, section.schedule, engine.updates)
             update = engine.step(rate)
             applied, skipped = applied + update.applied, skipped + (not update.applied)
@@ -115,10 +124,15 @@ def micro_loss(
     return loss
 
 
-def _proximal(engine: Engine, micro: list[list[MicroBatch]]) -> list[list[Tensor]]:
+def _proximal(engine: Engine, micro: list[list[MicroBatch]], alive: Callable[[], None]) -> list[list[Tensor]]:
     """log π_prox of every micro-batch, before the first update."""
+
+    def logprobs(part: MicroBatch) -> Tensor:
+        alive()
+        return window_logprobs(engine, part.rows, part.temperatures)[0]
+
     with torch.no_grad():
-        return [[window_logprobs(engine, part.rows, part.temperatures)[0] for part in mini] for mini in micro]
+        return [[logprobs(part) for part in mini] for mini in micro]
 
 
 def _by_row(share: Share, proximal: list[list[Tensor]], micro: list[list[MicroBatch]]) -> Array:

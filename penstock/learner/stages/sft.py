@@ -36,10 +36,12 @@ def fine_tune(
     seed: int,
     report: Callable[[dict[str, Any]], None],
     should_stop: Callable[[], str] = lambda: "",
+    alive: Callable[[], None] = lambda: None,
 ) -> str:
     """Every update of the stage; returns why it ended. Collective: all ranks have the same `data` and call it alike.
 
     `report` gets plain values after every update, on rank 0. `should_stop` is asked on rank 0.
+    `alive` is called before every micro-batch and update, on all ranks.
     """
     if len(data) == 0:
         raise PenstockError("there are no rows to fine-tune on; see what was left out of the data as too long")
@@ -53,7 +55,7 @@ def fine_tune(
             return why
         began = time.monotonic()
         rate = learning_rate(section.learning_rate, schedule, engine.updates)
-        update, loss, tokens = _update(engine, team, batch, section.micro_batch_tokens, rate)
+        update, loss, tokens = _update(engine, team, batch, section.micro_batch_tokens, rate, alive)
         if not update.applied:
             raise PenstockError(
                 f"update {number} of {total} had an infinite or undefined gradient; lower sft.learning_rate"
@@ -72,7 +74,7 @@ def fine_tune(
 
 
 def _update(
-    engine: Engine, team: Team, batch: Sequence[Row], token_budget: int, rate: float
+    engine: Engine, team: Team, batch: Sequence[Row], token_budget: int, rate: float, alive: Callable[[], None]
 ) -> tuple[Update, float, int]:
     """One update; loss per response token of the whole batch, and how many there were."""
     lengths = [len(prompt) + len(response) for prompt, response in batch]
@@ -83,6 +85,7 @@ def _update(
     mine, plan = dealt[team.rank], plans[team.rank]
     tally = Tally()
     for number in range(passes):
+        alive()
         rows = [batch[mine[i]] for i in plan[number]] if number < len(plan) else []
         padded = pad_rows(rows, device=engine.device)
         logp, _ = window_logprobs(engine, padded)
@@ -90,6 +93,7 @@ def _update(
         loss = -logp.sum() / max(1, tokens)
         engine.backward(loss, last=number == passes - 1)
         tally.add_number("loss", loss.detach().to("cpu", torch.float64))
+    alive()
     update = engine.step(rate)
     return update, tally.over(team).sum("loss"), tokens
 

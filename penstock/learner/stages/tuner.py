@@ -36,6 +36,7 @@ class SftRank(Rank):
     def __init__(self, rank: int, plan: SftPlan) -> None:
         super().__init__(rank)
         self._plan = plan
+        self._stage = "fine-tuning"
 
     def _run(self) -> str:
         import torch
@@ -58,18 +59,20 @@ class SftRank(Rank):
         self._beat("loading the model")
         engine = Engine(load_model(plan.model, "float32"), plan.sft, team.size)
         self._running()
-        self._beat("fine-tuning")
+        self._alive()
         mixture = Mixture(sources, [source.weight for source in sources])
-        why = fine_tune(
-            engine, team, mixture, plan.sft, plan.seed + plan.sft.seed, self._keep_and_beat, lambda: self._stop_why
-        )
+        seed = plan.seed + plan.sft.seed
+        why = fine_tune(engine, team, mixture, plan.sft, seed, self._reported, lambda: self._stop_why, self._alive)
+        weights = engine.snapshot(team.leads, lambda: self._beat("gathering weights"))
         self._beat("writing the model")
-        weights = engine.snapshot(wanted=team.leads)
         if team.leads:
             save_model(engine.module, tokenizer, plan.model_folder, weights)
         team.barrier()
         return why
 
-    def _keep_and_beat(self, report: dict[str, object]) -> None:
+    def _reported(self, report: dict[str, object]) -> None:
         self._keep(report)
-        self._beat(f"fine-tuning, update {report['step']} of {report['steps']}")
+        self._stage = f"fine-tuning, update {report['step']} of {report['steps']}"
+
+    def _alive(self) -> None:
+        self._beat(self._stage)
