@@ -38,7 +38,7 @@ def test_plain_lines_say_each_step_once() -> None:
     lines = _lines(twelve, twelve, thirteen)
     assert lines == [
         "training",
-        "step 12/100  version 0.12  reward 0.625  accuracy 0.500  lag 0.75  max lag 2  kl 1.23e-03 nat  "
+        "step 12/100  version 0.12  reward 0.625  accuracy 0.500  lag 0.75  max lag 2  kl/reference 1.23e-03 nat  "
         "rollout 4.1k tok/s  learner 987 tok/s  left 3 min 20 s",
         lines[1].replace("step 12", "step 13").replace("0.12 ", "0.13 "),
     ]
