@@ -146,7 +146,8 @@ def sequence_logprobs(
     for indices in plan_micro_batches([len(p) + len(r) for p, r in rows], token_budget):
         padded = pad_rows([rows[i] for i in indices], device=device)
         per_row = torch.as_tensor(temperatures[indices].copy(), device=device).unsqueeze(-1)
-        with torch.inference_mode():
+        # Not inference_mode: ZeRO 3 keeps small tensors that it gathers here, and a later backward pass needs them.
+        with torch.no_grad():
             logp, _ = window_logprobs(model, padded, per_row)
         for i, values, mask in zip(indices, logp.float().cpu(), padded.responses.cpu(), strict=True):
             results[i] = values[mask].numpy().copy()
