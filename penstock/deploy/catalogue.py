@@ -20,6 +20,4 @@ SUPERVISOR: dict[str, Metric] = {
 @cache
 def catalogue() -> dict[str, Metric]:
     """Name to meaning. Raises MetricError when two roles claim one name."""
-    # The rewards of a step are the learner's to record: it alone sees all groups, also those without signal.
-    scorer = {name: metric for name, metric in REWARD.items() if name not in LEARNER}
-    return merge({"learner": LEARNER, "rollout": ROLLOUT, "scorer": scorer, "supervisor": SUPERVISOR})
+    return merge({"learner": LEARNER, "rollout": ROLLOUT, "reward": REWARD, "supervisor": SUPERVISOR})

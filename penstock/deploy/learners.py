@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import random
-import socket
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +13,6 @@ import ray
 from penstock.deploy.deaths import redirect_output
 from penstock.deploy.scorers import facts_of_process
 from penstock.deploy.transport import Outlet, Route
-from penstock.services.contracts import PenstockError
 from penstock.services.store.connection import StoreAddress
 from penstock.services.versions import Version
 
@@ -52,8 +48,10 @@ class LearnerActor:
 
     def meeting_point(self) -> str:
         """`host:port` on this node where the ranks can find each other; asked of rank 0 only."""
+        from penstock.learner.ranks import quiet_port
+
         host = ray.util.get_node_ip_address()
-        return f"{host}:{_quiet_port(host)}"
+        return f"{host}:{quiet_port(host)}"
 
     def ready(self) -> dict[str, Any]:
         """Answers once the heavy libraries are there."""
@@ -113,20 +111,6 @@ class LearnerActor:
     def observe(self, version: Version, metrics: dict[str, float]) -> None:
         """An evaluation's metrics, for keeping the best checkpoint."""
         self._rank.observe(version, metrics)
-
-
-_QUIET_PORTS = range(20_000, 32_000)
-"""Above the ports that Ray gives its workers and below those from which the kernel takes the ends of connections, so
-that a port that is free now is still free when the ranks meet there a moment later."""
-
-
-def _quiet_port(host: str) -> int:
-    """A port of `host` that is free. Raises PenstockError when none is found."""
-    for port in random.sample(_QUIET_PORTS, 200):
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind((host, port))
-            return port
-    raise PenstockError(f"{host} has no free port between {_QUIET_PORTS.start} and {_QUIET_PORTS.stop}")
 
 
 def start_rank(name: str, log: Path, options: dict[str, Any], _: int) -> Any:

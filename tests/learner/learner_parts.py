@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import threading
 import time
 
@@ -10,6 +9,7 @@ import numpy as np
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from penstock.learner.ranks import quiet_port
 from penstock.services.codec import encode
 from penstock.services.logprobs import sequence_logprobs
 from penstock.services.staleness import binding_version
@@ -32,9 +32,8 @@ def tiny_model(seed: int = 0) -> Qwen3ForCausalLM:
 
 
 def free_address() -> str:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{listener.getsockname()[1]}"
+    """Below the ports from which the kernel takes the ends of connections, so that it stays free until it is used."""
+    return f"127.0.0.1:{quiet_port('127.0.0.1')}"
 
 
 class MemorySender:

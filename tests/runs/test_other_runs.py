@@ -23,7 +23,9 @@ pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
 
 def test_with_max_lag_zero_the_same_code_is_the_synchronous_system(overrides_of):
-    run = penstock.train(RECIPE / "grpo.yaml", [*overrides_of, "staleness.max_lag=0", "name=carry-sync"])
+    """With a frozen reference too: before the first update it is the policy itself, later it is not."""
+    overrides = [*overrides_of, "staleness.max_lag=0", "algorithm.kl.coefficient=0.001"]
+    run = penstock.train(RECIPE / "grpo.yaml", [*overrides, "name=carry-sync"])
     summary = run.summary
     assert run.metrics["off_policy/max"].max() == 0
     assert run.metrics["mismatch/max"].max() < 1e-4
@@ -31,6 +33,9 @@ def test_with_max_lag_zero_the_same_code_is_the_synchronous_system(overrides_of)
     assert found["after"] >= found["before"] + 0.20
     assert summary["ledger"]["balanced"]
     assert "stale" not in summary["ledger"]["dropped"]
+    reference = run.metrics["kl/reference"].dropna().tolist()
+    assert abs(reference[0]) < 1e-8
+    assert reference[-1] > 1e-3
 
 
 @pytest.fixture
@@ -65,8 +70,15 @@ class KillsAWorker:
 
 
 def test_on_a_redis_server_over_tcp_a_killed_worker_is_replaced_and_nothing_is_lost(overrides_of, redis_on_tcp):
+    """And two learner ranks, so that the whole run goes through their collectives as well."""
     killer = KillsAWorker()
-    overrides = [*overrides_of, f"store.url={redis_on_tcp}", "rollout.lease_seconds=5", "limits.steps=30"]
+    overrides = [
+        *overrides_of,
+        f"store.url={redis_on_tcp}",
+        "rollout.lease_seconds=5",
+        "limits.steps=30",
+        "learner.ranks=2",
+    ]
     run = penstock.train(RECIPE / "grpo.yaml", [*overrides, "name=carry-redis"], display=killer)
     summary = run.summary
     assert killer.killed is not None

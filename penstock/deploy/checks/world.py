@@ -11,6 +11,7 @@ import psutil
 
 from penstock.deploy.checks.context import STAGES, Context, all_rules, rule
 from penstock.deploy.findings import Finding
+from penstock.learner.checkpoints import UNRATED
 from penstock.reward import check as reward_check
 from penstock.services import data_read, models
 from penstock.services.chat import ChatError, Renderer
@@ -158,9 +159,10 @@ def checkpoints_fit_on_the_disk(ctx: Context) -> Iterator[Finding]:
     if isinstance(ctx.model, PenstockError):
         return
     keep = ctx.run_file.checkpoints
-    # At most: those kept, one being written, and the final model. 16 bytes per parameter: weights, two moments, and
-    # the model in Hugging Face format.
-    wanted = 16 * ctx.model.parameters * (keep.keep_last + (keep.keep_best is not None) + 2)
+    # At most: those kept, one being written, and the final model; with `keep_best` the best, and those that still wait
+    # for their evaluation. 16 bytes per parameter: weights, two moments, and the model in Hugging Face format.
+    for_best = 0 if keep.keep_best is None else 1 + UNRATED
+    wanted = 16 * ctx.model.parameters * (keep.keep_last + for_best + 2)
     free = shutil.disk_usage(_existing(Path(ctx.run_file.runs_dir))).free
     if LEAST_DISK <= free < wanted:  # below that another rule has spoken
         problem = f"the disk has {free / GIB:.1f} GiB free, checkpoints need about {wanted / GIB:.1f} GiB"
