@@ -16,7 +16,7 @@ export TORCH_EXTENSIONS_DIR ?= $(HOME)/.cache/penstock/torch_extensions
 export DS_ACCELERATOR ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu)
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help setup demo test check unit lint types imports curve constraints clean
+.PHONY: help setup demo test engines runs check unit lint types imports curve constraints clean
 
 help: ## list these commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -28,9 +28,15 @@ setup: ## make the virtual environment (CPU or CUDA, whichever the machine has)
 demo: setup ## make a small model, teach it a little, train it with asynchronous GRPO, say whether it learned
 	@$(BIN)/python $(RECIPE)/demo.py $(DEMO_ARGS)
 
-test: setup ## all tests: units, real engines, whole runs (about 15 minutes on two cores)
-	@echo "[test] units, then the real engines, then whole runs"
-	@$(BIN)/python -m pytest $(TEST_ARGS)
+test: setup unit engines runs ## all tests: units, real engines, whole runs (about 20 minutes on two cores)
+
+# One process for each engine: vLLM and DeepSpeed both own what torch knows of distributed processes.
+engines:
+	@echo "[test] the learner on DeepSpeed" && $(BIN)/python -m pytest -q -m "engine and not slow" tests/learner
+	@echo "[test] rollout on vLLM" && $(BIN)/python -m pytest -q -m "engine and not slow" --ignore=tests/learner
+
+runs:
+	@echo "[test] whole runs" && $(BIN)/python -m pytest -q -m slow tests/runs
 
 check: setup lint types imports unit ## lint, strict types, import contracts, unit tests
 
@@ -44,7 +50,7 @@ imports:
 	@echo "[check] import contracts" && $(BIN)/lint-imports
 
 unit:
-	@echo "[check] unit tests" && $(BIN)/python -m pytest -q -m "not engine and not slow"
+	@echo "[check] unit tests" && $(BIN)/python -m pytest -q -n 2 -m "not engine and not slow"
 
 curve: setup ## run the demo for several seeds and draw docs/learning-curve.png (SEEDS="0 1 2")
 	@$(BIN)/python $(RECIPE)/demo.py --seeds $(SEEDS) --curve docs/learning-curve.png
