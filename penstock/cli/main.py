@@ -42,6 +42,7 @@ def train(run_file: RunFileArgument, overrides: Overrides = None) -> None:
     """Train with asynchronous reinforcement learning."""
     from penstock import api
 
+    typer.echo(f"[penstock] checking {run_file}")
     _watch(lambda display: api.train(run_file, overrides or [], display=display))
 
 
@@ -50,6 +51,7 @@ def sft(run_file: RunFileArgument, overrides: Overrides = None) -> None:
     """Fine-tune on demonstrations (supervised), with the `sft` section of the run file."""
     from penstock import api
 
+    typer.echo(f"[penstock] checking {run_file}")
     _watch(lambda display: api.sft(run_file, overrides or [], display=display))
 
 
@@ -118,6 +120,7 @@ def resume(
     """Go on with a run from its last checkpoint."""
     from penstock import api
 
+    typer.echo(f"[penstock] checking {run_dir}")
     _watch(lambda display: api.resume(run_dir, overrides or [], display=display))
 
 

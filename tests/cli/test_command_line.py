@@ -115,6 +115,7 @@ def test_a_run_that_reached_its_goals_exits_with_zero_and_its_directory_last(
     assert _exit(monkeypatch, "train", "run.yaml") == 0
     out = capsys.readouterr().out.splitlines()
     assert out == [
+        "[penstock] checking run.yaml",
         "goal reached: final eval/sampled/accuracy at least 0.9, found 0.95",
         str(tmp_path),
     ]

@@ -199,3 +199,15 @@ def test_errors_stand_before_warnings(place: Path) -> None:
     path.write_text(yaml.safe_dump(GOOD))
     levels = [f.level for f in preflight.check(path, ["engine.dtype=bfloat16", "rollout.group_size=1"])]
     assert levels == ["error", "warning"]
+
+
+@pytest.mark.parametrize(
+    ("second_row", "said"),
+    [('{"prompt": 3, "answer": "4"}', "prompt"), ("{oops", "line 2"), ('{"prompt": "", "answer": "4"}', "prompt")],
+)
+def test_a_row_that_cannot_be_used_is_found_before_anything_starts(place: Path, second_row: str, said: str) -> None:
+    (place / "broken.jsonl").write_text('{"prompt": "2+2=", "answer": "4"}\n' + second_row + "\n")
+    for key in ("data.sources.train", "evaluation.data.sources.held_out"):
+        found = _check(place, f"{key}.path=broken.jsonl")
+        assert found[key].level == "error"
+        assert said in found[key].problem and "broken.jsonl" in found[key].problem

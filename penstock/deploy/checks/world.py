@@ -16,6 +16,7 @@ from penstock.reward import check as reward_check
 from penstock.services import data_read, models
 from penstock.services.chat import ChatError, Renderer
 from penstock.services.contracts import PenstockError
+from penstock.services.data import PairSource, PromptSource
 from penstock.services.data_config import DataSection
 
 GIB = 1024**3
@@ -83,6 +84,29 @@ def the_held_out_data_is_there(ctx: Context) -> Iterator[Finding]:
         yield from ctx.within("evaluation.data", data_read.problems(data))
     elif ctx.stage == "evaluate":
         yield ctx.error("evaluation.data", "is required to evaluate, and missing: there are no held-out prompts")
+
+
+@rule("model", "data", stages=("train", "sft"))
+def every_row_can_be_used(ctx: Context) -> Iterator[Finding]:
+    yield from _unusable_rows(ctx, "data", ctx.run_file.data, responses=ctx.stage == "sft")
+
+
+@rule("model", "evaluation", stages=("train", "evaluate"))
+def every_held_out_row_can_be_used(ctx: Context) -> Iterator[Finding]:
+    if ctx.run_file.evaluation.data is not None:
+        yield from _unusable_rows(ctx, "evaluation.data", ctx.run_file.evaluation.data, responses=False)
+
+
+def _unusable_rows(ctx: Context, key: str, section: DataSection, responses: bool) -> Iterator[Finding]:
+    """The first row of each local source that cannot become tokens. What is read here is kept for the run itself."""
+    if isinstance(ctx.tokenizer, PenstockError) or list(data_read.problems(section, responses=responses)):
+        return
+    for name, source in section.sources.items():
+        try:
+            if data_read.columns_of(name, source) is not None:  # on this machine; the hub is asked by the run
+                (PairSource if responses else PromptSource)(name, section, ctx.tokenizer)
+        except PenstockError as error:
+            yield ctx.error(f"{key}.sources.{name}", str(error))
 
 
 @rule("reward", "data", stages=("train", "evaluate"))
