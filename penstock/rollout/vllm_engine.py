@@ -207,7 +207,7 @@ class VllmGenerator:
         """
         receiver = self._receiver
         assert receiver is not None
-        began = time.perf_counter()
+        began, in_flight = time.perf_counter(), len(self._tracks)
         manifest = receiver.manifest(version)
         if isinstance(receiver, EngineTransferReceiver):
             verified = time.perf_counter()  # the probe is the proof
@@ -227,7 +227,7 @@ class VllmGenerator:
             verify=verified - began,
             pause=loaded - verified,
             probe=proven - loaded,
-            in_flight=len(self._tracks),
+            in_flight=in_flight,
         )
 
     def _receive(self, receiver: EngineTransferReceiver, version: Version) -> None:

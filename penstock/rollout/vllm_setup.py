@@ -26,7 +26,9 @@ def start_engine(source: dict[str, Any], section: EngineSection, seed: int, tran
     from vllm.v1.engine.llm_engine import LLMEngine
 
     # At every reload it warns of layers without weights and of the output layer, which is repacked below.
-    logging.getLogger("vllm.model_executor.model_loader.reload.layerwise").setLevel(logging.ERROR)
+    # A filter, because vLLM sets the levels of its loggers anew.
+    noisy = logging.getLogger("vllm.model_executor.model_loader.reload.layerwise")
+    noisy.addFilter(lambda record: "Failed to load weights" not in str(record.msg))
     on_cpu = current_platform.is_cpu()
     if on_cpu:
         torch.set_num_threads(section.threads)
