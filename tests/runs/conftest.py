@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -36,8 +37,19 @@ def taught(home):
     return inputs, demo.fine_tuned(0, inputs, home)
 
 
+def folders_of_runs() -> set[Path]:
+    """Folders of Ray and of private stores; other runs on this machine may have some too."""
+    return set(Path(tempfile.gettempdir()).glob("penstock-*"))
+
+
 @pytest.fixture(scope="session")
-def asynchronous(home, taught):
+def folders_before(taught) -> set[Path]:
+    """Those that were there before the run that most tests look at."""
+    return folders_of_runs()
+
+
+@pytest.fixture(scope="session")
+def asynchronous(home, taught, folders_before):
     """The run that most tests look at: two workers, lag up to two."""
     import demo
 

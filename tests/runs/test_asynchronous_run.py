@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import RECIPE, STEPS, processes_of
+from conftest import RECIPE, STEPS, folders_of_runs, processes_of
 
 import penstock
 from penstock.services.metrics import read_rows
@@ -109,10 +109,10 @@ def test_evaluating_the_saved_model_finds_the_greedy_accuracy_that_the_run_recor
     assert found["eval/greedy/accuracy"] == pytest.approx(after, abs=1e-9)
 
 
-def test_nothing_is_left_running_or_lying_about(asynchronous):
+def test_nothing_is_left_running_or_lying_about(asynchronous, folders_before):
     run_id = (asynchronous.dir / ".run-id").read_text()
     assert processes_of(asynchronous.dir) == []
-    assert list(Path("/tmp").glob("penstock-ray-*")) == []
+    assert folders_of_runs() <= folders_before
     assert not Path(f"/dev/shm/penstock-{run_id}").exists()
     assert not (asynchronous.dir / "store" / "live").exists()
 
