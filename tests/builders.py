@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from penstock.learner.batch import Batch
 from penstock.services.trajectory import Completion, Group, Prompt, Sampling, Span, Trajectory
 from penstock.services.versions import FIRST, Version
 
@@ -61,3 +62,23 @@ def group(index: int = 0, rewards: Sequence[float | None] = (0.0, 1.0), version:
         sampling=Sampling(max_tokens=8),
         trajectories=tuple(trajectory(reward, version=version) for reward in rewards),
     )
+
+
+def batch_of(count: int, rows: int, **columns: Any) -> Batch:
+    """A batch of `count` tokens in so many rows: the given columns, and for the rest what means nothing."""
+    plain = {
+        "temperatures": np.ones(rows, np.float32),
+        "groups": np.arange(rows),
+        "members": np.zeros(rows, np.int64),
+        "rewards": np.zeros(rows),
+        "truncated": np.zeros(rows, np.bool_),
+        "weights": np.zeros(rows),
+        "mask": np.ones(count, np.bool_),
+        "token_rewards": np.zeros(count, np.float32),
+        "advantages": np.zeros(count, np.float32),
+        "lags": np.zeros(count, np.int32),
+        "sampled_lineages": np.zeros(count, np.int32),
+        "sampled_steps": np.zeros(count, np.int32),
+        "older_kv": np.zeros(count, np.bool_),
+    }
+    return Batch(**(plain | columns))

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from penstock.learner.algorithms import credit
 from penstock.learner.algorithms.advantages import has_signal
 from penstock.learner.algorithms.bound import BoundAlgorithm
-from penstock.learner.batch import Array, Batch
+from penstock.learner.batch import DTYPES, Array, Batch
 from penstock.services import staleness
 from penstock.services.contracts import PenstockError
 from penstock.services.staleness import Forks
@@ -41,8 +42,6 @@ def assemble(groups: Sequence[Group], algorithm: BoundAlgorithm, moment: Moment)
 
     Raises PenstockError when the algorithm needs reference log-probs and a scored response has none.
     """
-    rows: dict[str, list[Array]] = {name: [] for name in _COLUMNS}
-    sizes: dict[str, list[float]] = {name: [] for name in _PER_ROW}
     with_reference = all(t.reference_logprobs is not None for g in groups for t in g.scored)
     if not with_reference and (algorithm.penalty is not None or algorithm.reward_kl > 0):
         missing = [g.prompt.index for g in groups if any(t.reference_logprobs is None for t in g.scored)]
@@ -50,63 +49,101 @@ def assemble(groups: Sequence[Group], algorithm: BoundAlgorithm, moment: Moment)
             f"the KL penalty needs reference log-probs, but prompts {missing[:8]} came without; "
             "give the run a reference model, or set algorithm.kl.coefficient to 0"
         )
-    for group in groups:
-        advantages = _advantages(group, algorithm)
-        for member, trajectory in enumerate(group.trajectories):
-            completion = trajectory.completion
-            lags = staleness.token_lags(completion.spans, moment.now, moment.forks)
-            mask = completion.actions & (trajectory.reward is not None)
-            if moment.mask_beyond:
-                mask = mask & (lags <= moment.max_lag)
-            if not mask.any():
-                continue
-            count = len(completion.tokens)
-            older = [s.older_kv for s in completion.spans]
-            rows["prompt_tokens"].append(group.prompt.tokens)
-            rows["tokens"].append(completion.tokens)
-            rows["mask"].append(mask)
-            rows["logp_sampler"].append(completion.logprobs)
-            rows["advantages"].append(np.full(count, advantages[member], np.float32))
-            rows["lags"].append(lags)
-            rows["older_kv"].append(np.repeat(np.asarray(older, np.bool_), [s.count for s in completion.spans]))
-            if with_reference and trajectory.reference_logprobs is not None:
-                rows["logp_reference"].append(trajectory.reference_logprobs)
-            for name, value in zip(
-                _PER_ROW,
-                (len(group.prompt.tokens), count, group.sampling.temperature, group.prompt.index, member),
-                strict=True,
-            ):
-                sizes[name].append(value)
-    return _columns(rows, sizes, with_reference)
+    answers = [(g, member, t) for g in groups for member, t in enumerate(g.trajectories)]
+    falling = [_token_rewards(t, algorithm.reward_kl) for _, _, t in answers]
+    advantages = _advantages(groups, falling, algorithm)
+    rows = _Rows()
+    for (group, member, trajectory), rewards, advantage in zip(answers, falling, advantages, strict=True):
+        completion = trajectory.completion
+        lags = staleness.token_lags(completion.spans, moment.now, moment.forks)
+        mask = completion.actions & (trajectory.reward is not None)
+        if moment.mask_beyond:
+            mask = mask & (lags <= moment.max_lag)
+        if not mask.any():
+            continue
+        spread = torch.zeros_like(rewards)
+        if algorithm.credit is not None:
+            spread = algorithm.credit(rewards, torch.from_numpy(completion.actions.copy()), advantage)
+        rows.add(group, member, trajectory, with_reference)
+        rows.add_columns(mask=mask, lags=lags, token_rewards=rewards.numpy(), advantages=spread.numpy())
+    return rows.batch()
 
 
-_COLUMNS = {
-    "prompt_tokens": np.int32,
-    "tokens": np.int32,
-    "mask": np.bool_,
-    "logp_sampler": np.float32,
-    "advantages": np.float32,
-    "lags": np.int32,
-    "older_kv": np.bool_,
-    "logp_reference": np.float32,
-}
-_PER_ROW = {
-    "prompt_lengths": np.int64,
-    "lengths": np.int64,
-    "temperatures": np.float32,
-    "groups": np.int64,
-    "members": np.int64,
-}
+class _Rows:
+    """Columns that grow by one response at a time."""
+
+    def __init__(self) -> None:
+        self._pieces: dict[str, list[Array]] = {name: [] for name in _ALWAYS}
+
+    def add_columns(self, **pieces: Array) -> None:
+        for name, piece in pieces.items():
+            self._pieces.setdefault(name, []).append(piece)
+
+    def add(self, group: Group, member: int, trajectory: Trajectory, with_reference: bool) -> None:
+        """What one response brings with it."""
+        completion, count = trajectory.completion, len(trajectory.completion.tokens)
+        counts = [span.count for span in completion.spans]
+        self.add_columns(
+            prompt_tokens=group.prompt.tokens,
+            tokens=completion.tokens,
+            logp_sampler=completion.logprobs,
+            older_kv=np.repeat(np.asarray([s.older_kv for s in completion.spans], np.bool_), counts),
+            sampled_lineages=np.repeat(np.asarray([s.lineage for s in completion.spans], np.int32), counts),
+            sampled_steps=np.repeat(np.asarray([s.step for s in completion.spans], np.int32), counts),
+        )
+        per_row = {
+            "prompt_lengths": len(group.prompt.tokens),
+            "lengths": count,
+            "temperatures": group.sampling.temperature,
+            "groups": group.prompt.index,
+            "members": member,
+            "rewards": trajectory.reward,
+            "truncated": completion.finish == "length",
+        }
+        self.add_columns(**{name: np.asarray([value]) for name, value in per_row.items()})
+        if with_reference and trajectory.reference_logprobs is not None:
+            self.add_columns(logp_reference=trajectory.reference_logprobs)
+        if completion.kept is not None:
+            self.add_columns(kept_counts=completion.kept.counts, kept_tokens=completion.kept.tokens)
+        if (routing := completion.routing) is not None:
+            shape = (-1, routing.layers, routing.top_k)
+            self.add_columns(experts=routing.answer.reshape(shape), prompt_experts=routing.prompt.reshape(shape))
+
+    def batch(self) -> Batch:
+        """All of them as one batch. Raises PenstockError when some have what others lack."""
+        count = len(self._pieces["tokens"])
+        for name, pieces in self._pieces.items():
+            if name not in _ALWAYS and len(pieces) != count:
+                raise PenstockError(
+                    f"{len(pieces)} of {count} responses came with {name} and the others without: workers of "
+                    "different settings have filled this batch"
+                )
+        columns: dict[str, Array] = {
+            name: np.concatenate(pieces or [np.zeros(0)]).astype(DTYPES[name]) for name, pieces in self._pieces.items()
+        }
+        return Batch(**columns, weights=np.zeros(count, np.float64))
 
 
-def _columns(rows: dict[str, list[Array]], sizes: dict[str, list[float]], with_reference: bool) -> Batch:
-    columns: dict[str, Array] = {
-        name: np.concatenate([*rows[name], np.zeros(0, dtype)]).astype(dtype) for name, dtype in _COLUMNS.items()
-    }
-    columns |= {name: np.asarray(sizes[name], dtype) for name, dtype in _PER_ROW.items()}
-    if not with_reference:
-        del columns["logp_reference"]
-    return Batch(**columns, weights=np.zeros(len(sizes["lengths"]), np.float64))
+_ALWAYS = (
+    "prompt_tokens",
+    "prompt_lengths",
+    "tokens",
+    "lengths",
+    "temperatures",
+    "groups",
+    "members",
+    "rewards",
+    "truncated",
+    "mask",
+    "logp_sampler",
+    "token_rewards",
+    "advantages",
+    "lags",
+    "sampled_lineages",
+    "sampled_steps",
+    "older_kv",
+)
+"""Columns that every response has."""
 
 
 def _rewards(group: Group) -> tuple[torch.Tensor, torch.Tensor]:
@@ -116,21 +153,36 @@ def _rewards(group: Group) -> tuple[torch.Tensor, torch.Tensor]:
     return rewards, torch.tensor([v is not None for v in values])
 
 
-def _advantages(group: Group, algorithm: BoundAlgorithm) -> Array:
-    """[members]; on the task reward, less the KL where the algorithm places it there."""
-    rewards, scored = _rewards(group)
-    if not has_signal(rewards, scored):
-        # Decided before the KL is taken off: it differs in every answer, and a z-score would blow that up.
-        return np.zeros(len(rewards))
-    if algorithm.reward_kl > 0:
-        distances = [_sampled_kl(t) if t.reward is not None else 0.0 for t in group.trajectories]
-        rewards = rewards - algorithm.reward_kl * torch.tensor(distances, dtype=torch.float64)
-    return algorithm.baseline(rewards, scored).numpy()
+def _token_rewards(trajectory: Trajectory, reward_kl: float) -> torch.Tensor:
+    """[T] float64: step rewards, outcome, and −β log(μ/π_ref) at every action where the KL is in the reward."""
+    completion = trajectory.completion
+    actions = torch.from_numpy(completion.actions.copy())
+    if trajectory.reward is None:
+        return torch.zeros(len(actions), dtype=torch.float64)
+    rewards = credit.token_rewards(trajectory.reward, actions, [(s.token, s.score) for s in trajectory.steps])
+    if reward_kl > 0:
+        assert trajectory.reference_logprobs is not None, "checked in assemble"
+        # Masked before the difference: what stands beside tokens that are no actions means nothing.
+        apart = np.where(completion.actions, completion.logprobs, 0.0) - np.where(
+            completion.actions, trajectory.reference_logprobs, 0.0
+        )
+        rewards = rewards - reward_kl * torch.from_numpy(apart.astype(np.float64))
+    return rewards
 
 
-def _sampled_kl(trajectory: Trajectory) -> float:
-    """Σ log(μ/π_ref) over the actions of a response: k1 of KL(μ‖π_ref) for the whole response."""
-    completion, reference = trajectory.completion, trajectory.reference_logprobs
-    assert reference is not None, "checked in assemble"
-    difference = np.where(completion.actions, completion.logprobs - reference, 0.0)
-    return float(difference.sum(dtype=np.float64))
+def _advantages(groups: Sequence[Group], falling: Sequence[torch.Tensor], algorithm: BoundAlgorithm) -> list[float]:
+    """One per answer of all groups, on everything that falls to its tokens.
+
+    Signal is decided by the task reward, before the KL is taken off: that differs in every answer, and a z-score
+    would blow it up.
+    """
+    judged = [_rewards(group) for group in groups]
+    sizes = torch.tensor([len(scored) for _, scored in judged])
+    scored = torch.cat([scored for _, scored in judged])
+    signal = torch.tensor([has_signal(*each) for each in judged]).repeat_interleave(sizes)
+    totals = torch.stack([rewards.sum() for rewards in falling])
+    found = algorithm.baseline(totals, torch.arange(len(groups)).repeat_interleave(sizes), scored, signal)
+    if algorithm.whiten_sequences is not None:
+        found = algorithm.whiten_sequences(found, scored)
+    values: list[float] = found.tolist()
+    return values

@@ -16,9 +16,20 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
-_FORMAT = "penstock-batch-1"
-_PER_ROW = ("prompt_lengths", "lengths", "temperatures", "groups", "members", "weights")
-_DTYPES = {
+_FORMAT = "penstock-batch-2"
+_PER_ROW = (
+    "prompt_lengths",
+    "lengths",
+    "temperatures",
+    "groups",
+    "members",
+    "rewards",
+    "truncated",
+    "weights",
+)
+_PER_PROMPT_TOKEN = ("prompt_tokens", "prompt_experts")
+_OPTIONAL = ("logp_reference", "logp_learner", "kept_counts", "kept_tokens", "experts", "prompt_experts")
+DTYPES = {
     "prompt_tokens": np.int32,
     "prompt_lengths": np.int64,
     "tokens": np.int32,
@@ -26,14 +37,23 @@ _DTYPES = {
     "temperatures": np.float32,
     "groups": np.int64,
     "members": np.int64,
+    "rewards": np.float64,
+    "truncated": np.bool_,
     "weights": np.float64,
     "mask": np.bool_,
     "logp_sampler": np.float32,
     "logp_reference": np.float32,
+    "token_rewards": np.float32,
     "advantages": np.float32,
     "lags": np.int32,
+    "sampled_lineages": np.int32,
+    "sampled_steps": np.int32,
     "older_kv": np.bool_,
     "logp_learner": np.float32,
+    "kept_counts": np.int32,
+    "kept_tokens": np.int32,
+    "experts": np.int16,
+    "prompt_experts": np.int16,
 }
 
 
@@ -59,33 +79,60 @@ class Batch:
     """[S] index of the prompt."""
     members: Array
     """[S] place within its group."""
+    rewards: Array
+    """[S] task reward of the answer, before any KL is taken off; float64."""
+    truncated: Array
+    """[S] True where the answer was cut at its token budget."""
     weights: Array
     """[S] weight of each of the row's tokens in the loss, from the reduction over its whole mini-batch; float64."""
     mask: Array
     """[N] True on tokens that count: chosen by the policy, scored, not beyond the staleness bound."""
     logp_sampler: Array
     """[N] under what drew them."""
+    token_rewards: Array
+    """[N] what falls to each token: step rewards, the KL where it is in the reward, the outcome at the last action."""
     advantages: Array
-    """[N]."""
+    """[N]; of no meaning where the algorithm's credit comes from values, which are computed on the ranks."""
     lags: Array
     """[N] train steps between sampling and training."""
+    sampled_lineages: Array
+    """[N] lineage of the version that sampled the token."""
+    sampled_steps: Array
+    """[N] its step."""
     older_kv: Array
     """[N] True where the cache was written in part by older weights."""
     logp_reference: Array | None = None
     """[N] under the frozen reference."""
     logp_learner: Array | None = None
     """[N] under the learner's policy at the start of the step; only in the archive."""
+    kept_counts: Array | None = None
+    """[N] how many tokens top-p and top-k left to draw from; 0 where that is not known. None without such a filter."""
+    kept_tokens: Array | None = None
+    """[sum of kept_counts] their ids, end to end."""
+    experts: Array | None = None
+    """[N, layers, top_k] experts chosen when the token was fed to the sampler; None unless the run keeps them."""
+    prompt_experts: Array | None = None
+    """[M, layers, top_k] the same for the prompts."""
 
     def __post_init__(self) -> None:
-        rows, tokens, prompts = len(self.lengths), int(self.lengths.sum()), int(self.prompt_lengths.sum())
         for field in fields(self):
             column = getattr(self, field.name)
             if column is None:
                 continue
-            expected = rows if field.name in _PER_ROW else prompts if field.name == "prompt_tokens" else tokens
-            if column.shape != (expected,) or column.dtype != _DTYPES[field.name]:
-                wanted = f"{np.dtype(_DTYPES[field.name])}[{expected}]"
+            expected, axes = int(self._pieces(field.name).sum()), 3 if field.name.endswith("experts") else 1
+            if column.shape[:1] != (expected,) or column.ndim != axes or column.dtype != DTYPES[field.name]:
+                wanted = f"{np.dtype(DTYPES[field.name])}[{expected}{', layers, top_k' if axes == 3 else ''}]"
                 raise BatchError(f"Batch.{field.name}: expected {wanted}, found {column.dtype}{list(column.shape)}")
+
+    def _pieces(self, name: str) -> Array:
+        """[S] how many entries of the column `name` belong to each row."""
+        if name in _PER_ROW:
+            return np.ones(len(self.lengths), np.int64)
+        if name == "kept_tokens":
+            assert self.kept_counts is not None, "the two columns come together"
+            ends = np.cumsum(np.concatenate([[0], self.kept_counts.astype(np.int64)]))
+            return np.diff(ends[np.cumsum(np.concatenate([[0], self.lengths]))])
+        return self.prompt_lengths if name in _PER_PROMPT_TOKEN else self.lengths
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -117,12 +164,9 @@ class Batch:
             column = getattr(self, field.name)
             if column is None:
                 continue
-            if field.name in _PER_ROW:
-                values[field.name] = column[chosen]
-            else:
-                lengths = self.prompt_lengths if field.name == "prompt_tokens" else self.lengths
-                values[field.name] = _gather(column, lengths, chosen)
-        return Batch(**values)  # type: ignore[arg-type]  # every column but the two optional ones is set
+            per_row = field.name in _PER_ROW
+            values[field.name] = column[chosen] if per_row else _gather(column, self._pieces(field.name), chosen)
+        return Batch(**values)  # type: ignore[arg-type]  # every column but the optional ones is set
 
     @classmethod
     def join(cls, parts: Sequence[Batch]) -> Batch:
@@ -154,7 +198,7 @@ class Batch:
         known = {f.name for f in fields(cls)}
         if unknown := sorted(set(columns) - known):
             raise BatchError(f"unknown columns {', '.join(unknown)}; known: {', '.join(sorted(known))}")
-        if missing := sorted(known - set(columns) - {"logp_reference", "logp_learner"}):
+        if missing := sorted(known - set(columns) - set(_OPTIONAL)):
             raise BatchError(f"columns {', '.join(missing)} are missing")
         return cls(**columns), json.loads(header["facts"])
 

@@ -8,7 +8,8 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from penstock.learner.algorithms import table
-from penstock.learner.algorithms.cells import KL, Baseline, Cell, Objective, Reduction, Trust
+from penstock.learner.algorithms.cells import Baseline, Credit, Value, Whitening
+from penstock.learner.algorithms.loss_cells import KL, Objective, Reduction, Reject, Trust
 from penstock.services.settings import Section, on_resume
 from penstock.services.staleness import Outlived
 
@@ -108,19 +109,27 @@ class AlgorithmSection(Section):
     name: str = _GRPO.name
     """A row of the table, or `module:ROW` for one of your own."""
     baseline: Baseline = _GRPO.baseline
-    """Turns rewards into advantages."""
+    """What an answer's reward is compared with."""
+    whitening: Whitening = _GRPO.whitening
+    """Whether advantages are brought to mean 0 and deviation 1 over the batch."""
+    credit: Credit = _GRPO.credit
+    """Which part of an answer's reward each of its tokens answers for."""
     objective: Objective = _GRPO.objective
     """Loss of a token."""
     trust: Trust = _GRPO.trust
     """Correction for tokens that another policy sampled."""
+    reject: Reject = _GRPO.reject
+    """Tokens and answers that are left out because the sampler was too far from the policy."""
     kl: KL = _GRPO.kl
     """Penalty for leaving the reference policy."""
+    value: Value = _GRPO.value
+    """The value model, for credit that needs one."""
     reduction: Reduction = _GRPO.reduction
     """How losses of tokens become one number."""
     group_filter: Literal["signal", "all"] = "signal"
     """`signal`: groups whose rewards are all equal are replaced by others; `all`: they stay in the batch."""
-    quorum: int = Field(_GRPO.quorum, ge=2)
-    """Fewest scored members with which a group is still of use; a baseline needs two."""
+    quorum: int = Field(_GRPO.quorum, ge=1)
+    """Fewest scored members with which a group is still of use; a baseline of the group needs two."""
     entropy_coefficient: float = on_resume(_GRPO.entropy_coefficient, ge=0, le=1)
     """Times the entropy of the sampled-from distribution, taken off the loss."""
 
@@ -140,8 +149,8 @@ class AlgorithmSection(Section):
 
 def _merge(default: Any, given: Any) -> Any:
     """The row's cell with the given keys put over it; a cell of another kind is taken as it is given."""
-    if isinstance(given, Cell | KL | Reduction) or not isinstance(default, Mapping) or not isinstance(given, Mapping):
-        return given
+    if not isinstance(default, Mapping) or not isinstance(given, Mapping):
+        return given  # a cell that is made already, or a plain value
     if given.get("kind", default.get("kind")) != default.get("kind"):
         return dict(given)
     return {**default, **given}

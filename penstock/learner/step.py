@@ -113,7 +113,9 @@ def micro_loss(
     policy_loss = weighted_sum(losses, trust.keep, part.weights)
     if algorithm.penalty is not None and part.logp_reference is not None:
         losses = losses + algorithm.kl_coefficient * algorithm.penalty(
-            torch.where(mask, logp, 0.0), torch.where(mask, part.logp_reference, 0.0)
+            torch.where(mask, logp, 0.0),
+            torch.where(mask, part.logp_reference, 0.0),
+            torch.where(mask, part.logp_sampler, 0.0),
         )
     if algorithm.entropy_coefficient > 0:
         losses = losses - algorithm.entropy_coefficient * entropy

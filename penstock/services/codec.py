@@ -23,11 +23,16 @@ from numpy.typing import NDArray
 from penstock.services.trajectory import Completion, Group, PartialGroup, Prompt, Record, RecordError, Trajectory
 
 MAGIC = b"PNSK"
-SCHEMA = 1
+SCHEMA = 2
 _HEAD = struct.Struct(">4sHB")
 _SUM = struct.Struct(">Q")
 _KINDS: dict[str, type[Record]] = {t.__name__: t for t in (Prompt, Completion, Trajectory, Group, PartialGroup)}
-_DTYPES = {"i": np.dtype("<i4"), "f": np.dtype("<f4"), "b": np.dtype("?")}
+_DTYPES: dict[str, np.dtype[Any]] = {
+    "i": np.dtype("<i4"),
+    "s": np.dtype("<i2"),
+    "f": np.dtype("<f4"),
+    "b": np.dtype("?"),
+}
 
 R = TypeVar("R", bound=Record)
 

@@ -17,6 +17,7 @@ from penstock.services.versions import Version
 TokenIds = NDArray[np.int32]
 Floats = NDArray[np.float32]
 Mask = NDArray[np.bool_]
+Experts = NDArray[np.int16]
 
 Finish = Literal["stop", "length", "stale"]
 """Why a completion ended: the model stopped, its token budget was used up, or it was cut because it
@@ -114,12 +115,57 @@ class Span(Record, frozen=True, kw_only=True, eq=False):
         return Version(self.lineage, self.step)
 
 
+class Kept(Record, frozen=True, kw_only=True, eq=False):
+    """Which tokens top-p and top-k left to draw from, for every token of an answer, end to end."""
+
+    counts: TokenIds
+    """[T] how many were left; 0 where it is not known, because more were left than are recorded."""
+    tokens: TokenIds
+    """[sum of counts] their ids, ascending within a token."""
+
+    def __post_init__(self) -> None:
+        _array(self, "counts", np.int32)
+        _array(self, "tokens", np.int32, int(self.counts.sum()))
+
+
+class Routing(Record, frozen=True, kw_only=True, eq=False):
+    """Which experts a mixture-of-experts model chose when it sampled, for every position of prompt and answer.
+
+    Arrays are flat; their shape is [positions, layers, top_k], layers being those that have experts.
+    """
+
+    layers: int
+    top_k: int
+    prompt: Experts
+    """[P · layers · top_k]."""
+    answer: Experts
+    """[T · layers · top_k]; the last position was never fed to the model that sampled it and holds zeros."""
+
+    def __post_init__(self) -> None:
+        width = self.layers * self.top_k
+        for field in ("prompt", "answer"):
+            _array(self, field, np.int16)
+            if width < 1 or len(getattr(self, field)) % width:
+                raise RecordError(f"Routing.{field}: {len(getattr(self, field))} entries are no multiple of {width}")
+
+
+class StepScore(Record, frozen=True, kw_only=True, eq=False):
+    """What a process reward said of one step of an answer."""
+
+    token: int
+    """The step's last token, counted from 0 within the answer."""
+    score: float
+    """How good the answer is up to and including this step; the step's own reward is the rise since the last one."""
+
+
 class Unfinished(Record, frozen=True, kw_only=True, eq=False, tag=True):
     """What exists of a completion that another worker shall continue."""
 
     tokens: TokenIds
     logprobs: Floats
     spans: tuple[Span, ...]
+    kept: Kept | None = None
+    routing: Routing | None = None
 
     def __post_init__(self) -> None:
         _check_sampled(self)
@@ -144,6 +190,10 @@ class Completion(Record, frozen=True, kw_only=True, eq=False, tag=True):
     started: float
     """Unix seconds."""
     ended: float
+    kept: Kept | None = None
+    """What top-p and top-k left; None when tokens were drawn from the whole vocabulary."""
+    routing: Routing | None = None
+    """Experts chosen at sampling time; None unless the run keeps them."""
 
     def __post_init__(self) -> None:
         _check_sampled(self)
@@ -163,7 +213,10 @@ class Trajectory(Record, frozen=True, kw_only=True, eq=False):
     unscored: str | None = None
     """Cause, for example `reward 'exact': timed out after 5.0 s`."""
     reference_logprobs: Floats | None = None
-    """[T] log-probabilities under the frozen reference; None when the run uses no reference."""
+    """[T] log-probabilities under the frozen reference, temperature and sampling mask as when it was sampled; None
+    when the run uses no reference."""
+    steps: tuple[StepScore, ...] = ()
+    """What a process reward said of the answer's steps, by rising token; empty without one."""
 
     def __post_init__(self) -> None:
         if (self.reward is None) == (self.unscored is None):
@@ -175,6 +228,13 @@ class Trajectory(Record, frozen=True, kw_only=True, eq=False):
             raise RecordError(f"Trajectory.reward: expected a finite number, found {self.reward!r}")
         if self.reference_logprobs is not None:
             _array(self, "reference_logprobs", np.float32, len(self.completion.tokens))
+        ends = [step.token for step in self.steps]
+        if ends != sorted(set(ends)) or (ends and not 0 <= ends[0] <= ends[-1] < len(self.completion.tokens)):
+            raise RecordError(
+                f"Trajectory.steps: ends must rise and lie within {len(self.completion.tokens)} tokens, found {ends}"
+            )
+        if not all(np.isfinite(step.score) for step in self.steps):
+            raise RecordError(f"Trajectory.steps: expected finite scores, found {[s.score for s in self.steps]}")
 
 
 class Group(Record, frozen=True, kw_only=True, eq=False):
@@ -221,3 +281,12 @@ def _check_sampled(record: Completion | Unfinished) -> None:
             f"{name}.spans: counts must be positive and sum to {len(record.tokens)} tokens, "
             f"found {[span.count for span in record.spans]}"
         )
+    if record.kept is not None and len(record.kept.counts) != len(record.tokens):
+        raise RecordError(f"{name}.kept: expected {len(record.tokens)} counts, found {len(record.kept.counts)}")
+    if record.routing is not None:
+        width = record.routing.layers * record.routing.top_k
+        if len(record.routing.answer) != width * len(record.tokens):
+            raise RecordError(
+                f"{name}.routing: expected {width} experts for each of {len(record.tokens)} tokens, found "
+                f"{len(record.routing.answer)} in all"
+            )

@@ -49,7 +49,7 @@ def test_every_token_gets_its_answers_advantage_lag_and_mask():
     assert batch.lengths.tolist() == [1, 3]
     assert batch.tokens.tolist() == [7, 4, 5, 6]
     assert batch.prompt_tokens.tolist() == [1, 2, 3, 1, 2, 3]
-    assert batch.advantages.tolist() == pytest.approx([-1 / s, 1 / s, 1 / s, 1 / s])
+    assert batch.advantages.tolist() == pytest.approx([-1 / s, 1 / s, 0, 1 / s])
     assert batch.lags.tolist() == [0, 2, 0, 0]
     assert batch.older_kv.tolist() == [False, False, True, True]
     assert batch.mask.tolist() == [True, True, False, True]
@@ -122,7 +122,9 @@ def some_batch(lengths, seed=0, groups=None):
     random = np.random.default_rng(seed)
     rows, total = len(lengths), sum(lengths)
     prompts = random.integers(1, 4, rows)
-    return Batch(
+    return builders.batch_of(
+        total,
+        rows,
         prompt_tokens=random.integers(0, 32, int(prompts.sum())).astype(np.int32),
         prompt_lengths=prompts.astype(np.int64),
         tokens=random.integers(0, 32, total).astype(np.int32),

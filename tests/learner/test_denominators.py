@@ -8,6 +8,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
+import builders
 import numpy as np
 import pytest
 import torch
@@ -16,7 +17,6 @@ from learner_parts import free_address, tiny_model
 from penstock.learner import deal, ranks
 from penstock.learner.algorithms.bound import bind
 from penstock.learner.algorithms.reductions import REDUCTIONS
-from penstock.learner.batch import Batch
 from penstock.learner.config import AlgorithmSection, LearnerSection
 from penstock.learner.deal import Share
 
@@ -34,7 +34,9 @@ def batch_of(reduction="sequence_mean", seed=0):
     total = int(lengths.sum())
     mask = random.random(total) > 0.2
     mask[0] = True
-    batch = Batch(
+    batch = builders.batch_of(
+        total,
+        7,
         prompt_tokens=random.integers(0, 32, int(prompts.sum())).astype(np.int32),
         prompt_lengths=prompts,
         tokens=random.integers(0, 32, total).astype(np.int32),
@@ -117,7 +119,7 @@ def assert_same(found, expected):
 def test_one_rank_gives_the_loss_and_gradient_worked_out_by_hand(team, stage, micro):
     from penstock.learner.engine import Engine
 
-    batch = batch_of()
+    batch = builders.batch_of()
     engine = Engine(tiny_model(), LearnerSection(zero_stage=stage), 1)
     (share,) = dealt(batch, [list(range(7))], micro)
     assert_same(gradients_of(engine, share, team), by_hand(batch))
@@ -160,7 +162,7 @@ def step(engine, team, batch):
 def one_rank_sees_a_nan(engine, team):
     engine.step(0.0)
     before = engine.snapshot(wanted=True)
-    batch = batch_of()
+    batch = builders.batch_of()
     advantages = batch.advantages.copy()
     advantages[np.flatnonzero(batch.mask)[0]] = np.nan  # in row 0, which rank 0 has
     result = step(engine, team, batch.with_columns(advantages=advantages))
@@ -222,7 +224,7 @@ def test_two_ranks_go_on_from_a_checkpoint_as_if_nothing_had_happened(pair, stag
 
 
 def test_a_row_that_is_dealt_elsewhere_keeps_the_weight_of_its_whole_mini_batch():
-    batch = batch_of()
+    batch = builders.batch_of()
     shares = deal.deal(batch, [list(range(7))], 3, 16, 1, 0)
 
     def weights(part):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import builders
 import numpy as np
 import pytest
 from learner_parts import tiny_model
 
 from penstock.learner import deal
 from penstock.learner.algorithms.bound import bind
-from penstock.learner.batch import Batch
 from penstock.learner.config import AlgorithmSection, LearnerSection, SftSection
 from penstock.services.data import PairRow
 
@@ -29,7 +29,9 @@ class Diary:
 
 
 def four_rows():
-    return Batch(
+    return builders.batch_of(
+        12,
+        4,
         prompt_tokens=np.arange(1, 5, dtype=np.int32),
         prompt_lengths=np.ones(4, np.int64),
         tokens=np.arange(1, 13, dtype=np.int32),

@@ -1,3 +1,4 @@
+# ruff: noqa: ARG001  (one signature for all)
 """Advantages: how much better a response was than expected. Pure functions of one group's rewards.
 
 A group is the set of responses to one prompt. Members that could not be scored take no part in the baseline
@@ -6,7 +7,8 @@ and get the advantage 0; the caller also leaves their tokens out of the loss.
 
 from __future__ import annotations
 
-from jaxtyping import Bool, Float
+import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
@@ -41,3 +43,50 @@ def group_zscore(
     counted = rewards[scored]
     centred = (rewards - counted.mean()) / (counted.std(correction=1) + eps)
     return centred.where(scored, rewards.new_zeros(()))
+
+
+def leave_one_out(rewards: Float[Tensor, " members"], scored: Bool[Tensor, " members"]) -> Float[Tensor, " members"]:
+    """A_i = R_i − mean of the other scored members' rewards (RLOO, arXiv 2402.14740, eq. 6). 0 without signal.
+
+    Unbiased: the baseline of a member depends on nothing that the member did. Needs two scored members.
+    """
+    if not has_signal(rewards, scored):
+        return rewards.new_zeros(rewards.shape)
+    count = int(scored.sum())
+    centred = (rewards - rewards[scored].mean()) * count / (count - 1)
+    return centred.where(scored, rewards.new_zeros(()))
+
+
+def no_baseline(
+    rewards: Float[Tensor, " answers"], groups: Int[Tensor, " answers"], scored: Bool[Tensor, " answers"]
+) -> Float[Tensor, " answers"]:
+    """A_i = R_i (REINFORCE; Williams 1992)."""
+    return rewards.where(scored, rewards.new_zeros(()))
+
+
+def others_mean(
+    rewards: Float[Tensor, " answers"], groups: Int[Tensor, " answers"], scored: Bool[Tensor, " answers"]
+) -> Float[Tensor, " answers"]:
+    """A_i = R_i − mean reward of the scored answers to the batch's other prompts; R_i where there is no other prompt.
+
+    Unbiased: prompts are drawn independently of each other, so the baseline depends on nothing that answer i did.
+    """
+    found = rewards.new_zeros(rewards.shape)
+    for group in torch.unique(groups):
+        mine, others = groups == group, (groups != group) & scored
+        base = rewards[others].mean() if bool(others.any()) else rewards.new_zeros(())
+        found[mine] = rewards[mine] - base
+    return found.where(scored, rewards.new_zeros(()))
+
+
+def whiten(
+    advantages: Float[Tensor, " answers"], scored: Bool[Tensor, " answers"], eps: float
+) -> Float[Tensor, " answers"]:
+    """(A − mean)/(std + eps) over the scored answers of the batch, every answer once, std with n − 1 (REINFORCE++,
+    arXiv 2501.03262, eq. 8). Unchanged with fewer than two, 0 where all are equal."""
+    counted = advantages[scored]
+    if counted.numel() < 2:
+        return advantages
+    centred = (advantages - counted.mean()) / (counted.std(correction=1) + eps)
+    centred = centred if bool(counted.max() > counted.min()) else torch.zeros_like(advantages)
+    return centred.where(scored, advantages.new_zeros(()))

@@ -1,7 +1,8 @@
-"""The cells of an algorithm's row: which function, with which coefficients. Plain configuration, no tensors.
+"""The cells of an algorithm's row that turn rewards into advantages: baseline, whitening, credit, value.
 
 A cell names its function by import path and hands over its own fields as keyword arguments, so that a run file
-is checked without loading anything heavy, and a function never sees a configuration.
+is checked without loading anything heavy, and a function never sees a configuration. Plain configuration, no
+tensors. The cells of the loss are in `loss_cells`.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from penstock.services.settings import Section
+from penstock.services.settings import Section, on_resume
 
-_HERE = "penstock.learner.algorithms"
+HERE = "penstock.learner.algorithms"
 
 
 class Cell(Section):
@@ -23,21 +24,32 @@ class Cell(Section):
 
     function: ClassVar[str]
     """`module:name` of the pure function behind the cell."""
+    own: ClassVar[frozenset[str]] = frozenset({"kind"})
+    """Fields that are not the function's."""
 
     def bind(self) -> Callable[..., Any]:
         """The function with this cell's coefficients filled in."""
         module, _, name = self.function.partition(":")
         function: Callable[..., Any] = getattr(importlib.import_module(module), name)
-        return functools.partial(function, **self.model_dump(exclude={"kind"}))
+        return functools.partial(function, **self.model_dump(exclude=set(self.own)))
 
 
 # --- baselines ------------------------------------------------------------------------------------
 
 
+class NoBaseline(Cell):
+    """The reward itself."""
+
+    function = f"{HERE}.advantages:no_baseline"
+    scope: ClassVar[str] = "batch"
+    kind: Literal["none"] = "none"
+
+
 class GroupZScore(Cell):
     """GRPO: reward minus the group's mean, over the group's standard deviation."""
 
-    function = f"{_HERE}.advantages:group_zscore"
+    function = f"{HERE}.advantages:group_zscore"
+    scope: ClassVar[str] = "group"
     kind: Literal["group_zscore"] = "group_zscore"
     eps: float = Field(1e-4, gt=0, le=0.1)
     """Added to the standard deviation. Positive, since a group may be nearly without spread."""
@@ -46,89 +58,141 @@ class GroupZScore(Cell):
 class GroupMean(Cell):
     """Dr. GRPO: reward minus the group's mean, not divided by anything."""
 
-    function = f"{_HERE}.advantages:group_mean"
+    function = f"{HERE}.advantages:group_mean"
+    scope: ClassVar[str] = "group"
     kind: Literal["group_mean"] = "group_mean"
 
 
-Baseline = Annotated[GroupZScore | GroupMean, Field(discriminator="kind")]
+class LeaveOneOut(Cell):
+    """RLOO: reward minus the mean of the group's other members."""
 
-# --- objectives -----------------------------------------------------------------------------------
-
-
-class PPOClip(Cell):
-    """PPO's clipped surrogate, with separate bounds below and above."""
-
-    function = f"{_HERE}.objectives:ppo_clip"
-    kind: Literal["ppo_clip"] = "ppo_clip"
-    clip_low: float = Field(0.2, gt=0, le=1)
-    """The ratio is clipped at 1 − clip_low; at most 1, since a ratio is never negative."""
-    clip_high: float = Field(0.2, gt=0, le=10)
-    """The ratio is clipped at 1 + clip_high."""
+    function = f"{HERE}.advantages:leave_one_out"
+    scope: ClassVar[str] = "group"
+    kind: Literal["leave_one_out"] = "leave_one_out"
 
 
-class PolicyGradient(Cell):
-    """The plain score-function estimator −A log π."""
+class OthersMean(Cell):
+    """REINFORCE with a baseline: reward minus the mean reward of the batch's other prompts."""
 
-    function = f"{_HERE}.objectives:policy_gradient"
-    kind: Literal["policy_gradient"] = "policy_gradient"
-
-
-Objective = Annotated[PPOClip | PolicyGradient, Field(discriminator="kind")]
-
-# --- trust: weights and masks against the sampler -------------------------------------------------
+    function = f"{HERE}.advantages:others_mean"
+    scope: ClassVar[str] = "batch"
+    kind: Literal["others_mean"] = "others_mean"
 
 
-class TruncatedIS(Cell):
-    """Every token weighted by min(π_prox/μ, max_weight)."""
+Baseline = Annotated[NoBaseline | GroupZScore | GroupMean | LeaveOneOut | OthersMean, Field(discriminator="kind")]
+"""`scope`: a function of one group's rewards `(rewards, scored) [members]`, or of the whole batch's
+`(rewards, groups, scored) [answers]`; each returns one advantage per answer, 0 for the unscored."""
 
-    function = f"{_HERE}.corrections:truncated_is"
-    kind: Literal["truncated_is"] = "truncated_is"
-    max_weight: float = Field(2.0, ge=1, le=1000)
-    """Largest weight of a token, absolute. Below 1 even on-policy tokens would lose weight."""
+# --- whitening ------------------------------------------------------------------------------------
 
 
-class Uncorrected(Cell):
-    """Weight 1 everywhere; the diagnostics are reported all the same."""
+class Whitening(Section):
+    """Advantages shifted and scaled to mean 0 and standard deviation 1 over the whole batch, on all ranks."""
 
-    function = f"{_HERE}.corrections:uncorrected"
+    over: Literal["none", "sequences", "tokens"] = "none"
+    """`sequences`: every answer counts once in the moments; `tokens`: every token does, so that long answers weigh
+    more, which only credit from values calls for."""
+    eps: float = Field(1e-8, gt=0, le=0.1)
+    """Added to the standard deviation."""
+
+
+# --- credit ---------------------------------------------------------------------------------------
+
+
+class Outcome(Cell):
+    """Every token of an answer gets the answer's advantage."""
+
+    function = f"{HERE}.credit:outcome"
+    needs_values: ClassVar[bool] = False
+    kind: Literal["outcome"] = "outcome"
+
+
+class DiscountedReturn(Cell):
+    """Every token gets the discounted sum of what comes after it, less the answer's baseline."""
+
+    function = f"{HERE}.credit:discounted_return"
+    needs_values: ClassVar[bool] = False
+    kind: Literal["discounted_return"] = "discounted_return"
+    gamma: float = Field(1.0, gt=0, le=1)
+    """Discount per token."""
+
+
+class GAE(Cell):
+    """Generalised advantage estimation from a value model."""
+
+    function = f"{HERE}.credit:gae"
+    own = frozenset({"kind", "bootstrap_truncated"})
+    needs_values: ClassVar[bool] = True
+    kind: Literal["gae"] = "gae"
+    gamma: float = Field(1.0, gt=0, le=1)
+    """Discount per token."""
+    lam: float = Field(0.95, ge=0, le=1)
+    """λ: 0 trusts the values (TD), 1 the returns (Monte Carlo)."""
+    bootstrap_truncated: bool = False
+    """Take an answer that was cut at its token budget to go on with the value of its last state, instead of ending
+    there."""
+
+
+class VTrace(Cell):
+    """IMPALA's V-trace: values corrected for tokens that another policy sampled."""
+
+    function = f"{HERE}.credit:vtrace"
+    own = frozenset({"kind", "bootstrap_truncated"})
+    needs_values: ClassVar[bool] = True
+    kind: Literal["vtrace"] = "vtrace"
+    gamma: float = Field(1.0, gt=0, le=1)
+    """Discount per token."""
+    lam: float = Field(1.0, ge=0, le=1)
+    """Multiplies every trace coefficient c."""
+    max_rho: float = Field(1.0, gt=0, le=1000)
+    """ρ̄: largest weight of a temporal difference; decides which policy the values are of."""
+    max_c: float = Field(1.0, gt=0, le=1000)
+    """c̄: largest trace coefficient; decides how fast, and may not exceed ρ̄."""
+    bootstrap_truncated: bool = False
+    """Take an answer that was cut at its token budget to go on with the value of its last state."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> VTrace:
+        if self.max_c > self.max_rho:
+            raise ValueError(f"max_c ({self.max_c}) may not exceed max_rho ({self.max_rho}): IMPALA requires ρ̄ ≥ c̄")
+        return self
+
+
+Credit = Annotated[Outcome | DiscountedReturn | GAE | VTrace, Field(discriminator="kind")]
+
+# --- values ---------------------------------------------------------------------------------------
+
+
+class NoValue(Section):
+    """No value model."""
+
     kind: Literal["none"] = "none"
 
 
-Trust = Annotated[TruncatedIS | Uncorrected, Field(discriminator="kind")]
+class OwnValue(Section):
+    """A value model with a backbone of its own, trained beside the policy with an optimizer of its own."""
 
-# --- KL, reduction --------------------------------------------------------------------------------
-
-
-class KL(Section):
-    """Penalty for leaving the frozen reference policy."""
-
-    coefficient: float = Field(0.0, ge=0, le=100)
-    """β. With 0 no reference model is used."""
-    estimator: Literal["k1", "k2", "k3"] = "k3"
-    """Of KL(π‖π_ref), from sampled tokens. k1 has no gradient in expectation and so fits the reward only."""
-    placement: Literal["loss", "reward"] = "loss"
-    """`loss` adds β·estimator to every token's loss; `reward` takes β·Σ log(μ/π_ref) off each answer's reward."""
-
-    @model_validator(mode="after")
-    def _fits(self) -> KL:
-        if self.placement == "loss" and self.estimator == "k1" and self.coefficient > 0:
-            raise ValueError("k1 in the loss has an expected gradient of zero; use k2 or k3, or placement: reward")
-        if self.placement == "reward" and self.estimator != "k1" and self.coefficient > 0:
-            raise ValueError(f"the reward takes the estimator k1, found {self.estimator}; or use placement: loss")
-        return self
+    kind: Literal["own"] = "own"
+    path: str | None = None
+    """Folder or hub id of the model that its backbone starts from; by default the model the run starts from."""
+    learning_rate: float = on_resume(1e-5, gt=0, le=1)
+    """Peak learning rate of its AdamW; the schedule is the learner's."""
+    clip: float | None = Field(0.2, gt=0)
+    """The new value may leave the old one by so much before its gradient is cut; null for no clipping."""
+    warmup_steps: int = Field(0, ge=0)
+    """First train steps of the run in which only the value model learns."""
 
 
-class Reduction(Section):
-    """How the losses of tokens become one number. Denominators are of the whole mini-batch, over all ranks."""
+class ValueHead(Section):
+    """A value head on the policy's own last hidden state: one more linear layer, one shared backbone."""
 
-    kind: Literal["token_mean", "group_token_mean", "sequence_mean", "fixed_length", "sequence_sum"] = "sequence_mean"
-    """token_mean: over all tokens. group_token_mean: within a prompt's group, then over groups. sequence_mean:
-    within an answer, then over answers. fixed_length: sum over (answers × budget). sequence_sum: sum over answers."""
-    budget: int | None = Field(None, ge=1)
-    """Tokens that every answer is taken to have; only for fixed_length, where it is the configured max_tokens."""
+    kind: Literal["head"] = "head"
+    coefficient: float = on_resume(0.1, gt=0, le=100)
+    """Of the value loss beside the policy's, both of which move the shared backbone."""
+    clip: float | None = Field(0.2, gt=0)
+    """The new value may leave the old one by so much before its gradient is cut; null for no clipping."""
+    warmup_steps: int = Field(0, ge=0)
+    """First train steps of the run in which the policy's loss counts nothing."""
 
-    @model_validator(mode="after")
-    def _fits(self) -> Reduction:
-        if (self.kind == "fixed_length") != (self.budget is not None):
-            raise ValueError("budget belongs to kind: fixed_length, and to that kind only; set it to max_tokens")
-        return self
+
+Value = Annotated[NoValue | OwnValue | ValueHead, Field(discriminator="kind")]

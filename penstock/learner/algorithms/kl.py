@@ -30,4 +30,18 @@ def k3(logp: Float[Tensor, "*batch"], logp_reference: Float[Tensor, "*batch"]) -
     return x.expm1() - x
 
 
+def unbiased(
+    logp: Float[Tensor, "*batch"], logp_reference: Float[Tensor, "*batch"], logp_sampler: Float[Tensor, "*batch"]
+) -> Float[Tensor, "*batch"]:
+    """(π/μ)·k3 (DeepSeek-V3.2, arXiv 2512.02556). Unbiased value and gradient also when μ sampled the tokens: the
+    ratio carries gradient."""
+    return (logp - logp_sampler).exp() * k3(logp, logp_reference)
+
+
 ESTIMATORS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"k1": k1, "k2": k2, "k3": k3}
+PENALTIES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "k2": lambda logp, logp_reference, _sampler: k2(logp, logp_reference),
+    "k3": lambda logp, logp_reference, _sampler: k3(logp, logp_reference),
+    "unbiased": unbiased,
+}
+"""Penalties for the loss: (logp, logp_reference, logp_sampler) → one value per token."""

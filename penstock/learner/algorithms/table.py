@@ -12,12 +12,21 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from penstock.learner.algorithms.cells import (
-    KL,
     Baseline,
+    Credit,
     GroupZScore,
+    NoValue,
+    Outcome,
+    Value,
+    Whitening,
+)
+from penstock.learner.algorithms.loss_cells import (
+    KL,
+    KeepAll,
     Objective,
     PPOClip,
     Reduction,
+    Reject,
     TruncatedIS,
     Trust,
 )
@@ -32,21 +41,31 @@ class Algorithm:
     paper: str
     baseline: Baseline
     objective: Objective
-    trust: Trust
-    kl: KL
     reduction: Reduction
+    whitening: Whitening = Whitening()
+    credit: Credit = Outcome()
+    trust: Trust = TruncatedIS()
+    reject: Reject = KeepAll()
+    kl: KL = KL()
+    value: Value = NoValue()
     group_filter: str = "signal"
     """`signal`: groups whose rewards are all equal are replaced by others; `all`: they stay in the batch."""
     quorum: int = 2
     """Fewest scored members with which a group is still of use."""
     entropy_coefficient: float = 0.0
+    equation: str = ""
+    """The loss, as plain text; shown by `penstock algorithms NAME`."""
+    traps: tuple[str, ...] = ()
+    """What implementations have got wrong; shown by `penstock algorithms NAME`."""
 
     def cells(self) -> dict[str, Any]:
         """The row as plain values, by the names that a run file uses."""
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("name", "summary", "paper")}
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _WORDS}
         return {key: value.model_dump() if hasattr(value, "model_dump") else value for key, value in values.items()}
 
 
+_WORDS = ("name", "summary", "paper", "equation", "traps")
+"""Fields for people; the others are cells."""
 _ROWS: dict[str, Algorithm] = {}
 
 
@@ -84,8 +103,6 @@ GRPO = register(
         paper="DeepSeekMath, arXiv 2402.03300, eq. 3; groups without signal are refilled as in DAPO, arXiv 2503.14476",
         baseline=GroupZScore(),
         objective=PPOClip(),
-        trust=TruncatedIS(),
-        kl=KL(),
         reduction=Reduction(kind="sequence_mean"),
     )
 )
