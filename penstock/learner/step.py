@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from penstock.learner.algorithms.bound import BoundAlgorithm
-from penstock.learner.algorithms.reductions import weighted_sum
+from penstock.learner.algorithms.composition import compose
 from penstock.learner.batch import Array, Batch
 from penstock.learner.config import LearnerSection
 from penstock.learner.deal import Share
@@ -107,23 +107,13 @@ def micro_loss(
     mask = part.mask
     logp, entropy = window_logprobs(engine, part.rows, part.temperatures, algorithm.entropy_coefficient > 0)
     prox = logp.detach() if logp_prox is None else logp_prox
-    trust, trust_facts = algorithm.trust(prox, part.logp_sampler, part.advantages, mask)
-    losses, facts = algorithm.objective(logp, prox, part.logp_sampler, part.advantages, mask)
-    losses = trust.weights * losses
-    policy_loss = weighted_sum(losses, trust.keep, part.weights)
-    if algorithm.penalty is not None and part.logp_reference is not None:
-        losses = losses + algorithm.kl_coefficient * algorithm.penalty(
-            torch.where(mask, logp, 0.0),
-            torch.where(mask, part.logp_reference, 0.0),
-            torch.where(mask, part.logp_sampler, 0.0),
-        )
-    if algorithm.entropy_coefficient > 0:
-        losses = losses - algorithm.entropy_coefficient * entropy
-    loss = weighted_sum(losses, trust.keep, part.weights)
-    observe(tally, part, logp.detach(), prox, entropy.detach(), facts | trust_facts)
-    tally.add_number("actor/pg_loss", policy_loss.detach())
-    tally.add_number("actor/loss", loss.detach())
-    return loss
+    made = compose(
+        algorithm, logp, prox, part.logp_sampler, part.logp_reference, part.advantages, mask, part.weights, entropy
+    )
+    observe(tally, part, logp.detach(), prox, entropy.detach(), made.facts)
+    tally.add_number("actor/pg_loss", made.policy.detach())
+    tally.add_number("actor/loss", made.loss.detach())
+    return made.loss
 
 
 def _proximal(engine: Engine, micro: list[list[MicroBatch]], alive: Callable[[], None]) -> list[list[Tensor]]:
