@@ -25,6 +25,7 @@ from penstock.deploy.yaml_source import KeyPath, YamlError, YamlSource, read_yam
 from penstock.learner.config import (
     AlgorithmSection,
     ArchiveSection,
+    AuditSection,
     CheckpointSection,
     LearnerSection,
     SftSection,
@@ -87,6 +88,8 @@ class RunFile(Section):
     """When the learner's state is kept."""
     archive: ArchiveSection = ArchiveSection()
     """Whole batches kept on disk."""
+    audit: AuditSection = AuditSection()
+    """How much of the distance between sampler and policy is staleness, how much mismatch: measured exactly."""
     weights: WeightsSection = WeightsSection()
     """How new weights reach the rollout workers."""
     store: StoreSection = StoreSection()

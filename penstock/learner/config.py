@@ -194,6 +194,20 @@ class ArchiveSection(Section):
     """Archive the batch of every N-th step; 0 archives none."""
     keep_last: int = on_resume(20, ge=1)
     """How many batches are kept."""
+    weights: bool = on_resume(False)
+    """Also keep the weights that the step started from and the groups it was fed, from which `penstock whatif` computes
+    what another algorithm would have done: four bytes per parameter and archived step."""
+
+
+class AuditSection(Section):
+    """The exact parts of the log-ratio π/μ, recomputed now and then: update, staleness, mismatch (docs/staleness.md)."""
+
+    every: int = on_resume(0, ge=0)
+    """Audit every N-th step; 0 audits none. Between a step and `staleness.max_lag` steps before it no published
+    weights are deleted then."""
+    sequences: int = on_resume(32, ge=1)
+    """Answers of the batch that are looked at. Each costs one forward pass per version that sampled its tokens, and
+    two more."""
 
 
 class SftSection(TrainingSection):
