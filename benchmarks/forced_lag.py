@@ -84,10 +84,8 @@ class Sampler:
             output = self._model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
             cache = output.past_key_values
             logp = output.logits[:, -1].log_softmax(-1)
-            if greedy:
-                chosen = logp.argmax(-1)
-            else:
-                chosen = torch.multinomial(logp.exp(), 1, generator=self._random)[:, 0]
+            drawn = torch.multinomial(logp.exp(), 1, generator=self._random)[:, 0]
+            chosen = logp.argmax(-1) if greedy else drawn
             tokens.append(torch.where(running, chosen, -1))
             logps.append(logp.gather(-1, chosen[:, None])[:, 0])
             running = running & (chosen != self._end)
