@@ -157,7 +157,7 @@ class Crew:
         return Trained(
             applied=result.applied,
             skipped=result.skipped,
-            metrics=step_metrics(totals, share.updates),
+            metrics=step_metrics(totals, share.updates, len(share.epochs)),
             logp_start=[np.frombuffer(part, np.float32) for part in kept],
         )
 

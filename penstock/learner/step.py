@@ -110,7 +110,7 @@ def micro_loss(
     made = compose(
         algorithm, logp, prox, part.logp_sampler, part.logp_reference, part.advantages, mask, part.weights, entropy
     )
-    observe(tally, part, logp.detach(), prox, entropy.detach(), made.facts)
+    observe(tally, part, mask, made.keep, logp.detach(), prox, entropy.detach(), made.facts)
     tally.add_number("actor/pg_loss", made.policy.detach())
     tally.add_number("actor/loss", made.loss.detach())
     return made.loss
