@@ -48,7 +48,7 @@ def learner_plan(run_file: RunFile, directory: RunDir, resume: Path | None) -> L
     return LearnerPlan(
         model=run_file.model,
         learner=run_file.learner.model_copy(update={"seed": run_file.seed + run_file.learner.seed}),
-        algorithm=run_file.algorithm,
+        algorithm=run_file.algorithm.for_answers_of(run_file.rollout.sampling.max_tokens),
         staleness=run_file.staleness,
         checkpoint=run_file.checkpoints,
         archive=run_file.archive,

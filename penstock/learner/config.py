@@ -146,14 +146,21 @@ class AlgorithmSection(Section):
         """Whether the run has to compute log-probs under the frozen reference."""
         return self.kl.coefficient > 0
 
+    def for_answers_of(self, longest: int) -> AlgorithmSection:
+        """The same with `longest` tokens for the budget of a fixed length that was left out."""
+        if self.reduction.kind != "fixed_length" or self.reduction.budget is not None:
+            return self
+        return self.model_copy(update={"reduction": self.reduction.model_copy(update={"budget": longest})})
+
 
 def _merge(default: Any, given: Any) -> Any:
     """The row's cell with the given keys put over it; a cell of another kind is taken as it is given."""
-    if not isinstance(default, Mapping) or not isinstance(given, Mapping):
+    if not isinstance(default, Section) or not isinstance(given, Mapping):
         return given  # a cell that is made already, or a plain value
-    if given.get("kind", default.get("kind")) != default.get("kind"):
+    values = default.model_dump()
+    if given.get("kind", values.get("kind")) != values.get("kind"):
         return dict(given)
-    return {**default, **given}
+    return {**values, **given}
 
 
 class StalenessSection(Section):

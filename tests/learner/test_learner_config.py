@@ -10,7 +10,9 @@ from pydantic import ValidationError
 
 from penstock.learner.algorithms import table
 from penstock.learner.algorithms.bound import bind
-from penstock.learner.algorithms.cells import GroupMean, PPOClip, Uncorrected
+from penstock.learner.algorithms.cells import GroupMean
+from penstock.learner.algorithms.group_rows import GRPO
+from penstock.learner.algorithms.loss_cells import PPOClip, Uncorrected
 from penstock.learner.config import AlgorithmSection, LearnerSection, ScheduleSection, SftSection, TrainingSection
 from penstock.learner.schedule import learning_rate
 
@@ -56,8 +58,8 @@ def test_a_resolved_section_reads_back_as_itself():
         ({"trust": {"max_weight": 0.5}}, "greater than or equal to 1"),
         ({"kl": {"coefficient": 0.1, "estimator": "k1"}}, "expected gradient of zero"),
         ({"kl": {"coefficient": 0.1, "placement": "reward"}}, "the reward takes the estimator k1"),
-        ({"reduction": {"kind": "fixed_length"}}, "budget"),
-        ({"quorum": 1}, "greater than or equal to 2"),
+        ({"reduction": {"kind": "token_mean", "budget": 8}}, "budget belongs to kind: fixed_length"),
+        ({"quorum": 0}, "greater than or equal to 1"),
     ],
 )
 def test_a_cell_that_cannot_be_is_refused(cells, text):
@@ -66,14 +68,14 @@ def test_a_cell_that_cannot_be_is_refused(cells, text):
 
 
 def test_a_row_of_ones_own_is_found_by_its_import_path():
-    assert table.find("penstock.learner.algorithms.table:GRPO").name == "grpo"
+    assert table.find("penstock.learner.algorithms.group_rows:GRPO").name == "grpo"
     with pytest.raises(ValueError, match="is no Algorithm"):
         table.find("penstock.learner.algorithms.table:find")
 
 
 def test_two_rows_cannot_share_a_name():
-    other = table.Algorithm(**{f: getattr(table.GRPO, f) for f in table.GRPO.__dataclass_fields__})
-    assert table.register(table.GRPO) is table.GRPO
+    other = table.Algorithm(**{f: getattr(GRPO, f) for f in GRPO.__dataclass_fields__})
+    assert table.register(GRPO) is GRPO
     with pytest.raises(ValueError, match="already"):
         table.register(other)
 
