@@ -2,9 +2,37 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from penstock.services.metrics import Metric
 
-METRICS: dict[str, Metric] = {
+_PER_BUCKET = (
+    "kl/offpolicy/k1",
+    "kl/offpolicy/k3",
+    "kl/update/k1",
+    "kl/update/k3",
+    "rollout_corr/mean",
+    "rollout_corr/max",
+    "rollout_corr/second_moment",
+    "rollout_corr/ess",
+    "rollout_corr/clipfrac",
+    "rollout_corr/masked",
+    "rollout_corr/rejected",
+    "rollout_corr/left_out",
+    "actor/pg_clipfrac_low",
+    "actor/pg_clipfrac_high",
+    "actor/out_of_range",
+)
+"""What is also reported over the tokens of one bucket of lag, under a name with the bucket before its last word."""
+_BUCKETS = "lag_0, lag_1, lag_2, lag_3_4, lag_5_8, lag_9_up; older_kv for tokens decoded on older weights' cache"
+
+_OFFPOLICY = (
+    "KL(μ‖π_prox) between what sampled the tokens and the policy at the start of the step: staleness and "
+    "mismatch together"
+)
+_UPDATE = "KL(π_prox‖π) between the policy at the start of the step and at the update"
+
+_ALL: dict[str, Metric] = {
     # --- the update
     "actor/loss": Metric("whole loss, mean over the step's updates"),
     "actor/pg_loss": Metric("policy part of the loss, mean over the step's updates"),
@@ -13,19 +41,18 @@ METRICS: dict[str, Metric] = {
     "actor/entropy": Metric("entropy of the policy over the vocabulary", "nat", estimator="exact per token"),
     "actor/grad_norm": Metric("norm of the gradient before clipping, mean over applied updates"),
     "actor/lr": Metric("learning rate, mean over applied updates"),
+    "actor/out_of_range": Metric(
+        "share of tokens left out because log-probs of the same token lie more than 80 nats apart", good="down"
+    ),
+    "actor/kl_coefficient": Metric("β of the KL to the reference during the step; reported where it adapts"),
+    "actor/objective_coefficient": Metric("β of the objective's own KL during the step; reported where it adapts"),
     "actor/skipped_updates": Metric("updates skipped for an infinite or undefined gradient", good="down"),
     # --- divergences
     "kl/reference": Metric("KL(π‖π_ref) of the policy from the frozen reference", "nat", "neither", "k3"),
-    "kl/update": Metric(
-        "KL(π_prox‖π) between the policy at the start of the step and at the update", "nat", "neither", "k3"
-    ),
-    "kl/offpolicy": Metric(
-        "KL(μ‖π_prox) between what sampled the tokens and the policy at the start of the step: staleness and "
-        "mismatch together",
-        "nat",
-        "down",
-        "k3, tokens from μ",
-    ),
+    "kl/update": Metric(_UPDATE, "nat", "neither", "k3, tokens from μ, unweighted"),
+    "kl/update/k1": Metric(_UPDATE, "nat", "neither", "k1, tokens from μ, unweighted"),
+    "kl/offpolicy": Metric(_OFFPOLICY, "nat", "down", "k3, tokens from μ"),
+    "kl/offpolicy/k1": Metric(_OFFPOLICY, "nat", "down", "k1, tokens from μ"),
     "mismatch/mean": Metric(
         "mean |log π_prox − log μ| over tokens of lag 0 with a clean cache: two engines, same weights", "nat", "down"
     ),
@@ -34,11 +61,20 @@ METRICS: dict[str, Metric] = {
     "rollout_corr/mean": Metric("mean of the raw weights π_prox/μ; 1 in expectation"),
     "rollout_corr/max": Metric("largest raw weight π_prox/μ", good="down"),
     "rollout_corr/ess": Metric("effective sample size (Σw)²/(n Σw²) of the raw weights, as a share of 1", good="up"),
+    "rollout_corr/second_moment": Metric(
+        "mean square of the raw weights π_prox/μ; its inverse is about ess", good="down"
+    ),
     "rollout_corr/clipfrac": Metric("share of tokens whose weight was cut at max_weight", good="down"),
+    "rollout_corr/masked": Metric("share of tokens that the trust cell left out", good="down"),
+    "rollout_corr/rejected": Metric("share of tokens that the reject cell left out", good="down"),
+    "rollout_corr/left_out": Metric(
+        "share of tokens that count and are not in the loss: masked, rejected, or out of range", good="down"
+    ),
     # --- staleness
     "off_policy/mean": Metric("mean lag of the tokens in the loss", "steps", "down"),
     "off_policy/max": Metric("largest lag of a token in the loss", "steps", "down"),
     "off_policy/bound": Metric("max_lag of the run", "steps"),
+    "off_policy/{bucket}/tokens": Metric(f"tokens that count, of one bucket of lag: {_BUCKETS}", "tokens"),
     "off_policy/older_kv": Metric("share of tokens decoded on a cache that older weights had written", good="down"),
     # --- rewards and answers, over all groups seen
     "reward/mean": Metric("mean reward of scored answers, groups without signal included", good="up"),
@@ -76,3 +112,11 @@ METRICS: dict[str, Metric] = {
     "sft/epoch": Metric("passes over the data so far"),
     "sft/tokens_per_second": Metric("response tokens trained per second", "tok/s"),
 }
+_K3 = {name: _ALL[name.removesuffix("/k3")] for name in _PER_BUCKET if name.endswith("/k3")}
+METRICS: dict[str, Metric] = _ALL | {
+    f"{head}/{{bucket}}/{last}": replace(metric, help=f"{metric.help}; over one bucket of lag: {_BUCKETS}")
+    for name in _PER_BUCKET
+    for head, _, last in [name.rpartition("/")]
+    for metric in [(_ALL | _K3)[name]]
+}
+"""By name; a name may hold places to fill in."""
