@@ -109,6 +109,7 @@ class LearnerRank(Rank):
         tokenizer = load_tokenizer(plan.model)
         settings = LoopSettings(
             learner=plan.learner,
+            algorithm=plan.algorithm,
             staleness=plan.staleness,
             checkpoint=plan.checkpoint,
             archive=plan.archive,

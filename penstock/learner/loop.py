@@ -14,15 +14,21 @@ import numpy as np
 
 from penstock.learner import archive, checkpoints, deal, report
 from penstock.learner.algorithms.bound import BoundAlgorithm
+from penstock.learner.archivist import Archivist
 from penstock.learner.assemble import Moment, assemble
 from penstock.learner.batch import Batch
 from penstock.learner.checkpoints import Checkpoint
-from penstock.learner.config import ArchiveSection, CheckpointSection, LearnerSection, StalenessSection
+from penstock.learner.config import (
+    AlgorithmSection,
+    ArchiveSection,
+    CheckpointSection,
+    LearnerSection,
+    StalenessSection,
+)
 from penstock.learner.crew import Crew, Trained
 from penstock.learner.feed import Fed, Feed
 from penstock.learner.publisher import Publisher
 from penstock.services.contracts import PenstockError, ReplayStore, WeightSender
-from penstock.services.rundir import step_name
 from penstock.services.versions import FIRST, Version
 
 
@@ -31,6 +37,7 @@ class LoopSettings:
     """What the loop is to do and where its files go."""
 
     learner: LearnerSection
+    algorithm: AlgorithmSection
     staleness: StalenessSection
     checkpoint: CheckpointSection
     archive: ArchiveSection
@@ -77,6 +84,14 @@ class LearnerLoop:
         self._save_model, self._report = save_model, report
         self._should_stop, self._beat = should_stop, beat
         self._publisher = Publisher(store, sender)
+        self._archivist = Archivist(
+            settings.archives,
+            settings.archive,
+            {archive.POLICY: archive.config_of(crew.engine.module)},
+            {"learner": settings.learner.model_dump(), "algorithm": settings.algorithm.model_dump()},
+            settings.staleness.take_deadline,
+            self._while_writing,
+        )
         self._feed = Feed(
             store,
             algorithm,
@@ -124,12 +139,12 @@ class LearnerLoop:
             if fed.ended:
                 why = fed.ended
                 break
-            batch = self._assemble(fed)
+            batch, moment = self._assemble(fed)
             if len(batch) == 0:
                 # Every action lay beyond the bound, or no answer had one.
                 self._skip(fed, "no_tokens")
                 continue
-            trained = self._train(batch)
+            trained = self._train(fed, batch, moment)
             times = {"time/wait": waited, "time/forward_backward": time.monotonic() - began - waited}
             if trained.applied == 0:
                 self._skip(fed, "nonfinite")
@@ -157,12 +172,13 @@ class LearnerLoop:
             self.version = self._store.reconcile(resume.version, resume.memo.issued, request, resume.memo)
             self._saved = self.version
         self._beat("publishing the first weights")
-        self._publisher.start(self.version, self._crew.snapshot(), self._crew.probe(), advance=False)
+        self._publisher.start(self.version, self._snapshot(), self._crew.probe(), advance=False)
         self._wait_for_publication()
         self._report({"kind": "started", "version": str(self.version), "at": time.time()})
 
     def _finish(self, why: str) -> None:
         self._wait_for_publication()
+        self._archivist.wait()
         if self._saved != self.version:
             self._checkpoint()
         weights = self._crew.snapshot()
@@ -175,23 +191,23 @@ class LearnerLoop:
 
     # --- one step -----------------------------------------------------------------------------------
 
-    def _assemble(self, fed: Fed) -> Batch:
-        """Whole groups with their advantages; every mini-batch's denominators in the weights."""
+    def _assemble(self, fed: Fed) -> tuple[Batch, Moment]:
+        """Whole groups with their advantages; every mini-batch's denominators in the weights; when that was."""
         learner, staleness = self._settings.learner, self._settings.staleness
         moment = Moment(self.version, self._store.forks(), staleness.max_lag, staleness.outlived == "mask")
         batch = assemble(fed.groups, self._algorithm, moment)
         self._minis = deal.split_groups(batch, learner.mini_batches, self._seed())
-        return deal.weigh(batch, self._minis, self._algorithm.reduction)
+        return deal.weigh(batch, self._minis, self._algorithm.reduction), moment
 
-    def _train(self, batch: Batch) -> Trained:
+    def _train(self, fed: Fed, batch: Batch, moment: Moment) -> Trained:
         """Shares balanced by tokens, one train step on all ranks."""
         learner, ranks = self._settings.learner, self._crew.team.size
         shares = deal.deal(batch, self._minis, ranks, learner.micro_batch_tokens, learner.epochs, self._seed())
-        every = self._settings.archive.every
-        keep = every > 0 and self.version.next().step % every == 0
+        keep = self._archivist.due(self.version.next())
         trained = self._crew.train(shares, keep)
         if keep:
-            self._archive([share.batch for share in shares], trained)
+            learned = archive.learned(shares, trained.logp_start)
+            self._archivist.keep(moment, fed.groups, learned, report.finite(trained.metrics), {})
         return trained
 
     def _seed(self) -> str:
@@ -219,13 +235,23 @@ class LearnerLoop:
         began = time.monotonic()
         self._beat("publishing")
         self._wait_for_publication()
-        self._publisher.start(self.version, self._crew.snapshot(), self._crew.probe(), advance=True)
+        self._publisher.start(self.version, self._snapshot(), self._crew.probe(), advance=True)
         if self._settings.staleness.max_lag == 0:
             self._wait_for_publication()
         return {"time/publish_blocked": time.monotonic() - began, "time/publish": self._publisher.seconds}
 
+    def _snapshot(self) -> dict[str, Any]:
+        """A copy of the weights, for publication and whoever else needs those of this version."""
+        weights = self._crew.snapshot()
+        self._archivist.hold(self.version, **{archive.POLICY: weights})
+        return weights
+
     def _wait_for_publication(self) -> None:
         self._publisher.wait(self._while_publishing, self._settings.staleness.take_deadline)
+
+    def _while_writing(self, doing: str) -> None:
+        self._beat(doing)
+        self._crew.idle()
 
     def _while_publishing(self) -> None:
         self._beat("publishing")
@@ -291,15 +317,6 @@ class LearnerLoop:
     def _prune(self) -> None:
         keep = self._settings.checkpoint
         checkpoints.prune(self._settings.checkpoints, keep.keep_last, keep.keep_best, keep.best)
-
-    def _archive(self, parts: list[Batch], trained: Trained) -> None:
-        learned = [
-            part.with_columns(logp_learner=logp.copy()) for part, logp in zip(parts, trained.logp_start, strict=True)
-        ]
-        version = self.version.next()
-        facts = {"learner": self._settings.learner.model_dump(), "metrics": report.finite(trained.metrics)}
-        archive.write(self._settings.archives / step_name(version), version, Batch.join(learned), facts)
-        archive.prune(self._settings.archives, self._settings.archive.keep_last)
 
     def _step_metrics(self, fed: Fed, batch: Batch, trained: Trained) -> dict[str, float]:
         dropped, self._skipped = self._skipped + fed.dropped, Counter()

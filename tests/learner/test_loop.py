@@ -33,12 +33,14 @@ def loop_of(team, store, sender, folder, *, steps, learner=None, staleness=None,
 
     learner = LearnerSection(groups_per_step=4, learning_rate=1e-2, **(learner or {}))
     staleness = StalenessSection(**({"max_lag": 1, "take_deadline": 60.0} | (staleness or {})))
-    algorithm = bind(AlgorithmSection.model_validate({"name": "grpo", **cells}))
+    section = AlgorithmSection.model_validate({"name": "grpo", **cells})
+    algorithm = bind(section)
     engine = Engine(tiny_model(), learner, 1)
     if resume is not None:
         engine.load(resume.folder)
     settings = LoopSettings(
         learner=learner,
+        algorithm=section,
         staleness=staleness,
         checkpoint=CheckpointSection(every=3, keep_last=2, with_model=False),
         archive=ArchiveSection(every=2),
