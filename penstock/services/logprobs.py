@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -19,14 +19,38 @@ from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
+from penstock.services.logprob_head import KeptTokens, exact, out_of_reach
+from penstock.services.trajectory import Kept
+
 Row = tuple[NDArray[np.int32], NDArray[np.int32]]
 """The token ids of one prompt and of one response to it."""
 
 
-class CausalModel(Protocol):
-    """What this file needs of a model: a Hugging Face causal language model, also inside an engine."""
+class Model(Protocol):
+    """What this file needs of a model: a `LogprobModel`, also inside an engine."""
 
-    def __call__(self, *, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int, use_cache: bool) -> Any: ...
+    def __call__(
+        self,
+        *,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        targets: Tensor,
+        responses: Tensor,
+        temperature: Sequence[float],
+        entropy_gradient: bool,
+        kept: KeptTokens | None,
+    ) -> Any: ...
+
+
+class Window(NamedTuple):
+    """What a model says of the window of padded rows."""
+
+    logp: Float[Tensor, "rows window"]
+    """Log-probability of each target; exactly 0, without gradient, outside of the responses."""
+    entropy: Float[Tensor, "rows window"]
+    """Of what the target was drawn from; 0 outside of the responses."""
+    values: Float[Tensor, "rows window_and_one"] | None
+    """Of the states before each target and, last, behind the final position; 0 on padding. None without value head."""
 
 
 def token_logprobs(
@@ -34,14 +58,18 @@ def token_logprobs(
     tokens: Int[Tensor, "*batch"],
     temperature: float | Float[Tensor, "*#batch"] = 1.0,
     entropy_gradient: bool = False,
+    kept: KeptTokens | None = None,
 ) -> tuple[Float[Tensor, "*batch"], Float[Tensor, "*batch"]]:
-    """`log p(token)` and the entropy `−Σ p log p`, both in nats, of `p = softmax(logits / temperature)`.
+    """`log p(token)` and the entropy `−Σ p log p`, both in nats, of `p = softmax(logits / temperature)`, for all tokens
+    at once.
 
-    `temperature` is a number, or one per row. A logit of −inf takes its token out of the distribution: it adds
-    nothing to the entropy, and a gradient never becomes NaN because of it. The entropy carries a gradient only
-    when asked for, since that keeps another [*batch, vocab] tensor alive.
+    `temperature` is a number, or one per row. `kept` says over which tokens the softmax goes. A logit of −inf takes
+    its token out of the distribution: it adds nothing to the entropy, and a gradient never becomes NaN because of
+    it. The entropy carries a gradient only when asked for, since that keeps another [*batch, vocab] tensor alive.
     """
-    logits = logits if logits.dtype == torch.float64 else logits.float()
+    logits = logits.to(exact(logits.dtype))
+    if kept is not None:
+        logits = logits.masked_fill(out_of_reach(kept, logits.shape[-1]).view_as(logits), -torch.inf)
     if isinstance(temperature, Tensor):
         logits = logits / temperature.to(logits.dtype).unsqueeze(-1)
     elif temperature != 1.0:
@@ -99,18 +127,47 @@ def pad_rows(rows: Sequence[Row], pad: int = 0, device: torch.device | str = "cp
     )
 
 
-def window_logprobs(
-    model: CausalModel, rows: PaddedRows, temperature: float | Tensor = 1.0, entropy_gradient: bool = False
-) -> tuple[Float[Tensor, "rows window"], Float[Tensor, "rows window"]]:
-    """`token_logprobs` of the window. Outside the responses both are exactly 0 and carry no gradient."""
-    window = rows.targets.shape[1]
-    output = model(
-        input_ids=rows.tokens, attention_mask=rows.attention.long(), logits_to_keep=window + 1, use_cache=False
+def window_outputs(
+    model: Model,
+    rows: PaddedRows,
+    temperature: float | Tensor = 1.0,
+    entropy_gradient: bool = False,
+    kept: KeptTokens | None = None,
+) -> Window:
+    """One forward pass. `temperature` is a number or one per row; `kept` is of the responses' tokens, row by row."""
+    count = len(rows.targets)
+    temperatures = temperature.flatten().tolist() if isinstance(temperature, Tensor) else [temperature]
+    if not hasattr(getattr(model, "module", model), "chunked"):
+        from penstock.services.logprob_model import LogprobModel
+
+        plain = LogprobModel.__new__(LogprobModel)
+        torch.nn.Module.__init__(plain)
+        plain.__dict__.update(_finish=None, value_head=None)
+        plain.__dict__["model"] = model
+        model = plain
+    return Window(
+        *model(
+            input_ids=rows.tokens,
+            attention_mask=rows.attention.long(),
+            targets=rows.targets,
+            responses=rows.responses,
+            temperature=temperatures if len(temperatures) == count else temperatures * count,
+            entropy_gradient=entropy_gradient,
+            kept=kept,
+        )
     )
-    # The last position predicts a token that nobody has.
-    logits = output.logits[:, :-1]
-    logp, entropy = token_logprobs(logits, rows.targets, temperature, entropy_gradient)
-    return torch.where(rows.responses, logp, 0.0), torch.where(rows.responses, entropy, 0.0)
+
+
+def window_logprobs(
+    model: Model,
+    rows: PaddedRows,
+    temperature: float | Tensor = 1.0,
+    entropy_gradient: bool = False,
+    kept: KeptTokens | None = None,
+) -> tuple[Float[Tensor, "rows window"], Float[Tensor, "rows window"]]:
+    """Log-probabilities and entropies of `window_outputs`."""
+    found = window_outputs(model, rows, temperature, entropy_gradient, kept)
+    return found.logp, found.entropy
 
 
 def plan_micro_batches(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
@@ -130,16 +187,18 @@ def plan_micro_batches(lengths: Sequence[int], token_budget: int) -> list[list[i
 
 
 def sequence_logprobs(
-    model: CausalModel,
+    model: Model,
     rows: Sequence[Row],
     temperature: float | Sequence[float] = 1.0,
     token_budget: int = 8192,
     device: torch.device | str = "cpu",
+    kept: Sequence[Kept | None] | None = None,
 ) -> list[NDArray[np.float32]]:
     """Log-probability of every response token under `model`, in the order of `rows`: float32 [len(response)] each.
 
-    `temperature` is one number, or one per row. At most `token_budget` tokens, padding included, go through the
-    model at a time. No gradient is kept, and the model is used in whatever mode (train, eval) it is in.
+    `temperature` is one number, or one per row; `kept`, per row, what its tokens were drawn from. At most
+    `token_budget` tokens, padding included, go through the model at a time. No gradient is kept, and the model is used
+    in whatever mode (train, eval) it is in.
     """
     temperatures = np.broadcast_to(np.asarray(temperature, np.float32), (len(rows),))
     results: list[NDArray[np.float32]] = [np.zeros(0, np.float32)] * len(rows)
@@ -148,7 +207,22 @@ def sequence_logprobs(
         per_row = torch.as_tensor(temperatures[indices].copy(), device=device).unsqueeze(-1)
         # Not inference_mode: ZeRO 3 keeps small tensors that it gathers here, and a later backward pass needs them.
         with torch.no_grad():
-            logp, _ = window_logprobs(model, padded, per_row)
+            logp, _ = window_logprobs(model, padded, per_row, kept=_kept_tokens(kept, indices, rows, device))
         for i, values, mask in zip(indices, logp.float().cpu(), padded.responses.cpu(), strict=True):
             results[i] = values[mask].numpy().copy()
     return results
+
+
+def _kept_tokens(
+    kept: Sequence[Kept | None] | None, indices: Sequence[int], rows: Sequence[Row], device: torch.device | str
+) -> KeptTokens | None:
+    """Of the rows `indices`; None where nothing was removed from any."""
+    chosen = [kept[i] for i in indices] if kept is not None else []
+    if not any(chosen):
+        return None
+    whole = [
+        np.zeros(len(rows[i][1]), np.int32) if k is None else k.counts for i, k in zip(indices, chosen, strict=True)
+    ]
+    ids = [k.tokens for k in chosen if k is not None]
+    counts, tokens = (torch.as_tensor(np.concatenate(parts).astype(np.int64), device=device) for parts in (whole, ids))
+    return KeptTokens(counts, tokens)

@@ -1,0 +1,159 @@
+"""A causal language model that answers with log-probabilities of given tokens instead of logits."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional
+
+from penstock.services.logprob_head import CHUNK_BYTES, Finish, KeptTokens, LogprobHead, Readout
+from penstock.services.logprobs import token_logprobs
+
+_log = logging.getLogger(__name__)
+
+
+class LogprobModel(nn.Module):
+    """A Hugging Face causal language model, `model`, whose forward pass ends in log-probabilities.
+
+    Its parameters are those of `model` under the prefix `model.`; with `value_head`, `value_head.weight` and
+    `value_head.bias` beside them. `model` is changed in one point: its output layer becomes a `LogprobHead` on the same
+    weights, and works as before for everybody else.
+
+    What a model does to its logits after the output layer (caps, scales) is found when this is made, by comparing with
+    the model's own logits on a fixed input. A model that does something else keeps computing all its logits at
+    once, with a warning: memory is lost, and no number is wrong.
+    """
+
+    def __init__(self, model: nn.Module, value_head: bool = False, chunk_tokens: int | None = None) -> None:
+        """`chunk_tokens`: tokens whose logits exist at a time; by default as many as fit into 64 MiB of float32.
+        Raises ValueError for a value head on a model whose last hidden state is not known."""
+        super().__init__()
+        self.model = model
+        head = model.get_output_embeddings()  # type: ignore[operator]
+        self._chunk = chunk_tokens or max(1, CHUNK_BYTES // (4 * head.weight.shape[0]))
+        self._finish = self._replace_head(head) if isinstance(head, nn.Linear) else None
+        if self._finish is None:
+            name = type(model).__name__
+            if value_head:
+                raise ValueError(
+                    f"a value head cannot be put on {name}: its logits are not a known function of its last hidden "
+                    "state; use a value model of its own"
+                )
+            _log.warning("%s does something unknown after its output layer: all its logits are kept in memory", name)
+        self.value_head = Readout(head.in_features, 1).to(head.weight) if value_head else None
+
+    @property
+    def chunked(self) -> bool:
+        """Whether logits exist for a chunk of tokens at a time."""
+        return self._finish is not None
+
+    def forward(
+        self,
+        input_ids: Int[Tensor, "rows length"],
+        attention_mask: Int[Tensor, "rows length"],
+        targets: Int[Tensor, "rows window"],
+        responses: Bool[Tensor, "rows window"],
+        temperature: Sequence[float],
+        entropy_gradient: bool = False,
+        kept: KeptTokens | None = None,
+    ) -> tuple[Float[Tensor, "rows window"], Float[Tensor, "rows window"], Tensor | None]:
+        """Log-probability of every target and the entropy of what it was drawn from, as in `token_logprobs`; exactly 0
+        outside of `responses`. Third: values [rows, window + 1] of the states before each target and, last, behind the
+        final position, 0 on padding; None without a value head.
+
+        The window are the positions before the last one, from the right. `temperature`: one per row, plain numbers, so
+        that no engine casts them. `kept`: of the responses' tokens, row by row.
+        """
+        window = targets.shape[1]
+        # A pass without responses does what the others do, for one token: engines count calls.
+        chosen = responses.flatten().nonzero().squeeze(-1)
+        nothing = len(chosen) == 0
+        if nothing:
+            chosen, kept = chosen.new_zeros(1), None
+        per_row = torch.tensor(temperature, dtype=torch.float64, device=chosen.device)
+        asked = (targets.flatten()[chosen], per_row[chosen // window], entropy_gradient, kept)
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
+        values = None
+        if self._finish is None:
+            states = self.model(**inputs, logits_to_keep=window + 1).logits[:, :-1]
+            logp, entropy = token_logprobs(states.flatten(0, 1)[chosen], *asked)
+        else:
+            hidden = self.model.base_model(**inputs).last_hidden_state[:, -window - 1 :]  # type: ignore[operator]
+            head = self.model.get_output_embeddings()  # type: ignore[operator]
+            logp, entropy = head(hidden[:, :-1].flatten(0, 1)[chosen], *asked, self._finish, self._chunk)
+            if self.value_head is not None:
+                values = self.value_head(hidden).squeeze(-1)
+                values = torch.where(attention_mask[:, -window - 1 :].bool(), values, 0.0)
+        laid = [torch.zeros_like(responses, dtype=x.dtype).flatten().index_put((chosen,), x) for x in (logp, entropy)]
+        logp, entropy = (torch.where(responses, x.view_as(responses), 0.0) for x in laid)
+        return logp, entropy, values
+
+    def _replace_head(self, layer: nn.Linear) -> Finish | None:
+        """Put a LogprobHead in the layer's place; None, and all as it was, where no known finish fits the logits."""
+        head = LogprobHead(layer)
+        self.model.set_output_embeddings(head)  # type: ignore[operator]
+        with torch.no_grad(), _in_eval_mode(self.model):
+            errors = {finish: _error(self.model, head, finish) for finish in _finishes(self.model)}
+        finish = min(errors, key=errors.__getitem__)
+        if errors[finish] <= _LARGE * max(1e-4, 8 * torch.finfo(layer.weight.dtype).eps):
+            return finish
+        self.model.set_output_embeddings(layer)  # type: ignore[operator]
+        return None
+
+
+_LARGE = 30.0
+"""Largest logit of the comparison: caps of real models lie near it, and logits of untrained ones far below."""
+
+
+def _finishes(model: nn.Module) -> list[Finish]:
+    """What the model may do to its logits, as far as its configuration has words for it."""
+    config: Any = model.config.get_text_config()  # type: ignore[operator, union-attr]
+    scales = [1.0]
+    for name in ("logit_scale", "logits_scaling", "lm_head_multiplier"):
+        # Granite divides by its logits_scaling, HyperCLOVA X multiplies.
+        scales += [scale, 1 / scale] if (scale := getattr(config, name, None)) else []
+    caps = {None, getattr(config, "final_logit_softcapping", None)}
+    return [Finish(scale, cap) for scale in dict.fromkeys(scales) for cap in caps]
+
+
+def _error(model: nn.Module, head: LogprobHead, finish: Finish) -> float:
+    """Largest difference in nats between the model's own log-probabilities and the chunked ones, on a fixed input."""
+    size = len(head.weight)
+    ids = (torch.arange(8, device=head.weight.device) * 7919 + 1).remainder(size).unsqueeze(0)
+    factor: list[float] = []
+
+    def enlarge(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        if not factor:
+            factor.append(_LARGE / float(functional.linear(arguments[0], head.weight, head.bias).abs().max()))
+        return (arguments[0] * factor[0], *arguments[1:])
+
+    hook = head.register_forward_pre_hook(enlarge)
+    try:
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
+        expected, _ = token_logprobs(model(**inputs).logits[0, :-1], ids[0, 1:])
+        hidden = getattr(model.base_model(**inputs), "last_hidden_state", None)  # type: ignore[operator]
+        if hidden is None:
+            return float("inf")
+        ones = torch.ones(7, device=ids.device)
+        found, _ = head(hidden[0, :-1], ids[0, 1:], ones, False, None, finish, 3)
+    finally:
+        hook.remove()
+    return float((found - expected).abs().max().nan_to_num(float("inf")))
+
+
+@contextlib.contextmanager
+def _in_eval_mode(model: nn.Module) -> Iterator[None]:
+    """Without dropout."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
