@@ -46,6 +46,8 @@ class Checkpoint:
     updates: int
     tokens: int
     """Response tokens trained on so far."""
+    coefficients: Mapping[str, float]
+    """Adaptive coefficients by name, as the next step takes them."""
     written: float
     """Unix seconds."""
 
@@ -83,7 +85,7 @@ def seal(
 ) -> Checkpoint:
     """Make the checkpoint whose parts lie in `partial_of` a complete one, in one rename, and the latest.
 
-    `facts`: ranks, zero_stage, dtype, config_hash, updates, tokens.
+    `facts`: ranks, zero_stage, dtype, config_hash, updates, tokens, coefficients.
     """
     partial, folder = partial_of(root, version), folder_of(root, version)
     manifest = {
@@ -117,6 +119,7 @@ def read(folder: Path) -> Checkpoint:
             memo=LedgerMemo.from_dict(manifest["ledger"]),
             **{k: manifest[k] for k in ("metrics", "ranks", "zero_stage", "dtype", "config_hash", "updates")},
             tokens=manifest["tokens"],
+            coefficients=manifest.get("coefficients", {}),
             written=manifest["written"],
         )
     except (OSError, ValueError, KeyError, TypeError) as error:

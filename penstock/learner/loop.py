@@ -6,11 +6,9 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from penstock.learner import archive, checkpoints, deal, report
 from penstock.learner.algorithms.bound import BoundAlgorithm
@@ -18,6 +16,7 @@ from penstock.learner.archivist import Archivist
 from penstock.learner.assemble import Moment, assemble
 from penstock.learner.batch import Batch
 from penstock.learner.checkpoints import Checkpoint
+from penstock.learner.coefficients import Coefficients
 from penstock.learner.config import (
     AlgorithmSection,
     ArchiveSection,
@@ -99,6 +98,7 @@ class LearnerLoop:
             settings.staleness.refill_attempts,
             settings.staleness.take_deadline,
         )
+        self._coefficients = Coefficients(algorithm.adaptive, settings.resume.coefficients if settings.resume else {})
         self.version = FIRST
         """The weights that the engine holds now."""
         self.tokens = settings.resume.tokens if settings.resume else 0
@@ -151,6 +151,7 @@ class LearnerLoop:
                 self._count_nonfinite()
                 continue
             self._nonfinite = 0
+            self._adapt(trained)
             self.version = self.version.next()
             self.tokens += int(batch.lengths.sum())
             times |= self._publish()
@@ -195,7 +196,7 @@ class LearnerLoop:
         """Whole groups with their advantages; every mini-batch's denominators in the weights; when that was."""
         learner, staleness = self._settings.learner, self._settings.staleness
         moment = Moment(self.version, self._store.forks(), staleness.max_lag, staleness.outlived == "mask")
-        batch = assemble(fed.groups, self._algorithm, moment)
+        batch = assemble(fed.groups, self._algorithm.at(self._coefficients.values), moment)
         self._minis = deal.split_groups(batch, learner.mini_batches, self._seed())
         return deal.weigh(batch, self._minis, self._algorithm.reduction), moment
 
@@ -204,11 +205,23 @@ class LearnerLoop:
         learner, ranks = self._settings.learner, self._crew.team.size
         shares = deal.deal(batch, self._minis, ranks, learner.micro_batch_tokens, learner.epochs, self._seed())
         keep = self._archivist.due(self.version.next())
-        trained = self._crew.train(shares, keep)
+        trained = self._crew.train(shares, keep, self._coefficients.values, self._warming_up)
+        trained = replace(trained, metrics=trained.metrics | self._coefficients.metrics())
         if keep:
             learned = archive.learned(shares, trained.logp_start)
-            self._archivist.keep(moment, fed.groups, learned, report.finite(trained.metrics), {})
+            self._archivist.keep(moment, fed.groups, learned, report.finite(trained.metrics), self._coefficients.values)
         return trained
+
+    def _adapt(self, trained: Trained) -> None:
+        """Move the adaptive coefficients; while the policy stands still there is nothing that they could follow."""
+        if not self._warming_up:
+            self._coefficients.move(trained.metrics)
+
+    @property
+    def _warming_up(self) -> bool:
+        """Whether the values alone are trained, since they are not yet good enough to judge the policy by."""
+        value = self._algorithm.value
+        return value is not None and self.version.step < value.warmup_steps
 
     def _seed(self) -> str:
         """Follows from the run's seed and the step alone, so that a resumed run shuffles alike."""
@@ -295,6 +308,7 @@ class LearnerLoop:
             "config_hash": settings.config_hash,
             "updates": self._crew.engine.updates,
             "tokens": self.tokens,
+            "coefficients": self._coefficients.values,
         }
         self._beat("syncing the checkpoint")
         with self._kept:
@@ -320,30 +334,15 @@ class LearnerLoop:
 
     def _step_metrics(self, fed: Fed, batch: Batch, trained: Trained) -> dict[str, float]:
         dropped, self._skipped = self._skipped + fed.dropped, Counter()
-        metrics = trained.metrics | report.group_metrics(fed) | report.batch_metrics(batch)
-        metrics |= {f"dropped/{reason}": float(dropped[reason]) for reason in {*report.REASONS, *dropped}}
-        metrics |= {
+        seen = report.group_metrics(fed) | report.batch_metrics(batch) | report.dropped_metrics(dropped)
+        own = {
             "off_policy/bound": float(self._settings.staleness.max_lag),
             "actor/skipped_updates": float(trained.skipped),
             "learner/updates": float(self._crew.engine.updates),
             "learner/tokens": float(self.tokens),
         }
-        return metrics
+        return trained.metrics | seen | own
 
     def _step_report(self, fed: Fed, batch: Batch, metrics: dict[str, float], seconds: float) -> None:
-        random = np.random.default_rng([self._settings.seed, self.version.step])
-        metrics["time/step"] = seconds
-        metrics["learner/tokens_per_second"] = float(batch.lengths.sum()) / seconds
-        metrics["learner/busy"] = metrics["time/forward_backward"] / seconds
-        self._report(
-            {
-                "kind": "step",
-                "version": str(self.version),
-                "lineage": self.version.lineage,
-                "step": self.version.step,
-                "at": time.time(),
-                "metrics": report.finite(metrics),
-                "samples": report.samples(fed, self._settings.samples, random),
-                "damage": fed.damage,
-            }
-        )
+        metrics |= report.time_metrics(batch, metrics["time/forward_backward"], seconds)
+        self._report(report.step(self.version, fed, metrics, self._settings.samples, self._settings.seed))

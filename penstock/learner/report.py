@@ -1,8 +1,9 @@
-"""What a step tells people: rewards and lengths of all groups it saw, and a few trajectories to read. Pure."""
+"""What a step tells people: rewards and lengths of all groups it saw, and a few trajectories to read."""
 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 from penstock.learner.batch import Batch
 from penstock.learner.feed import Fed
 from penstock.services.trajectory import Group, Trajectory
+from penstock.services.versions import Version
 
 REASONS = ("stale", "no_signal", "unscored", "damaged", "nonfinite")
 """Why the learner drops groups; reported at every step, also when there were none."""
@@ -53,6 +55,34 @@ def batch_metrics(batch: Batch) -> dict[str, float]:
         "batch/tokens": float(batch.lengths.sum()),
         "batch/tokens_in_loss": float(batch.mask.sum()),
         "batch/advantage_max": float(np.abs(batch.advantages).max(initial=0.0)),
+    }
+
+
+def dropped_metrics(dropped: Mapping[str, int]) -> dict[str, float]:
+    """Groups dropped by reason; the reasons that are always there are reported at 0 too."""
+    return {f"dropped/{reason}": float(dropped.get(reason, 0)) for reason in {*REASONS, *dropped}}
+
+
+def time_metrics(batch: Batch, busy: float, seconds: float) -> dict[str, float]:
+    """Of a step of `seconds`, `busy` of them in forward and backward."""
+    return {
+        "time/step": seconds,
+        "learner/tokens_per_second": float(batch.lengths.sum()) / seconds,
+        "learner/busy": busy / seconds,
+    }
+
+
+def step(version: Version, fed: Fed, metrics: Mapping[str, float], shown: int, seed: int) -> dict[str, Any]:
+    """The event of a step that ended in `version`, with `shown` trajectories picked by `seed`."""
+    return {
+        "kind": "step",
+        "version": str(version),
+        "lineage": version.lineage,
+        "step": version.step,
+        "at": time.time(),
+        "metrics": finite(metrics),
+        "samples": samples(fed, shown, np.random.default_rng([seed, version.step])),
+        "damage": fed.damage,
     }
 
 
