@@ -268,6 +268,19 @@ def load_model(section: ModelSection, dtype: str | None = None) -> PreTrainedMod
     return model
 
 
+def load_weights(model: Any, weights: Mapping[str, torch.Tensor]) -> None:
+    """Put `weights`, by their Hugging Face names, into `model`; a tied output layer may be missing. Raises ModelError
+    naming a tensor that is missing, unknown or of another shape."""
+    try:
+        missing, unknown = model.load_state_dict(weights, strict=False)
+    except RuntimeError as error:
+        raise ModelError(f"these weights do not fit {type(model).__name__}: {error}") from error
+    lacking = sorted(set(missing) - set(getattr(model, "all_tied_weights_keys", {})))
+    if lacking or unknown:
+        what = f"{lacking[0]!r} is missing" if lacking else f"it knows no {sorted(unknown)[0]!r}"
+        raise ModelError(f"these weights do not fit {type(model).__name__}: {what}")
+
+
 # --- saving ---------------------------------------------------------------------------------------
 
 
