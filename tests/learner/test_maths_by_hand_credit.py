@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from maths_parts import F, LN2, everywhere, row, slopes
+from maths_parts import LN2, F, everywhere, row, slopes
 
 from penstock.learner.algorithms import advantages, controllers, credit, values
 
