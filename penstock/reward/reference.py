@@ -35,12 +35,14 @@ class _Job:
 class ReferenceScorer:
     """A frozen model on one thread of its own; groups that wait are taken together.
 
-    `temperature` is the sampler's: all policies are compared under the same one. At most `batch_tokens` tokens,
-    padding included, go through the model at a time.
+    `temperature` is the sampler's, and so is what top-p and top-k left of each token's distribution: all policies are
+    compared under the same ones. At most `batch_tokens` tokens, padding included, go through the model at a time.
     """
 
     def __init__(self, model: PreTrainedModel, batch_tokens: int, temperature: float, device: str = "cpu") -> None:
-        self._model = model.to(device).eval().requires_grad_(False)
+        from penstock.services.logprob_model import LogprobModel
+
+        self._model = LogprobModel(model.to(device).eval().requires_grad_(False))
         self._batch_tokens = batch_tokens
         self._temperature = temperature
         self._device = device
@@ -113,8 +115,10 @@ class ReferenceScorer:
         from penstock.services.logprobs import sequence_logprobs
 
         started = time.monotonic()
-        rows = [(job.prompt.tokens, completion.tokens) for job in jobs for completion in job.completions]
-        found = sequence_logprobs(self._model, rows, self._temperature, self._batch_tokens, self._device)
+        answers = [(job.prompt, completion) for job in jobs for completion in job.completions]
+        rows = [(prompt.tokens, completion.tokens) for prompt, completion in answers]
+        kept = [completion.kept for _, completion in answers]
+        found = sequence_logprobs(self._model, rows, self._temperature, self._batch_tokens, self._device, kept)
         self._busy += time.monotonic() - started
         self._tokens += sum(job.tokens for job in jobs)
         return found

@@ -137,14 +137,6 @@ def window_outputs(
     """One forward pass. `temperature` is a number or one per row; `kept` is of the responses' tokens, row by row."""
     count = len(rows.targets)
     temperatures = temperature.flatten().tolist() if isinstance(temperature, Tensor) else [temperature]
-    if not hasattr(getattr(model, "module", model), "chunked"):
-        from penstock.services.logprob_model import LogprobModel
-
-        plain = LogprobModel.__new__(LogprobModel)
-        torch.nn.Module.__init__(plain)
-        plain.__dict__.update(_finish=None, value_head=None)
-        plain.__dict__["model"] = model
-        model = plain
     return Window(
         *model(
             input_ids=rows.tokens,

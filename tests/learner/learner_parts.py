@@ -11,6 +11,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from penstock.learner.ranks import quiet_port
 from penstock.services.codec import encode
+from penstock.services.logprob_model import LogprobModel
 from penstock.services.logprobs import sequence_logprobs
 from penstock.services.staleness import binding_version
 from penstock.services.trajectory import Completion, Group, Prompt, Sampling, Span, Trajectory
@@ -72,6 +73,7 @@ class Worker(threading.Thread):
         self.store, self.sender, self.reward, self.members, self.length = store, sender, reward, members, length
         self.outlived = outlived
         self.model = tiny_model()
+        self.logprobs = LogprobModel(self.model)
         self.version = None
         self.random = torch.Generator().manual_seed(seed)
         self.stop = threading.Event()
@@ -122,7 +124,7 @@ class Worker(threading.Thread):
                 tokens = torch.cat([tokens, torch.multinomial(probabilities, 1, generator=self.random)], 1)
         for row in tokens[:, len(prompt.tokens) :].numpy().astype(np.int32):
             row = row[: 1 + int(row[0]) % self.length]
-            (logprobs,) = sequence_logprobs(self.model, [(prompt.tokens, row)])
+            (logprobs,) = sequence_logprobs(self.logprobs, [(prompt.tokens, row)])
             reward = self.reward(row)
             completion = Completion(
                 tokens=row,

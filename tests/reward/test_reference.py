@@ -14,6 +14,7 @@ from penstock.reward.config import ReferenceSection
 from penstock.reward.reference import ReferenceScorer, load_reference
 from penstock.services.model_config import ModelSection
 from penstock.services.models import save_model
+from penstock.services.trajectory import Kept
 
 
 @pytest.fixture(scope="module")
@@ -53,13 +54,28 @@ def test_groups_of_unequal_lengths_agree_with_rows_alone(model, batch_tokens):
         scorer.close()
 
 
-class Broken(torch.nn.Module):
-    def forward(self, **inputs):
-        raise RuntimeError("no memory for that")
+def test_the_reference_is_renormalised_over_the_tokens_that_were_kept_at_sampling(model):
+    # Of the second token nothing is known: it counts over the whole vocabulary.
+    kept = Kept(counts=np.array([2, 0, 1], np.int32), tokens=np.array([4, 9, 6], np.int32))
+    scorer = ReferenceScorer(model, 100, temperature=0.7)
+    try:
+        (found,) = scorer.submit(prompt(), [completion((4, 5, 6), kept=kept)]).result(60)
+    finally:
+        scorer.close()
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([[1, 2, 3, 4, 5]])).logits[0].double() / 0.7
+    first = logits[2, 4] - torch.logsumexp(logits[2, [4, 9]], 0)
+    assert found.tolist() == pytest.approx([first.item(), logits[3].log_softmax(-1)[5].item(), 0.0], abs=1e-5)
 
 
-def test_a_model_that_fails_fails_its_groups_and_the_next_one_is_tried(model):
-    scorer = ReferenceScorer(Broken(), 100, 1.0)
+def broken(*_):
+    raise RuntimeError("no memory for that")
+
+
+def test_a_model_that_fails_fails_its_groups_and_the_next_one_is_tried():
+    model = tiny.model()
+    scorer = ReferenceScorer(model, 100, 1.0)
+    model.model.register_forward_pre_hook(broken)
     try:
         for _ in range(2):
             with pytest.raises(RuntimeError, match="no memory for that"):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from penstock.services.logprob_model import LogprobModel
 from penstock.services.logprobs import pad_rows, plan_micro_batches, sequence_logprobs, token_logprobs
 
 
@@ -89,7 +90,7 @@ def test_bfloat16_logits_are_worked_on_in_float32():
 
 def test_a_padded_batch_agrees_with_every_row_alone(model):
     batch = rows((3, 5), (1, 1), (7, 2), (2, 9), (4, 0))
-    together = sequence_logprobs(model, batch, 0.8, token_budget=10_000)
+    together = sequence_logprobs(LogprobModel(model), batch, 0.8, token_budget=10_000)
     for (prompt, response), found in zip(batch, together, strict=True):
         ids = torch.as_tensor(np.concatenate([prompt, response])).long()
         with torch.inference_mode():
@@ -101,8 +102,8 @@ def test_a_padded_batch_agrees_with_every_row_alone(model):
 
 def test_the_budget_changes_how_rows_are_grouped_and_not_what_they_give(model):
     batch = rows(*[(1 + i % 3, 1 + (5 * i) % 7) for i in range(12)])
-    one = sequence_logprobs(model, batch, token_budget=10_000)
-    many = sequence_logprobs(model, batch, token_budget=12)
+    one = sequence_logprobs(LogprobModel(model), batch, token_budget=10_000)
+    many = sequence_logprobs(LogprobModel(model), batch, token_budget=12)
     for a, b in zip(one, many, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
