@@ -26,6 +26,7 @@ from penstock.learner.assemble import Moment, assemble
 from penstock.learner.config import AlgorithmSection, LearnerSection
 from penstock.learner.crew import Crew
 from penstock.learner.engine import Engine
+from penstock.learner.engines import Engines
 from penstock.services.model_config import ModelSection
 from penstock.services.models import load_model, load_tokenizer
 from penstock.services.trajectory import Completion, Group, Prompt, Sampling, Span, Trajectory
@@ -191,7 +192,7 @@ def run(study: Study) -> Iterator[dict[str, Any]]:
     team = ranks.join(0, 1, f"127.0.0.1:{ranks.quiet_port('127.0.0.1')}", 60.0)
     engine = Engine(load_model(ModelSection(path=str(study.model)), "float32"), study.learner, 1)
     algorithm = bind(study.algorithm)
-    crew = Crew(team, engine, algorithm, study.learner)
+    crew = Crew(team, Engines(engine), algorithm, study.learner)
     sampler = Sampler(study.model, study.seed, study.max_tokens)
     prompts = Prompts(study.data, sampler.tokenizer, study.seed)
     history: deque[tuple[Version, Weights]] = deque(maxlen=study.lag + 1)

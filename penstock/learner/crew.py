@@ -7,7 +7,7 @@ times out while it waits for data.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from penstock.learner.config import LearnerSection
 from penstock.learner.deal import Share
 from penstock.learner.diagnostics import step_metrics
 from penstock.learner.engine import Engine
+from penstock.learner.engines import Engines
 from penstock.learner.ranks import Team
 from penstock.learner.step import train_step
 from penstock.services.logprobs import sequence_logprobs
@@ -36,6 +37,10 @@ class Train(msgspec.Struct, tag=True):
     """One train step on the shares that follow."""
 
     keep_logprobs: bool
+    coefficients: dict[str, float]
+    """Where the adaptive coefficients are now."""
+    policy_frozen: bool
+    """Only the values are learned."""
 
 
 class Gather(msgspec.Struct, tag=True):
@@ -79,17 +84,22 @@ class Crew:
     def __init__(
         self,
         team: Team,
-        engine: Engine,
+        engines: Engines,
         algorithm: BoundAlgorithm,
         section: LearnerSection,
         beat: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.team = team
-        self.engine = engine
+        self._engines = engines
         self._algorithm = algorithm
         self._section = section
         self._beat = beat
         self._said = time.monotonic()
+
+    @property
+    def engine(self) -> Engine:
+        """The policy's."""
+        return self._engines.policy
 
     def follow(self) -> None:
         """A follower's life: do what rank 0 announces, until it announces the end."""
@@ -99,7 +109,7 @@ class Crew:
             if isinstance(order, End):
                 return
             if isinstance(order, Train):
-                self._train(self.team.scatter([]), order.keep_logprobs)
+                self._train(self.team.scatter([]), order)
             elif isinstance(order, Gather):
                 self._snapshot(wanted=False)
             elif isinstance(order, Probe):
@@ -109,12 +119,19 @@ class Crew:
 
     # --- what rank 0 asks for -----------------------------------------------------------------------
 
-    def train(self, shares: Sequence[Share], keep_logprobs: bool) -> Trained:
-        """One train step; `shares` in the order of ranks."""
-        self._announce(Train(keep_logprobs))
+    def train(
+        self,
+        shares: Sequence[Share],
+        keep_logprobs: bool = False,
+        coefficients: Mapping[str, float] | None = None,
+        policy_frozen: bool = False,
+    ) -> Trained:
+        """One train step; `shares` in the order of ranks, `coefficients` where the adaptive ones are now."""
+        order = Train(keep_logprobs, dict(coefficients or {}), policy_frozen)
+        self._announce(order)
         payloads = [share.to_bytes() for share in shares] if self.team.size > 1 else [b""]
         self.team.scatter(payloads)
-        return self._train(shares[0], keep_logprobs)
+        return self._train(shares[0], order)
 
     def snapshot(self) -> dict[str, torch.Tensor]:
         """A copy of the whole weights on the CPU, by Hugging Face names."""
@@ -146,18 +163,27 @@ class Crew:
         self.team.announce(_encode(order))
         self._said = time.monotonic()
 
-    def _train(self, given: Share | bytes, keep_logprobs: bool) -> Trained:
+    def _train(self, given: Share | bytes, order: Train) -> Trained:
         alive = partial(self._beat, "training")
         alive()
         share = Share.from_bytes(given) if isinstance(given, bytes) else given
-        result = train_step(self.engine, share, self._algorithm, self._section, keep_logprobs, alive)
+        result = train_step(
+            self._engines,
+            share,
+            self._algorithm.at(order.coefficients),
+            self._section,
+            self.team,
+            order.keep_logprobs,
+            order.policy_frozen,
+            alive,
+        )
         alive()
         totals = result.tally.over(self.team)
-        kept = self.team.gather(result.logp_start.tobytes()) if keep_logprobs else []
+        kept = self.team.gather(result.logp_start.tobytes()) if order.keep_logprobs else []
         return Trained(
             applied=result.applied,
             skipped=result.skipped,
-            metrics=step_metrics(totals, share.updates, len(share.epochs)),
+            metrics=step_metrics(totals, share.updates, len(share.epochs)) | result.metrics,
             logp_start=[np.frombuffer(part, np.float32) for part in kept],
         )
 
@@ -173,7 +199,7 @@ class Crew:
 
     def _save(self, folder: Path) -> None:
         self._beat("writing a checkpoint")
-        self.engine.save(folder)
+        self._engines.save(folder)
         self._beat("waiting for all ranks to write a checkpoint")
         self.team.barrier()
         self._beat("wrote a checkpoint")

@@ -18,7 +18,7 @@ from penstock.learner.algorithms.objectives import Facts, log_ratio
 from penstock.learner.tally import Tally, Totals
 
 if TYPE_CHECKING:
-    from penstock.learner.step import MicroBatch
+    from penstock.learner.micro import MicroBatch
 
 BUCKETS = ("lag_0", "lag_1", "lag_2", "lag_3_4", "lag_5_8", "lag_9_up", "older_kv")
 _LOWEST = (1, 2, 3, 5, 9)
@@ -107,7 +107,7 @@ def step_metrics(totals: Totals, updates: int, passes: int = 1) -> dict[str, flo
             row = {name: float(column[place]) for name, column in sums.items()}
             found = _row(row, float(highest["weight"][place])) | {"off_policy/tokens": row["tokens"] / passes}
             metrics |= {in_bucket(name, BUCKETS[place]): value for name, value in found.items()}
-    for name in ("actor/pg_loss", "actor/loss"):
+    for name in {"actor/pg_loss", "actor/loss", "critic/loss"} & set(metrics):
         # Tallied once per micro-batch and rank; a loss is their sum, and a step's loss the mean over its updates.
         metrics[name] = totals.sum(name) / updates
     return metrics

@@ -7,6 +7,7 @@ What DeepSpeed does to a loss of its own accord, dividing gradients by the numbe
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,7 +25,9 @@ import deepspeed
 from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
 
 from penstock.learner.config import TrainingSection
+from penstock.learner.critic import ValueModel
 from penstock.services.contracts import PenstockError
+from penstock.services.logprob_model import LogprobModel
 
 deepspeed.utils.logger.setLevel("WARNING")
 _TAG = "deepspeed"
@@ -43,21 +46,24 @@ class Engine:
     """One rank's part of a model under training. All methods but `__call__` are collective: every rank calls them,
     in the same order and the same number of times.
 
-    `model` is a Hugging Face causal language model with the same weights on every rank; the torch process group
-    must exist (`ranks.join`).
+    `model` is a Hugging Face causal language model, which becomes a `LogprobModel` here unless it is one already, or a
+    `ValueModel`; with the same weights on every rank. The torch process group must exist (`ranks.join`).
     """
 
     def __init__(self, model: nn.Module, section: TrainingSection, ranks: int) -> None:
         self._ranks = ranks
         self._stage = section.zero_stage
-        self._tied = frozenset(getattr(model, "all_tied_weights_keys", {}))
+        model = model if isinstance(model, LogprobModel | ValueModel) else LogprobModel(model)
         self.device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
         self.updates = 0
         """Optimizer updates applied so far; goes into checkpoints."""
+        self.module: Any = model.model if isinstance(model, LogprobModel) else model
+        """The Hugging Face model itself, or the value model; its parameters are empty at ZeRO stage 3."""
+        self._tied = frozenset(getattr(self.module, "all_tied_weights_keys", {}))
         model.to(getattr(torch, section.dtype)).train()
         _turn_dropout_off(model)
         if section.gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+            self.module.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
         optimizer = torch.optim.AdamW(
             _decayed_and_not(model, section.weight_decay),
             lr=section.learning_rate,
@@ -73,13 +79,8 @@ class Engine:
         self._engine.checkpoint_engine = _CheckpointFiles()
 
     def __call__(self, **inputs: Any) -> Any:
-        """Forward pass of the model, on tensors of this device."""
+        """Forward pass of the LogprobModel or ValueModel, on tensors of this device."""
         return self._engine(**inputs)
-
-    @property
-    def module(self) -> nn.Module:
-        """The model itself; its parameters are empty at ZeRO stage 3."""
-        return self._engine.module  # type: ignore[no-any-return]
 
     def backward(self, share: Tensor, last: bool) -> None:
         """Add the gradient of this rank's `share` of the loss. The shares of all ranks, over all calls up to and
@@ -94,9 +95,8 @@ class Engine:
             group["lr"] = learning_rate
         if self._stage == 0:
             # DeepSpeed checks gradients from stage 1 on; at stage 0 every rank has them all and sees the same.
-            gradients = [p.grad for p in self._engine.module.parameters() if p.grad is not None]
-            norm = float(nn.utils.get_total_norm(gradients))
-            if not torch.isfinite(torch.tensor(norm)):
+            norm = float(nn.utils.get_total_norm(self._gradients()))
+            if not math.isfinite(norm):
                 self._engine.zero_grad()
                 return Update(False, float("inf"))
             self._engine.step()
@@ -107,25 +107,46 @@ class Engine:
         self.updates += applied
         return Update(applied, float(self._engine.get_global_grad_norm()) if applied else float("inf"))
 
+    def gradient_is_finite(self) -> bool:
+        """Whether `step` would apply an update; the same on every rank."""
+        squares = torch.zeros(1, dtype=torch.float64, device=self.device)
+        for gradient in self._gradients():
+            squares += gradient.double().square().sum()
+        torch.distributed.all_reduce(squares)
+        # DeepSpeed sums squares in float32; what would overflow there is skipped there.
+        return float(squares) < torch.finfo(torch.float32).max
+
+    def discard(self) -> None:
+        """Drop the gradients added since the last update; no weight changes."""
+        # What DeepSpeed has staged, it clears itself when it sees that an update cannot be applied.
+        for gradient in self._gradients():
+            gradient.fill_(torch.inf)
+        self.step(0.0)
+
+    def _gradients(self) -> list[Tensor]:
+        """This rank's part of the gradients, after the last backward pass: all of them at stage 0."""
+        if self._stage == 0:
+            return [p.grad for p in self._engine.module.parameters() if p.grad is not None]
+        return [g for group in self._engine.optimizer.averaged_gradients.values() for g in group or () if g is not None]
+
     @property
     def vocabulary(self) -> int:
         """Rows of the embedding, as the model's configuration says."""
-        config: Any = self.module.config
-        return int(config.get_text_config().vocab_size)
+        return int(self.module.config.get_text_config().vocab_size)
 
     def full_weights(self) -> Iterator[tuple[str, Tensor]]:
         """Whole tensors by their Hugging Face names, one after the other, valid until the next is asked for. A tied
-        output layer is left out. Every rank must exhaust the iterator."""
+        output layer is left out, and so is a value head. Every rank must exhaust the iterator."""
         with torch.no_grad():
-            for name, parameter in self._engine.module.named_parameters():
+            for name, parameter in self.module.named_parameters():
                 gathered = (
                     deepspeed.zero.GatheredParameters([parameter]) if self._stage == 3 else contextlib.nullcontext()
                 )
                 with gathered:
                     if name not in self._tied:
                         yield name, parameter.detach()
-            parameters = {name for name, _ in self._engine.module.named_parameters()}
-            for name, buffer in self._engine.module.state_dict(keep_vars=True).items():
+            parameters = {name for name, _ in self.module.named_parameters()}
+            for name, buffer in self.module.state_dict(keep_vars=True).items():
                 if name not in parameters | self._tied and not isinstance(buffer, nn.Parameter):
                     yield name, buffer
 

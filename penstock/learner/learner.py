@@ -78,12 +78,11 @@ class LearnerRank(Rank):
     def _run(self) -> str:
         import torch
 
-        from penstock.learner import ranks
+        from penstock.learner import engines, ranks
         from penstock.learner.algorithms.bound import bind
         from penstock.learner.crew import Crew
-        from penstock.learner.engine import Engine
         from penstock.learner.loop import LearnerLoop, LoopSettings
-        from penstock.services.models import load_model, load_tokenizer, save_model
+        from penstock.services.models import load_tokenizer, save_model
 
         plan = self._plan
         if plan.threads is not None:
@@ -94,13 +93,13 @@ class LearnerRank(Rank):
         self._beat("meeting the other ranks")
         team = ranks.join(self._rank, plan.learner.ranks, plan.meet_at, plan.learner.collective_timeout)
         self._beat("loading the model")
-        engine = Engine(load_model(plan.model, "float32"), plan.learner, team.size)
+        built = engines.build(plan.model, plan.learner, plan.algorithm.value)
         if resume is not None:
             self._beat("loading the checkpoint")
-            engine.load(resume.folder)
+            built.load(resume.folder)
             self._beat("loaded the checkpoint")
         algorithm = bind(plan.algorithm)
-        crew = Crew(team, engine, algorithm, plan.learner, self._beat)
+        crew = Crew(team, built, algorithm, plan.learner, self._beat)
         self._running()
         if self._rank > 0:
             crew.follow()
@@ -128,7 +127,7 @@ class LearnerRank(Rank):
             self._sender,
             algorithm,
             settings,
-            save_model=lambda folder, weights: save_model(engine.module, tokenizer, folder, weights),
+            save_model=lambda folder, weights: save_model(crew.engine.module, tokenizer, folder, weights),
             report=self._keep,
             should_stop=self._should_stop,
             beat=self._beat,

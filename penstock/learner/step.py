@@ -1,57 +1,32 @@
-"""One train step, as in the papers: log-probs, trust, objective, KL, reduction, update."""
+"""One train step, as in the papers: log-probs, advantages, trust, objective, KL, reduction, values, update."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from penstock.learner.algorithms.bound import BoundAlgorithm
 from penstock.learner.algorithms.composition import compose
-from penstock.learner.batch import Array, Batch
-from penstock.learner.config import LearnerSection
-from penstock.learner.deal import Share
+from penstock.learner.algorithms.reductions import weighted_sum
+from penstock.learner.critic import split_values
 from penstock.learner.diagnostics import observe
-from penstock.learner.engine import Engine
-from penstock.learner.schedule import learning_rate
+from penstock.learner.forward import policy_pass, value_pass
+from penstock.learner.start import Parts, begin
 from penstock.learner.tally import Tally
-from penstock.services.logprobs import PaddedRows, pad_rows, window_logprobs
 
-
-@dataclass(frozen=True)
-class MicroBatch:
-    """Rows on the engine's device, every per-token column in the window of `rows` and 0 outside the responses."""
-
-    rows: PaddedRows
-    temperatures: Float[Tensor, "rows 1"]
-    weights: Float[Tensor, " rows"]
-    mask: Bool[Tensor, "rows window"]
-    logp_sampler: Float[Tensor, "rows window"]
-    advantages: Float[Tensor, "rows window"]
-    lags: Int[Tensor, "rows window"]
-    older_kv: Bool[Tensor, "rows window"]
-    logp_reference: Float[Tensor, "rows window"] | None
-
-    @classmethod
-    def of(cls, batch: Batch, rows: list[int], device: torch.device) -> MicroBatch:
-        part = batch.select(rows)
-        padded = pad_rows(part.rows(), device=device)
-        count = max(1, len(rows))
-        return cls(
-            rows=padded,
-            temperatures=_filled(part.temperatures, count, 1.0).unsqueeze(-1).to(device),
-            weights=_filled(part.weights, count, 0.0).to(device),
-            mask=_window(part.mask, padded),
-            logp_sampler=_window(part.logp_sampler, padded),
-            advantages=_window(part.advantages, padded),
-            lags=_window(part.lags, padded),
-            older_kv=_window(part.older_kv, padded),
-            logp_reference=None if part.logp_reference is None else _window(part.logp_reference, padded),
-        )
+if TYPE_CHECKING:
+    from penstock.learner.algorithms.bound import BoundAlgorithm, ValueUse
+    from penstock.learner.batch import Array
+    from penstock.learner.config import LearnerSection
+    from penstock.learner.deal import Share
+    from penstock.learner.engines import Engines
+    from penstock.learner.micro import MicroBatch
+    from penstock.learner.ranks import Team
 
 
 @dataclass(frozen=True)
@@ -63,88 +38,115 @@ class StepResult:
     skipped: int
     """Updates that no rank applied, because a gradient was infinite or undefined."""
     tally: Tally
+    metrics: dict[str, float]
+    """What is known over all ranks already."""
     logp_start: Array
     """[N] log-probs of this rank's tokens at the start of the step; empty unless asked for."""
 
 
+class Losses(NamedTuple):
+    """This micro-batch's part of the losses of its mini-batch; None for a model that is not trained on it."""
+
+    policy: Float[Tensor, ""] | None
+    """With the value head's, if it has one."""
+    critic: Float[Tensor, ""] | None
+    """Of the value model with a backbone of its own."""
+
+
 def train_step(
-    engine: Engine,
+    engines: Engines,
     share: Share,
     algorithm: BoundAlgorithm,
     section: LearnerSection,
+    team: Team,
     keep_logprobs: bool = False,
+    policy_frozen: bool = False,
     alive: Callable[[], None] = lambda: None,
 ) -> StepResult:
-    """Every epoch and mini-batch of one step, on this rank's share. Collective: all ranks call it together. `alive` is
-    called before every micro-batch and update."""
-    micro = [[MicroBatch.of(share.batch, r, engine.device) for r in mini] for mini in share.mini_batches]
-    # With a single update π is still π_prox when it is used; otherwise π_prox is computed once, before any update.
-    proximal = _proximal(engine, micro, alive) if share.updates > 1 or keep_logprobs else None
+    """Every epoch and mini-batch of one step, on this rank's share. Collective: all ranks call it together.
+
+    `policy_frozen`: only values are learned. `alive` is called before every micro-batch and update.
+    """
+    start = begin(engines, share, algorithm, team, keep_logprobs, alive)
     tally = Tally()
     applied = skipped = 0
     for order in share.epochs:
         for mini in order:
-            for place, part in enumerate(micro[mini]):
+            for place, part in enumerate(start.parts[mini]):
                 alive()
-                prox = proximal[mini][place] if proximal is not None else None
-                loss = micro_loss(engine, part, prox, algorithm, tally)
-                engine.backward(loss, last=place == len(micro[mini]) - 1)
+                losses = micro_losses(engines, part, algorithm, start.bound, policy_frozen, tally)
+                last = place == len(start.parts[mini]) - 1
+                if losses.policy is not None:
+                    engines.policy.backward(losses.policy, last)
+                if losses.critic is not None and engines.critic is not None:
+                    engines.critic.backward(losses.critic, last)
             alive()
-            rate = learning_rate(section.learning_rate, section.schedule, engine.updates)
-            update = engine.step(rate)
-            applied, skipped = applied + update.applied, skipped + (not update.applied)
-            if update.applied:
-                tally.add_number("actor/grad_norm", update.grad_norm)
-                tally.add_number("actor/lr", rate)
-    kept = _by_row(share, proximal, micro) if keep_logprobs and proximal is not None else np.zeros(0, np.float32)
-    return StepResult(applied, skipped, tally, kept)
+            update = engines.update(section, policy_frozen)
+            applied, skipped = applied + bool(update), skipped + (not update)
+            for name, value in update.items():
+                tally.add_number(name, value)
+    kept = _by_row(share, start.parts) if keep_logprobs else np.zeros(0, np.float32)
+    return StepResult(applied, skipped, tally, start.metrics, kept)
 
 
-def micro_loss(
-    engine: Engine, part: MicroBatch, logp_prox: Tensor | None, algorithm: BoundAlgorithm, tally: Tally
-) -> Float[Tensor, ""]:
-    """This micro-batch's part of the loss of its mini-batch."""
-    mask = part.mask
-    logp, entropy = window_logprobs(engine, part.rows, part.temperatures, algorithm.entropy_coefficient > 0)
-    prox = logp.detach() if logp_prox is None else logp_prox
+def micro_losses(
+    engines: Engines,
+    part: MicroBatch,
+    algorithm: BoundAlgorithm,
+    bound: float,
+    policy_frozen: bool,
+    tally: Tally,
+) -> Losses:
+    """The loss of the policy and of the values, and everything that is reported of them."""
+    shared = algorithm.value is not None and engines.critic is None
+    with torch.set_grad_enabled(shared or not policy_frozen):
+        logp, entropy, values = policy_pass(engines.policy, part, algorithm.entropy_coefficient > 0)
+    prox = logp.detach() if part.logp_prox is None else part.logp_prox
     made = compose(
-        algorithm, logp, prox, part.logp_sampler, part.logp_reference, part.advantages, mask, part.weights, entropy
+        algorithm,
+        logp,
+        prox,
+        part.logp_sampler,
+        part.logp_reference,
+        part.advantages,
+        part.mask,
+        part.weights,
+        entropy,
+        bound,
     )
-    observe(tally, part, mask, made.keep, logp.detach(), prox, entropy.detach(), made.facts)
+    observe(tally, part, made.mask, made.keep, logp.detach(), prox, entropy.detach(), made.facts)
     tally.add_number("actor/pg_loss", made.policy.detach())
     tally.add_number("actor/loss", made.loss.detach())
-    return made.loss
+    policy = None if policy_frozen else made.loss
+    if algorithm.value is None:
+        return Losses(policy, None)
+    if engines.critic is not None:
+        values = value_pass(engines.critic, part)
+    assert values is not None, "an algorithm with values has a value head or a value model"
+    critic = algorithm.value.coefficient * _value_loss(algorithm.value, part, values, tally)
+    if shared:
+        return Losses(critic if policy is None else policy + critic, None)
+    return Losses(policy, critic)
 
 
-def _proximal(engine: Engine, micro: list[list[MicroBatch]], alive: Callable[[], None]) -> list[list[Tensor]]:
-    """log π_prox of every micro-batch, before the first update."""
+def _value_loss(use: ValueUse, part: MicroBatch, found: Tensor, tally: Tally) -> Float[Tensor, ""]:
+    """Reduced as the policy's is, over all tokens that count: values are learned from what is rejected, too."""
+    assert part.old_values is not None and part.returns is not None, "laid into it at the start"
+    values, _ = split_values(found, part.rows)
+    losses, facts = use.loss(values, part.old_values, part.returns, part.mask)
+    for name, value in facts.items():
+        tally.add(name, value, part.mask)
+    loss = weighted_sum(losses, part.mask, part.weights)
+    tally.add_number("critic/loss", loss.detach())
+    return loss
 
-    def logprobs(part: MicroBatch) -> Tensor:
-        alive()
-        return window_logprobs(engine, part.rows, part.temperatures)[0]
 
-    with torch.no_grad():
-        return [[logprobs(part) for part in mini] for mini in micro]
-
-
-def _by_row(share: Share, proximal: list[list[Tensor]], micro: list[list[MicroBatch]]) -> Array:
-    """The proximal log-probs in the order of the share's rows."""
+def _by_row(share: Share, parts: Parts) -> Array:
+    """log π_prox in the order of the share's rows."""
     per_row: list[Array] = [np.zeros(0, np.float32)] * len(share.batch)
-    for plan, values, parts in zip(share.mini_batches, proximal, micro, strict=True):
-        for rows, logp, part in zip(plan, values, parts, strict=True):
+    for plan, mini in zip(share.mini_batches, parts, strict=True):
+        for rows, part in zip(plan, mini, strict=True):
+            assert part.logp_prox is not None, "asked for at the start"
             for i, row in enumerate(rows):
-                per_row[row] = logp[i][part.rows.responses[i]].float().cpu().numpy()
+                per_row[row] = part.logp_prox[i][part.rows.responses[i]].float().cpu().numpy()
     return np.concatenate([*per_row, np.zeros(0, np.float32)])
-
-
-def _filled(column: Array, count: int, value: float) -> Tensor:
-    """A per-row column; one row of `value` where there are no rows."""
-    return torch.from_numpy(column.copy()) if len(column) else torch.full((count,), value)
-
-
-def _window(column: Array, rows: PaddedRows) -> Tensor:
-    """A flat per-token column laid into the window; both run row by row."""
-    values = torch.from_numpy(column.copy()).to(rows.responses.device)
-    laid = torch.zeros(rows.responses.shape, dtype=values.dtype, device=values.device)
-    laid[rows.responses] = values
-    return laid

@@ -5,6 +5,7 @@ The expected values come from plain torch: one row at a time, no padding, no eng
 
 from __future__ import annotations
 
+import math
 import tempfile
 from pathlib import Path
 
@@ -94,14 +95,17 @@ def gradients_of(engine, share, team):
     """(loss, full gradients) of one step up to, not including, the update."""
     from deepspeed.utils import safe_get_full_grad
 
-    from penstock.learner.step import MicroBatch, micro_loss
+    from penstock.learner.engines import Engines
+    from penstock.learner.micro import MicroBatch
+    from penstock.learner.step import micro_losses
     from penstock.learner.tally import Tally
 
     algorithm, tally = bind(AlgorithmSection.model_validate({"name": "grpo", **CELLS})), Tally()
     (plan,) = share.mini_batches
     for place, rows in enumerate(plan):
         part = MicroBatch.of(share.batch, rows, engine.device)
-        engine.backward(micro_loss(engine, part, None, algorithm, tally), last=place == len(plan) - 1)
+        loss = micro_losses(Engines(engine), part, algorithm, math.inf, False, tally).policy
+        engine.backward(loss, last=place == len(plan) - 1)
     gradients = {name: safe_get_full_grad(p).clone() for name, p in engine.module.named_parameters()}
     return tally.over(team).sum("actor/loss"), gradients
 
@@ -119,7 +123,7 @@ def assert_same(found, expected):
 def test_one_rank_gives_the_loss_and_gradient_worked_out_by_hand(team, stage, micro):
     from penstock.learner.engine import Engine
 
-    batch = builders.batch_of()
+    batch = batch_of()
     engine = Engine(tiny_model(), LearnerSection(zero_stage=stage), 1)
     (share,) = dealt(batch, [list(range(7))], micro)
     assert_same(gradients_of(engine, share, team), by_hand(batch))
@@ -153,16 +157,17 @@ def two_ranks(rank, address, folder):
 
 
 def step(engine, team, batch):
+    from penstock.learner.engines import Engines
     from penstock.learner.step import train_step
 
     share = dealt(batch, [[0, 3, 4, 6], [1, 2, 5]], 2)[team.rank]
-    return train_step(engine, share, bind(AlgorithmSection()), LearnerSection(learning_rate=1e-3))
+    return train_step(Engines(engine), share, bind(AlgorithmSection()), LearnerSection(learning_rate=1e-3), team)
 
 
 def one_rank_sees_a_nan(engine, team):
     engine.step(0.0)
     before = engine.snapshot(wanted=True)
-    batch = builders.batch_of()
+    batch = batch_of()
     advantages = batch.advantages.copy()
     advantages[np.flatnonzero(batch.mask)[0]] = np.nan  # in row 0, which rank 0 has
     result = step(engine, team, batch.with_columns(advantages=advantages))
@@ -224,7 +229,7 @@ def test_two_ranks_go_on_from_a_checkpoint_as_if_nothing_had_happened(pair, stag
 
 
 def test_a_row_that_is_dealt_elsewhere_keeps_the_weight_of_its_whole_mini_batch():
-    batch = builders.batch_of()
+    batch = batch_of()
     shares = deal.deal(batch, [list(range(7))], 3, 16, 1, 0)
 
     def weights(part):

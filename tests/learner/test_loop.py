@@ -29,6 +29,7 @@ def loop_of(team, store, sender, folder, *, steps, learner=None, staleness=None,
     from penstock.learner.algorithms.bound import bind
     from penstock.learner.crew import Crew
     from penstock.learner.engine import Engine
+    from penstock.learner.engines import Engines
     from penstock.learner.loop import LearnerLoop, LoopSettings
 
     learner = LearnerSection(groups_per_step=4, learning_rate=1e-2, **(learner or {}))
@@ -55,7 +56,7 @@ def loop_of(team, store, sender, folder, *, steps, learner=None, staleness=None,
         store.attach(LedgerRules(staleness.max_lag, 4, None, 10**8))
     saved = []
     loop = LearnerLoop(
-        Crew(team, engine, algorithm, learner),
+        Crew(team, Engines(engine), algorithm, learner),
         store,
         sender,
         algorithm,

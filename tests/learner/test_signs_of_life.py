@@ -20,7 +20,7 @@ class Diary:
 
     def __init__(self, engine, monkeypatch):
         self.entries = []
-        module, step = engine.module, engine.step
+        module, step = engine.module.base_model, engine.step
         module.register_forward_pre_hook(lambda *_: self.entries.append("pass"))
         monkeypatch.setattr(engine, "step", lambda rate: self.entries.append("update") or step(rate))
 
@@ -50,6 +50,7 @@ def four_rows():
 
 def test_a_train_step_shows_life_before_every_micro_batch_and_update(team, monkeypatch):
     from penstock.learner.engine import Engine
+    from penstock.learner.engines import Engines
     from penstock.learner.step import train_step
 
     section = LearnerSection(groups_per_step=2, mini_batches=2, epochs=2)
@@ -57,7 +58,7 @@ def test_a_train_step_shows_life_before_every_micro_batch_and_update(team, monke
     diary = Diary(engine, monkeypatch)
     # One row at a time: 4 passes for π_prox, then 2 epochs of 2 mini-batches of 2 micro-batches.
     (share,) = deal.deal(four_rows(), [[0, 1], [2, 3]], 1, 4, 2, 0)
-    train_step(engine, share, bind(AlgorithmSection()), section, alive=diary.alive)
+    train_step(Engines(engine), share, bind(AlgorithmSection()), section, team, alive=diary.alive)
     minis = ["alive", "pass", "alive", "pass", "alive", "update"] * 4
     assert diary.entries == ["alive", "pass"] * 4 + minis
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from penstock.learner.algorithms.bound import BoundAlgorithm
 from penstock.learner.algorithms.objectives import Facts
+from penstock.learner.algorithms.ranges import combined, within_range
 from penstock.learner.algorithms.reductions import weighted_sum
 
 
@@ -26,6 +27,8 @@ class Composed(NamedTuple):
     keep: Bool[Tensor, "rows window"]
     """Tokens that the loss is a sum over: those that count and that neither trust nor rejection leaves out."""
     facts: Facts
+    mask: Bool[Tensor, "rows window"]
+    """Tokens that count and are within range."""
 
 
 def compose(
@@ -42,10 +45,14 @@ def compose(
 ) -> Composed:
     """Σ weights · (w · objective + β · KL − c · entropy) over the tokens to keep; w and keep from trust and rejection.
 
-    `mask` is True on the tokens that count and are within range (`ranges.within_range`); `weights` come from the
-    reduction over the whole mini-batch, so that what is left out stays in the denominators; `bound` is the
-    rejection's, from the whole batch.
+    `mask` is True on the tokens that count; those out of range (`ranges.within_range`) are left out here, before
+    anything is exponentiated. `weights` come from the reduction over the whole mini-batch, so that what is left out
+    stays in the denominators; `bound` is the rejection's, from the whole batch.
     """
+    used = [logp, logp_prox, logp_sampler]
+    if algorithm.penalty is not None and logp_reference is not None:
+        used.append(logp_reference)
+    mask, range_facts = within_range(mask, *used)
     trust, trust_facts = algorithm.trust(logp_prox, logp_sampler, advantages, mask)
     kept, reject_facts = algorithm.reject(logp_prox, logp_sampler, advantages, mask, bound)
     keep = trust.keep & kept
@@ -58,4 +65,5 @@ def compose(
         losses = losses + algorithm.kl_coefficient * algorithm.penalty(*inputs)
     if algorithm.entropy_coefficient > 0 and entropy is not None:
         losses = losses - algorithm.entropy_coefficient * entropy
-    return Composed(weighted_sum(losses, keep, weights), policy, keep, facts | trust_facts | reject_facts)
+    facts = combined(range_facts, facts, trust_facts, reject_facts)
+    return Composed(weighted_sum(losses, keep, weights), policy, keep, facts, mask)
