@@ -17,11 +17,11 @@ def memo(issued=12):
     return LedgerMemo(issued, 8, {"stale": 1}, (10, 11, 9), {1: Version(0, 3)})
 
 
-def write(root, step, lineage=0, **metrics):
+def write(root, step, lineage=0, facts=FACTS, **metrics):
     version = Version(lineage, step)
     partial = checkpoints.begin(root, version)
     (partial / "state").write_text("weights")
-    return checkpoints.seal(root, version, memo(), metrics, FACTS)
+    return checkpoints.seal(root, version, memo(), metrics, facts)
 
 
 def test_a_checkpoint_reads_back_as_it_was_written(tmp_path):
@@ -33,6 +33,12 @@ def test_a_checkpoint_reads_back_as_it_was_written(tmp_path):
     assert found.metrics == {"reward/mean": 0.5}
     assert (found.folder / "state").read_text() == "weights"
     assert (tmp_path / "latest").read_text() == "step-000040-lineage-1"
+
+
+def test_adaptive_coefficients_come_back_and_older_checkpoints_have_none(tmp_path):
+    write(tmp_path, 1)
+    write(tmp_path, 2, facts=FACTS | {"coefficients": {"kl.coefficient": 0.125}})
+    assert [c.coefficients for c in checkpoints.find(tmp_path)] == [{}, {"kl.coefficient": 0.125}]
 
 
 def test_a_half_written_checkpoint_is_none(tmp_path):
