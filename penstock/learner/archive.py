@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from penstock.learner.deal import Share
 
 _FILE, _GROUPS = "batch.safetensors", "groups.msgpack"
-_CONFIG, _WEIGHTS = "config.json", "model.safetensors"
+_CONFIG, WEIGHTS = "config.json", "model.safetensors"
 POLICY, VALUE = "policy", "value"
 """Folders of the weights within an archived step."""
 
@@ -78,7 +78,7 @@ def _write_model(folder: Path, model: SavedModel) -> None:
     folder.mkdir()
     (folder / _CONFIG).write_text(model.config)
     tensors: dict[str, torch.Tensor] = {name: tensor.contiguous() for name, tensor in model.tensors.items()}
-    save_file(tensors, folder / _WEIGHTS, metadata={"format": "pt"})
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
 
 
 def learned(shares: Iterable[Share], logp_start: Sequence[Array]) -> Batch:
@@ -112,7 +112,7 @@ def steps(folder: Path) -> list[Path]:
 
 def has_weights(step: Path) -> bool:
     """Whether an archived step can be computed anew."""
-    return (step / POLICY / _WEIGHTS).is_file() and (step / _GROUPS).is_file()
+    return (step / POLICY / WEIGHTS).is_file() and (step / _GROUPS).is_file()
 
 
 def prune(folder: Path, keep_last: int) -> None:

@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from penstock.learner import archive, checkpoints, deal, report
+from penstock.learner import checkpoints, deal, report
 from penstock.learner.algorithms.bound import BoundAlgorithm
-from penstock.learner.archivist import Archivist
 from penstock.learner.assemble import Moment, assemble
+from penstock.learner.audit import Auditor
 from penstock.learner.batch import Batch
 from penstock.learner.checkpoints import Checkpoint
 from penstock.learner.coefficients import Coefficients
@@ -25,6 +25,7 @@ from penstock.learner.config import (
     StalenessSection,
 )
 from penstock.learner.crew import Crew, Trained
+from penstock.learner.evidence import Evidence
 from penstock.learner.feed import Fed, Feed
 from penstock.learner.publisher import Publisher
 from penstock.services.contracts import PenstockError, ReplayStore, WeightSender
@@ -77,20 +78,15 @@ class LearnerLoop:
         report: Callable[[dict[str, Any]], None],
         should_stop: Callable[[int, int], str] = lambda _step, _tokens: "",
         beat: Callable[[str], None] = lambda _: None,
+        auditor: Auditor | None = None,
     ) -> None:
         self._crew, self._store = crew, store
         self._algorithm, self._settings = algorithm, settings
         self._save_model, self._report = save_model, report
         self._should_stop, self._beat = should_stop, beat
-        self._publisher = Publisher(store, sender)
-        self._archivist = Archivist(
-            settings.archives,
-            settings.archive,
-            {archive.POLICY: archive.config_of(crew.engine.module)},
-            {"learner": settings.learner.model_dump(), "algorithm": settings.algorithm.model_dump()},
-            settings.staleness.take_deadline,
-            self._while_writing,
-        )
+        keeps = auditor.keeps(settings.staleness.max_lag) if auditor is not None else 0
+        self._publisher = Publisher(store, sender, keeps, settings.staleness.take_deadline)
+        self._evidence = Evidence(settings, crew, auditor, self._while_writing)
         self._feed = Feed(
             store,
             algorithm,
@@ -155,6 +151,7 @@ class LearnerLoop:
             self.version = self.version.next()
             self.tokens += int(batch.lengths.sum())
             times |= self._publish()
+            times |= self._evidence.audit(self.version)
             metrics = self._metrics = self._step_metrics(fed, batch, trained) | times
             if self._checkpoint_due():
                 metrics["time/checkpoint"] = self._checkpoint()
@@ -179,7 +176,7 @@ class LearnerLoop:
 
     def _finish(self, why: str) -> None:
         self._wait_for_publication()
-        self._archivist.wait()
+        self._evidence.finish()
         if self._saved != self.version:
             self._checkpoint()
         weights = self._crew.snapshot()
@@ -204,12 +201,11 @@ class LearnerLoop:
         """Shares balanced by tokens, one train step on all ranks."""
         learner, ranks = self._settings.learner, self._crew.team.size
         shares = deal.deal(batch, self._minis, ranks, learner.micro_batch_tokens, learner.epochs, self._seed())
-        keep = self._archivist.due(self.version.next())
+        keep = self._evidence.wanted(self.version.next())
         trained = self._crew.train(shares, keep, self._coefficients.values, self._warming_up)
         trained = replace(trained, metrics=trained.metrics | self._coefficients.metrics())
         if keep:
-            learned = archive.learned(shares, trained.logp_start)
-            self._archivist.keep(moment, fed.groups, learned, report.finite(trained.metrics), self._coefficients.values)
+            self._evidence.trained(moment, fed.groups, shares, trained, self._coefficients.values)
         return trained
 
     def _adapt(self, trained: Trained) -> None:
@@ -256,7 +252,7 @@ class LearnerLoop:
     def _snapshot(self) -> dict[str, Any]:
         """A copy of the weights, for publication and whoever else needs those of this version."""
         weights = self._crew.snapshot()
-        self._archivist.hold(self.version, **{archive.POLICY: weights})
+        self._evidence.hold(self.version, weights)
         return weights
 
     def _wait_for_publication(self) -> None:

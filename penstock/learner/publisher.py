@@ -12,13 +12,22 @@ from penstock.services.contracts import DeadlinePassed, ReplayStore, WeightSende
 from penstock.services.versions import Version
 from penstock.services.weights.manifest import ProbeRecord
 
+_READER = "audit"
+"""Under which the publisher pins versions in the store."""
+
 
 class Publisher:
-    """Makes versions readable and then opens the gate for them, one after the other."""
+    """Makes versions readable and then opens the gate for them, one after the other.
 
-    def __init__(self, store: ReplayStore, sender: WeightSender) -> None:
+    The newest `keeps` versions stay pinned for audits; a pin is renewed with every publication and ends by itself after
+    twice the `deadline` in which the next one must come.
+    """
+
+    def __init__(self, store: ReplayStore, sender: WeightSender, keeps: int = 0, deadline: float = 0.0) -> None:
         self._store = store
         self._sender = sender
+        self._keeps, self._pin_seconds = keeps, 2 * deadline
+        self._pins: tuple[Version, ...] = ()
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
         self._version: Version | None = None
@@ -61,6 +70,15 @@ class Publisher:
         if failure is not None:
             raise failure
 
+    def _pin(self, version: Version) -> None:
+        """Before anything is retired: what is kept is pinned, what is too old is let go."""
+        pins = (*self._pins, version)[-self._keeps :] if self._keeps else ()
+        for kept in pins:
+            self._store.pin(kept, _READER, self._pin_seconds)
+        for old in set(self._pins) - set(pins):
+            self._store.unpin(old, _READER)
+        self._pins = pins
+
     def _publish(
         self, version: Version, weights: Mapping[str, torch.Tensor], probe: ProbeRecord | None, advance: bool
     ) -> None:
@@ -68,6 +86,7 @@ class Publisher:
             self._sender.publish(version, weights.items(), probe)
             if advance:
                 self._store.advance(version)
+            self._pin(version)
             # The one before stays for a worker that is just about to ask for it.
             self._sender.retire(self._store.pinned() | {version, *self._previous})
             self._previous = (version,)

@@ -136,7 +136,7 @@ def test_a_step_with_undefined_gradients_changes_nothing_and_three_of_them_end_t
     loop = loop_of(team, store, sender, tmp_path, steps=5, reports=reports)
     # A sampler that reports probability 0 for what it drew: the KL estimate of the loss is undefined.
     algorithm = loop._crew._algorithm
-    object.__setattr__(algorithm, "penalty", lambda logp, reference: logp * float("nan"))
+    object.__setattr__(algorithm, "penalty", lambda logp, *_: logp * float("nan"))
     object.__setattr__(algorithm, "kl_coefficient", 1.0)
     before = loop._crew.engine.snapshot(wanted=True)
     with pytest.raises(NonFinite, match=r"3 train steps in a row from version 0\.0"):
