@@ -90,6 +90,7 @@ _ALLOWED = {
     "string_type": "text",
     "dict_type": "a mapping of keys to values",
     "model_type": "a mapping of keys to values",
+    "model_attributes_type": "a mapping of keys to values",
     "tuple_type": "a list",
     "list_type": "a list",
 }
@@ -109,8 +110,9 @@ def _finding(detail: Any, path: KeyPath, root: type[BaseModel], source: YamlSour
     kind, context = detail["type"], detail.get("ctx", {})
     key, where = dotted(path) or "run file", source.place(path)
     if kind == "extra_forbidden":
-        siblings = ", ".join(names_at(root, path[:-1]))
-        return Finding(key, "there is no such key", allowed=siblings, nearest=nearest_key(root, path), where=where)
+        return _unknown_key(detail["loc"], path, root, where)
+    if kind in ("union_tag_invalid", "union_tag_not_found"):
+        return _unknown_kind(detail, path, source)
     if kind == "missing":
         return Finding(key, "is required and missing", where=where, remedy=_help(root, path))
     value = mask(detail["input"]) if not isinstance(detail["input"], BaseModel) else ""
@@ -127,6 +129,48 @@ def _finding(detail: Any, path: KeyPath, root: type[BaseModel], source: YamlSour
         )
     allowed = _ALLOWED.get(kind, detail["msg"]).format(**context)
     return Finding(key, "has a value that does not fit", found=value, allowed=allowed, where=where)
+
+
+def _unknown_key(location: Sequence[str | int], path: KeyPath, root: type[BaseModel], where: str) -> Finding:
+    """A key that nothing has, or that another kind of the same section has."""
+    name, about = str(path[-1]), "there is no such key"
+    sections = list(direct_sections(type_at(root, path[:-1])))
+    # Where a section comes in kinds, the kind that was looked into stands before the key.
+    chosen = [s for s in sections if _kind_of(s) == (location[-2] if len(location) > 1 else None)]
+    if not chosen or len(sections) == 1:
+        allowed, nearest = names_at(root, path[:-1]), nearest_key(root, path)
+        return Finding(dotted(path), about, allowed=", ".join(allowed), nearest=nearest, where=where)
+    allowed = sorted(chosen[0].model_fields)
+    others = [repr(_kind_of(s)) for s in sections if name in s.model_fields]
+    close = difflib.get_close_matches(name, allowed, n=1, cutoff=0.6)
+    return Finding(
+        dotted(path),
+        f"{_kind_of(chosen[0])} has no such key",
+        allowed=", ".join(allowed),
+        nearest=dotted((*path[:-1], close[0])) if close and not others else "",
+        remedy=f"it belongs to kind {' and '.join(others)}: set {dotted((*path[:-1], 'kind'))} too" if others else "",
+        where=where,
+    )
+
+
+def _kind_of(section: type[BaseModel]) -> Any:
+    kind = section.model_fields.get("kind")
+    return None if kind is None else kind.default
+
+
+def _unknown_kind(detail: Any, path: KeyPath, source: YamlSource) -> Finding:
+    """A section whose `kind` is none of those there are."""
+    below, expected = (*path, "kind"), str(detail["ctx"].get("expected_tags", ""))
+    found = detail["ctx"].get("tag")
+    close = difflib.get_close_matches(str(found), re.findall(r"'([^']*)'", expected), n=1, cutoff=0.5)
+    return Finding(
+        dotted(below),
+        "is not one of the choices" if found is not None else "is required and missing: it says which keys there are",
+        found=repr(found) if found is not None else "",
+        allowed=expected,
+        nearest=repr(close[0]) if close else "",
+        where=source.place(below),
+    )
 
 
 def _help(root: type[BaseModel], path: KeyPath) -> str:

@@ -48,6 +48,17 @@ def type_at(root: type[BaseModel], path: Sequence[str | int]) -> Any:
     return here
 
 
+def open_at(root: type[BaseModel], path: Sequence[str | int]) -> bool:
+    """Whether `path` lies in a field that may hold a section of the user's own, whose keys are not known here."""
+    here: Any = root
+    for key in path[:-1]:
+        fields = [s.model_fields[str(key)] for s in direct_sections(here) if key in s.model_fields]
+        if any(isinstance(f.json_schema_extra, dict) and "own_too" in f.json_schema_extra for f in fields):
+            return True
+        here = _element(here, key)
+    return False
+
+
 def names_at(root: type[BaseModel], path: Sequence[str | int]) -> list[str]:
     """The keys that the sections at `path` have."""
     here = type_at(root, path)
@@ -74,19 +85,28 @@ def all_keys(root: type[BaseModel], prefix: KeyPath = ()) -> Iterator[str]:
 def nearest_key(root: type[BaseModel], path: Sequence[str | int]) -> str:
     """The existing key path that was probably meant: the same name elsewhere, else a sibling of almost that name,
     else almost that name elsewhere, else almost that path; empty when nothing comes near."""
-    wrong = str(path[-1])
-    keys = list(all_keys(root))
-    by_name = {key.rsplit(".", 1)[-1]: key for key in reversed(keys)}
+    wrong, whole = str(path[-1]), dotted(path)
+    keys = [key for key in all_keys(root) if key != whole]
+    by_name: dict[str, list[str]] = {}
+    for key in keys:
+        by_name.setdefault(key.rsplit(".", 1)[-1], []).append(key)
+
+    def likeliest(name: str) -> str:
+        """Of the keys with this name the one most like the path, or the outermost where only a name was given."""
+        if len(path) == 1:
+            return min(by_name[name], key=lambda key: key.count("."))
+        return max(by_name[name], key=lambda key: difflib.SequenceMatcher(None, key, whole).ratio())
+
     if wrong in by_name:
-        return by_name[wrong]
+        return likeliest(wrong)
     siblings = difflib.get_close_matches(wrong, names_at(root, path[:-1]), n=1, cutoff=0.6)
     if siblings:
         return dotted((*path[:-1], siblings[0]))
     elsewhere = difflib.get_close_matches(wrong, list(by_name), n=1, cutoff=0.75)
     if elsewhere:
-        return by_name[elsewhere[0]]
-    whole = difflib.get_close_matches(dotted(path), keys, n=1, cutoff=0.7)
-    return whole[0] if whole else ""
+        return likeliest(elsewhere[0])
+    near = difflib.get_close_matches(whole, keys, n=1, cutoff=0.7)
+    return near[0] if near else ""
 
 
 def is_list(annotation: Any) -> bool:

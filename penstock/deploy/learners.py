@@ -13,6 +13,7 @@ import ray
 from penstock.deploy.deaths import redirect_output
 from penstock.deploy.scorers import facts_of_process
 from penstock.deploy.transport import Outlet, Route
+from penstock.learner.algorithms.table import add_to_path
 from penstock.services.store.connection import StoreAddress
 from penstock.services.versions import Version
 
@@ -40,8 +41,9 @@ class StepLimits:
 class LearnerActor:
     """`LearnerRank` in a process of its own; `run` blocks in one thread, the rest is asked from others."""
 
-    def __init__(self, name: str, log: Path) -> None:
+    def __init__(self, name: str, log: Path, folder: str) -> None:
         redirect_output(log)
+        add_to_path(Path(folder))  # before anything arrives that names a module of the user's own
         self.name = name
         self._rank: Any = None
         self._outlet: Any = None
@@ -113,9 +115,9 @@ class LearnerActor:
         self._rank.observe(version, metrics)
 
 
-def start_rank(name: str, log: Path, options: dict[str, Any], _: int) -> Any:
-    """A rank's handle; it is still starting."""
-    return ray.remote(LearnerActor).options(max_concurrency=16, **options).remote(name, log)
+def start_rank(name: str, log: Path, options: dict[str, Any], folder: str, _: int) -> Any:
+    """A rank's handle; it is still starting. `folder` holds modules of the user's own algorithms."""
+    return ray.remote(LearnerActor).options(max_concurrency=16, **options).remote(name, log, folder)
 
 
 def prepare_ranks(

@@ -119,7 +119,8 @@ class Parts:
         self.scorers.append(Member("scorer-0", "scorer", log("scorer-0"), scorer))
         for rank in range(run_file.learner.ranks):
             name = f"learner-{rank}"
-            start = partial(start_rank, name, log(name), self.placement.options("learner"))
+            options, folder = self.placement.options("learner"), run_file.algorithm.folder
+            start = partial(start_rank, name, log(name), options, folder)
             self.learners.append(Member(name, "learner", log(name), start))
         for member in (*self.scorers, *self.learners):
             member.launch()

@@ -9,13 +9,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from penstock.deploy.checks import numbers, world
+from penstock.deploy.checks import algorithm, numbers, sampling, world
 from penstock.deploy.checks.context import Context, Rule, Stage
 from penstock.deploy.findings import Finding, written_path
 from penstock.deploy.runfile import RunFile, RunFileError, read
 from penstock.deploy.yaml_source import YamlSource
 
-RULES: tuple[Rule, ...] = (*numbers.RULES, *world.RULES)
+RULES: tuple[Rule, ...] = (*numbers.RULES, *sampling.RULES, *algorithm.RULES, *world.RULES)
 
 
 def check(path: Path | str, overrides: Sequence[str] = (), stage: Stage = "train") -> list[Finding]:
@@ -62,11 +62,13 @@ def _salvage(source: YamlSource, base: Path) -> tuple[RunFile, frozenset[str]]:
     broken: set[str] = set()
     while True:
         try:
-            return RunFile.model_validate(values).located(base), frozenset(broken)
+            return RunFile.at(base, values), frozenset(broken)
         except ValidationError as error:
             wrong = [written_path(detail["loc"], values) for detail in error.errors(include_url=False)]
         lacking = {str(path[0]) for path in wrong if not _remove(values, path)}
         broken |= lacking
+        if ("algorithm", "name") in wrong:
+            broken.add("algorithm")  # what a row fills in cannot be had without it
         for name in lacking:
             if name in values:
                 del values[name]

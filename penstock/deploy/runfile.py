@@ -105,6 +105,11 @@ class RunFile(Section):
     deadlines: DeadlinesSection = DeadlinesSection()
     """How long each wait may take."""
 
+    @classmethod
+    def at(cls, base: Path, values: Mapping[str, Any]) -> RunFile:
+        """The run file of a file in the folder `base`, its paths absolute. Raises ValidationError."""
+        return cls.model_validate(values, context={"base": base}).located(base)
+
     def located(self, base: Path) -> RunFile:
         """The same run file with its paths absolute: inputs against `base`, `runs_dir` against the current folder."""
         changes: dict[str, Any] = {"runs_dir": str(Path(self.runs_dir).expanduser().resolve())}
@@ -149,7 +154,7 @@ def read(path: Path, overrides: Sequence[str] = ()) -> Reading:
     run_file: RunFile | None = None
     malformed: list[Finding] = []
     try:
-        run_file = RunFile.model_validate(source.values).located(path.resolve().parent)
+        run_file = RunFile.at(path.resolve().parent, source.values)
     except ValidationError as error:
         malformed = from_pydantic(error, RunFile, source)
     # A section that knows its own secrets says more about them than the general search does.

@@ -72,7 +72,8 @@ class _Tuning:
     def _member(self, rank: int, options: dict[str, Any]) -> Member:
         name = f"sft-{rank}"
         log = self._directory.log(name)
-        member = Member(name, "learner", log, partial(start_rank, name, log, options))
+        start = partial(start_rank, name, log, options, self._run_file.algorithm.folder)
+        member = Member(name, "learner", log, start)
         member.launch()
         return member
 

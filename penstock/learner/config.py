@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
-from penstock.learner.algorithms import table
-from penstock.learner.algorithms.cells import Baseline, Credit, Value, Whitening
-from penstock.learner.algorithms.loss_cells import KL, Objective, Reduction, Reject, Trust
+from penstock.learner.algorithms.section import AlgorithmSection as AlgorithmSection  # noqa: PLC0414  one place for all
 from penstock.services.settings import Section, on_resume
 from penstock.services.staleness import Outlived
-
-_GRPO = table.find("grpo")
 
 
 class ScheduleSection(Section):
@@ -97,70 +92,6 @@ class LearnerSection(TrainingSection):
                 "rate falls: train steps × mini_batches × epochs"
             )
         return self
-
-
-class AlgorithmSection(Section):
-    """A row of the algorithm table, and the cells in which the run departs from it.
-
-    What is left out comes from the row. In a cell, naming another `kind` replaces the cell; otherwise the keys
-    given replace the row's own.
-    """
-
-    name: str = _GRPO.name
-    """A row of the table, or `module:ROW` for one of your own."""
-    baseline: Baseline = _GRPO.baseline
-    """What an answer's reward is compared with."""
-    whitening: Whitening = _GRPO.whitening
-    """Whether advantages are brought to mean 0 and deviation 1 over the batch."""
-    credit: Credit = _GRPO.credit
-    """Which part of an answer's reward each of its tokens answers for."""
-    objective: Objective = _GRPO.objective
-    """Loss of a token."""
-    trust: Trust = _GRPO.trust
-    """Correction for tokens that another policy sampled."""
-    reject: Reject = _GRPO.reject
-    """Tokens and answers that are left out because the sampler was too far from the policy."""
-    kl: KL = _GRPO.kl
-    """Penalty for leaving the reference policy."""
-    value: Value = _GRPO.value
-    """The value model, for credit that needs one."""
-    reduction: Reduction = _GRPO.reduction
-    """How losses of tokens become one number."""
-    group_filter: Literal["signal", "all"] = "signal"
-    """`signal`: groups whose rewards are all equal are replaced by others; `all`: they stay in the batch."""
-    quorum: int = Field(_GRPO.quorum, ge=1)
-    """Fewest scored members with which a group is still of use; a baseline of the group needs two."""
-    entropy_coefficient: float = on_resume(_GRPO.entropy_coefficient, ge=0, le=1)
-    """Times the entropy of the sampled-from distribution, taken off the loss."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_row(cls, given: Any) -> Any:
-        if not isinstance(given, Mapping):
-            return given
-        row = table.find(str(given.get("name", _GRPO.name))).cells()
-        return row | {key: _merge(row.get(key), value) for key, value in given.items()}
-
-    @property
-    def needs_reference(self) -> bool:
-        """Whether the run has to compute log-probs under the frozen reference."""
-        return self.kl.coefficient > 0
-
-    def for_answers_of(self, longest: int) -> AlgorithmSection:
-        """The same with `longest` tokens for the budget of a fixed length that was left out."""
-        if self.reduction.kind != "fixed_length" or self.reduction.budget is not None:
-            return self
-        return self.model_copy(update={"reduction": self.reduction.model_copy(update={"budget": longest})})
-
-
-def _merge(default: Any, given: Any) -> Any:
-    """The row's cell with the given keys put over it; a cell of another kind is taken as it is given."""
-    if not isinstance(default, Section) or not isinstance(given, Mapping):
-        return given  # a cell that is made already, or a plain value
-    values = default.model_dump()
-    if given.get("kind", values.get("kind")) != values.get("kind"):
-        return dict(given)
-    return {**values, **given}
 
 
 class StalenessSection(Section):

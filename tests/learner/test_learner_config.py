@@ -11,7 +11,6 @@ from pydantic import ValidationError
 from penstock.learner.algorithms import table
 from penstock.learner.algorithms.bound import bind
 from penstock.learner.algorithms.cells import GroupMean
-from penstock.learner.algorithms.group_rows import GRPO
 from penstock.learner.algorithms.loss_cells import PPOClip, Uncorrected
 from penstock.learner.config import AlgorithmSection, LearnerSection, ScheduleSection, SftSection, TrainingSection
 from penstock.learner.schedule import learning_rate
@@ -71,13 +70,6 @@ def test_a_row_of_ones_own_is_found_by_its_import_path():
     assert table.find("penstock.learner.algorithms.group_rows:GRPO").name == "grpo"
     with pytest.raises(ValueError, match="is no Algorithm"):
         table.find("penstock.learner.algorithms.table:find")
-
-
-def test_two_rows_cannot_share_a_name():
-    other = table.Algorithm(**{f: getattr(GRPO, f) for f in GRPO.__dataclass_fields__})
-    assert table.register(GRPO) is GRPO
-    with pytest.raises(ValueError, match="already"):
-        table.register(other)
 
 
 def test_the_reference_is_needed_exactly_when_the_penalty_counts():

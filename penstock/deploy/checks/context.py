@@ -46,6 +46,10 @@ class Context:
         found = "" if value is None or isinstance(value, (dict, list, tuple)) else mask(value)
         return Finding(key, problem, level, found, allowed, nearest, remedy, self.source.place(path))
 
+    def wrote(self, key: str) -> bool:
+        """Whether the file, or the command line, says something at `key`."""
+        return self._value(tuple(key.split("."))) is not None
+
     def _value(self, path: KeyPath) -> Any:
         """What the file says at `path`; None where it says nothing and the default counts."""
         here: Any = self.source.values

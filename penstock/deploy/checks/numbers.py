@@ -27,38 +27,6 @@ def a_limit_ends_the_run(ctx: Context) -> Iterator[Finding]:
         yield ctx.warning("limits", "nothing ends this run but you", remedy=remedy)
 
 
-@rule("rollout", "algorithm")
-def a_group_has_someone_to_compare_with(ctx: Context) -> Iterator[Finding]:
-    kind = ctx.run_file.algorithm.baseline.kind
-    if ctx.run_file.rollout.group_size < 2:
-        yield ctx.error(
-            "rollout.group_size",
-            f"the baseline {kind} compares the answers of a group, and one answer has no other",
-            allowed="2 or more",
-        )
-
-
-@rule("rollout", "algorithm")
-def a_quorum_can_be_reached(ctx: Context) -> Iterator[Finding]:
-    size, quorum = ctx.run_file.rollout.group_size, ctx.run_file.algorithm.quorum
-    if quorum > max(size, 2):
-        what = f"no group of {size} answers can have {quorum} scored ones"
-        yield ctx.error("algorithm.quorum", what, allowed=f"up to {size}")
-
-
-@rule("rollout")
-def the_learner_can_reproduce_the_sampling(ctx: Context) -> Iterator[Finding]:
-    sampling = ctx.run_file.rollout.sampling
-    why = (
-        "the learner cannot reproduce which tokens were filtered out, so its log-probabilities would not be those of "
-        "the distribution that was sampled from"
-    )
-    if sampling.top_p < 1:
-        yield ctx.error("rollout.sampling.top_p", why, allowed="1.0 (no filter)")
-    if sampling.top_k > 0:
-        yield ctx.error("rollout.sampling.top_k", why, allowed="0 (no filter)")
-
-
 @rule("rollout", "engine", "data")
 def a_prompt_and_its_answer_fit_the_engine(ctx: Context) -> Iterator[Finding]:
     answer, limit = ctx.run_file.rollout.sampling.max_tokens, ctx.run_file.engine.max_model_len
@@ -105,21 +73,6 @@ def sampler_and_learner_count_alike(ctx: Context) -> Iterator[Finding]:
             f"the learner computes in {ctx.run_file.learner.dtype}: the two disagree on every token's log-probability",
             nearest=repr(ctx.run_file.learner.dtype),
         )
-
-
-@rule("algorithm", "rollout")
-def a_fixed_length_is_the_budget(ctx: Context) -> Iterator[Finding]:
-    budget, longest = ctx.run_file.algorithm.reduction.budget, ctx.run_file.rollout.sampling.max_tokens
-    if budget is not None and budget != longest:
-        yield ctx.warning("algorithm.reduction.budget", f"differs from rollout.sampling.max_tokens, which is {longest}")
-
-
-@rule("algorithm", "reward")
-def a_reference_is_used(ctx: Context) -> Iterator[Finding]:
-    reward = ctx.run_file.reward
-    if reward is not None and reward.reference.model is not None and not ctx.run_file.algorithm.needs_reference:
-        remedy = "set algorithm.kl.coefficient, or leave the reference out"
-        yield ctx.warning("reward.reference.model", "algorithm.kl.coefficient is 0: it is never used", remedy=remedy)
 
 
 @rule("goals", "evaluation")

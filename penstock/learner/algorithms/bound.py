@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from penstock.learner.algorithms import kl, reductions, values
+from penstock.learner.algorithms.cells import BaselineCell, NoValue, ValueCredit, ValueHead
 from penstock.learner.algorithms.corrections import TrustRegion
+from penstock.learner.algorithms.loss_cells import PPOKL, Fixed
 from penstock.learner.algorithms.objectives import Facts
 
 if TYPE_CHECKING:
-    from penstock.learner.algorithms.cells import Baseline
     from penstock.learner.config import AlgorithmSection
 
 KL_COEFFICIENT, OBJECTIVE_COEFFICIENT = "kl.coefficient", "objective.coefficient"
@@ -117,7 +118,7 @@ def bind(section: AlgorithmSection) -> BoundAlgorithm:
             functools.partial(advantages.whiten, eps=whitening.eps) if whitening.over == "sequences" else None
         ),
         whiten_tokens_eps=whitening.eps if whitening.over == "tokens" else None,
-        credit=None if credit.needs_values else credit.bind(),
+        credit=None if isinstance(credit, ValueCredit) else credit.bind(),
         value=_values(section),
         objective=section.objective.bind(),
         trust=section.trust.bind(),
@@ -134,7 +135,7 @@ def bind(section: AlgorithmSection) -> BoundAlgorithm:
     )
 
 
-def _baseline(cell: Baseline) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+def _baseline(cell: BaselineCell) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
     """A baseline of one group is called for every group with signal; one of the batch is called once."""
     function = cell.bind()
     if cell.scope == "batch":
@@ -153,12 +154,12 @@ def _baseline(cell: Baseline) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tens
 
 def _values(section: AlgorithmSection) -> ValueUse | None:
     cell, credit = section.value, section.credit
-    if cell.kind == "none" or credit.kind not in ("gae", "vtrace"):
+    if isinstance(cell, NoValue) or not isinstance(credit, ValueCredit):
         return None
     return ValueUse(
         credit=credit.bind(),
         loss=functools.partial(values.value_loss, clip=cell.clip),
-        coefficient=cell.coefficient if cell.kind == "head" else 1.0,
+        coefficient=cell.coefficient if isinstance(cell, ValueHead) else 1.0,
         bootstrap_truncated=credit.bootstrap_truncated,
         warmup_steps=cell.warmup_steps,
     )
@@ -166,9 +167,9 @@ def _values(section: AlgorithmSection) -> ValueUse | None:
 
 def _adaptive(section: AlgorithmSection) -> dict[str, Adaptive]:
     found = {}
-    if section.kl.controller.kind != "fixed":
+    if not isinstance(section.kl.controller, Fixed):
         found[KL_COEFFICIENT] = Adaptive(section.kl.coefficient, "kl/reference", section.kl.controller.bind())
-    if section.objective.kind == "ppo_kl" and section.objective.controller.kind != "fixed":
-        objective = section.objective
+    objective = section.objective
+    if isinstance(objective, PPOKL) and not isinstance(objective.controller, Fixed):
         found[OBJECTIVE_COEFFICIENT] = Adaptive(objective.coefficient, "kl/update", objective.controller.bind())
     return found

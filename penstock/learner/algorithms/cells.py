@@ -20,12 +20,14 @@ HERE = "penstock.learner.algorithms"
 
 
 class Cell(Section):
-    """One part of an algorithm."""
+    """One part of an algorithm. One of your own is a subclass with a `function`, and a field per coefficient."""
 
     function: ClassVar[str]
     """`module:name` of the pure function behind the cell."""
     own: ClassVar[frozenset[str]] = frozenset({"kind"})
     """Fields that are not the function's."""
+    kind: str = "own"
+    """What the cell is called in a run file."""
 
     def bind(self) -> Callable[..., Any]:
         """The function with this cell's coefficients filled in."""
@@ -37,51 +39,60 @@ class Cell(Section):
 # --- baselines ------------------------------------------------------------------------------------
 
 
-class NoBaseline(Cell):
+class BaselineCell(Cell):
+    """What an answer's reward is compared with."""
+
+    scope: ClassVar[Literal["group", "batch"]] = "group"
+    """`group`: a function of one group's rewards `(rewards, scored) [members]`; `batch`: of all answers',
+    `(rewards, groups, scored) [answers]`. Each returns one advantage per answer, 0 for the unscored."""
+    shifts: ClassVar[bool] = True
+    """Whether reward and advantage differ by a number taken off, and not by a scale too."""
+    other_prompts: ClassVar[bool] = False
+    """Whether it compares with the answers to other prompts."""
+
+
+class NoBaseline(BaselineCell):
     """The reward itself."""
 
     function = f"{HERE}.advantages:no_baseline"
-    scope: ClassVar[str] = "batch"
+    scope = "batch"
     kind: Literal["none"] = "none"
 
 
-class GroupZScore(Cell):
+class GroupZScore(BaselineCell):
     """GRPO: reward minus the group's mean, over the group's standard deviation."""
 
     function = f"{HERE}.advantages:group_zscore"
-    scope: ClassVar[str] = "group"
+    shifts = False
     kind: Literal["group_zscore"] = "group_zscore"
     eps: float = Field(1e-4, gt=0, le=0.1)
     """Added to the standard deviation. Positive, since a group may be nearly without spread."""
 
 
-class GroupMean(Cell):
+class GroupMean(BaselineCell):
     """Dr. GRPO: reward minus the group's mean, not divided by anything."""
 
     function = f"{HERE}.advantages:group_mean"
-    scope: ClassVar[str] = "group"
     kind: Literal["group_mean"] = "group_mean"
 
 
-class LeaveOneOut(Cell):
+class LeaveOneOut(BaselineCell):
     """RLOO: reward minus the mean of the group's other members."""
 
     function = f"{HERE}.advantages:leave_one_out"
-    scope: ClassVar[str] = "group"
     kind: Literal["leave_one_out"] = "leave_one_out"
 
 
-class OthersMean(Cell):
+class OthersMean(BaselineCell):
     """REINFORCE with a baseline: reward minus the mean reward of the batch's other prompts."""
 
     function = f"{HERE}.advantages:others_mean"
-    scope: ClassVar[str] = "batch"
+    scope = "batch"
+    other_prompts = True
     kind: Literal["others_mean"] = "others_mean"
 
 
 Baseline = Annotated[NoBaseline | GroupZScore | GroupMean | LeaveOneOut | OthersMean, Field(discriminator="kind")]
-"""`scope`: a function of one group's rewards `(rewards, scored) [members]`, or of the whole batch's
-`(rewards, groups, scored) [answers]`; each returns one advantage per answer, 0 for the unscored."""
 
 # --- whitening ------------------------------------------------------------------------------------
 
@@ -99,46 +110,59 @@ class Whitening(Section):
 # --- credit ---------------------------------------------------------------------------------------
 
 
-class Outcome(Cell):
-    """Every token of an answer gets the answer's advantage."""
+class CreditCell(Cell):
+    """Which part of an answer's reward each of its tokens answers for: a function of one answer,
+    `(rewards [tokens], actions [tokens], advantage)`, that returns advantages [tokens]."""
 
-    function = f"{HERE}.credit:outcome"
-    needs_values: ClassVar[bool] = False
-    kind: Literal["outcome"] = "outcome"
-
-
-class DiscountedReturn(Cell):
-    """Every token gets the discounted sum of what comes after it, less the answer's baseline."""
-
-    function = f"{HERE}.credit:discounted_return"
-    needs_values: ClassVar[bool] = False
-    kind: Literal["discounted_return"] = "discounted_return"
-    gamma: float = Field(1.0, gt=0, le=1)
-    """Discount per token."""
+    needs_shift: ClassVar[bool] = False
+    """Whether it takes reward − advantage for the answer's baseline, which only a baseline that shifts gives."""
 
 
-class GAE(Cell):
-    """Generalised advantage estimation from a value model."""
+class ValueCredit(CreditCell):
+    """Credit from a value model: `(rewards, values, last_values, logp_prox, logp_sampler, mask)`, all [rows, window]
+    but last_values [rows], to (advantages, returns)."""
 
-    function = f"{HERE}.credit:gae"
     own = frozenset({"kind", "bootstrap_truncated"})
-    needs_values: ClassVar[bool] = True
-    kind: Literal["gae"] = "gae"
-    gamma: float = Field(1.0, gt=0, le=1)
-    """Discount per token."""
-    lam: float = Field(0.95, ge=0, le=1)
-    """λ: 0 trusts the values (TD), 1 the returns (Monte Carlo)."""
+    corrects: ClassVar[bool] = False
+    """Whether π_prox/μ is in its advantages already."""
     bootstrap_truncated: bool = False
     """Take an answer that was cut at its token budget to go on with the value of its last state, instead of ending
     there."""
 
 
-class VTrace(Cell):
+class Outcome(CreditCell):
+    """Every token of an answer gets the answer's advantage."""
+
+    function = f"{HERE}.credit:outcome"
+    kind: Literal["outcome"] = "outcome"
+
+
+class DiscountedReturn(CreditCell):
+    """Every token gets the discounted sum of what comes after it, less the answer's baseline."""
+
+    function = f"{HERE}.credit:discounted_return"
+    needs_shift = True
+    kind: Literal["discounted_return"] = "discounted_return"
+    gamma: float = Field(1.0, gt=0, le=1)
+    """Discount per token."""
+
+
+class GAE(ValueCredit):
+    """Generalised advantage estimation from a value model."""
+
+    function = f"{HERE}.credit:gae"
+    kind: Literal["gae"] = "gae"
+    gamma: float = Field(1.0, gt=0, le=1)
+    """Discount per token."""
+    lam: float = Field(0.95, ge=0, le=1)
+    """λ: 0 trusts the values (TD), 1 the returns (Monte Carlo)."""
+
+
+class VTrace(ValueCredit):
     """IMPALA's V-trace: values corrected for tokens that another policy sampled."""
 
     function = f"{HERE}.credit:vtrace"
-    own = frozenset({"kind", "bootstrap_truncated"})
-    needs_values: ClassVar[bool] = True
+    corrects = True
     kind: Literal["vtrace"] = "vtrace"
     gamma: float = Field(1.0, gt=0, le=1)
     """Discount per token."""
@@ -148,8 +172,6 @@ class VTrace(Cell):
     """ρ̄: largest weight of a temporal difference; decides which policy the values are of."""
     max_c: float = Field(1.0, gt=0, le=1000)
     """c̄: largest trace coefficient; decides how fast, and may not exceed ρ̄."""
-    bootstrap_truncated: bool = False
-    """Take an answer that was cut at its token budget to go on with the value of its last state."""
 
     @model_validator(mode="after")
     def _fits(self) -> VTrace:

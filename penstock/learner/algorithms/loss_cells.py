@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import importlib
 from collections.abc import Callable
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -51,14 +51,29 @@ Controller = Annotated[Fixed | Doubling | Proportional, Field(discriminator="kin
 # --- objectives -----------------------------------------------------------------------------------
 
 
-class PolicyGradient(Cell):
+class ObjectiveCell(Cell):
+    """Loss of a token: `(logp, logp_prox, logp_sampler, advantages, mask, **coefficients)`, all [rows, window], to
+    (loss [rows, window], facts)."""
+
+    ratio: ClassVar[Literal["none", "prox", "sampler"]] = "prox"
+    """What the policy is compared with: nothing, the start of the step (π/π_prox), or what drew the token (π/μ)."""
+    reductions: ClassVar[tuple[str, ...]] = ()
+    """Reductions with which it is the loss it is named after; none for any."""
+    reductions_only: ClassVar[str] = ""
+    """Why no other reduction makes sense; empty where another is only another loss."""
+    with_one_update: ClassVar[str] = ""
+    """What becomes of it in a step of a single update, where π is π_prox; empty where nothing is lost."""
+
+
+class PolicyGradient(ObjectiveCell):
     """The plain score-function estimator −A log π."""
 
     function = f"{HERE}.objectives:policy_gradient"
+    ratio = "none"
     kind: Literal["policy_gradient"] = "policy_gradient"
 
 
-class PPOClip(Cell):
+class PPOClip(ObjectiveCell):
     """PPO's clipped surrogate, with separate bounds below and above."""
 
     function = f"{HERE}.objectives:ppo_clip"
@@ -72,11 +87,12 @@ class PPOClip(Cell):
     would be cut."""
 
 
-class PPOKL(Cell):
+class PPOKL(ObjectiveCell):
     """PPO without a clip: the ratio, and a penalty on KL(π_prox‖π) whose coefficient adapts."""
 
     function = f"{HERE}.objectives:ppo_kl"
     own = frozenset({"kind", "controller"})
+    with_one_update = "its penalty is 0, and an adaptive coefficient is halved for ever"
     kind: Literal["ppo_kl"] = "ppo_kl"
     coefficient: float = Field(1.0, ge=0, le=1000)
     """β that the run begins with."""
@@ -84,10 +100,11 @@ class PPOKL(Cell):
     """How β moves, by the step's KL(π_prox‖π)."""
 
 
-class GSPO(Cell):
+class GSPO(ObjectiveCell):
     """The clipped surrogate of one ratio per answer: the geometric mean of its tokens' ratios."""
 
     function = f"{HERE}.objectives:gspo"
+    reductions = ("sequence_mean",)
     kind: Literal["gspo"] = "gspo"
     clip_low: float = Field(3e-4, gt=0, le=1)
     """The answer's ratio is clipped at 1 − clip_low. A mean over tokens moves little: 0.2 would never clip."""
@@ -95,19 +112,23 @@ class GSPO(Cell):
     """The answer's ratio is clipped at 1 + clip_high."""
 
 
-class CISPO(Cell):
+class CISPO(ObjectiveCell):
     """The policy gradient weighted by the clipped ratio to the sampler; clipping never cuts the gradient."""
 
     function = f"{HERE}.objectives:cispo"
+    ratio = "sampler"
     kind: Literal["cispo"] = "cispo"
     max_weight: float = Field(5.0, ge=1, le=1000)
     """Largest ratio π/μ, absolute and not 1 + ε. There is no lower bound."""
 
 
-class MirrorDescent(Cell):
+class MirrorDescent(ObjectiveCell):
     """Kimi k1.5: policy mirror descent on whole answers, with the squared log-ratio as regulariser."""
 
     function = f"{HERE}.objectives:mirror_descent"
+    reductions = ("sequence_sum", "fixed_length")
+    reductions_only = "the loss is of the whole answer, and a mean over tokens would change τ with its length"
+    with_one_update = "its regulariser is 0, which leaves a plain policy gradient"
     kind: Literal["mirror_descent"] = "mirror_descent"
     tau: float = Field(0.1, gt=0, le=100)
     """Weight of the regulariser (τ/2)·(log π(y)/π_prox(y))²."""
@@ -121,14 +142,27 @@ Objective = Annotated[
 # --- trust: weights against the sampler -----------------------------------------------------------
 
 
-class Uncorrected(Cell):
+class TrustCell(Cell):
+    """Weight and mask of a token that another policy sampled: `(logp_prox, logp_sampler, advantages, mask,
+    **coefficients)`, all [rows, window], to (TrustRegion, facts)."""
+
+    weighs: ClassVar[bool] = True
+    """Whether weights may differ from 1."""
+
+    def with_one_update(self) -> str:
+        """What becomes of it in a step of a single update; empty where nothing is lost."""
+        return ""
+
+
+class Uncorrected(TrustCell):
     """Weight 1 everywhere; the diagnostics are reported all the same."""
 
     function = f"{HERE}.corrections:uncorrected"
+    weighs = False
     kind: Literal["none"] = "none"
 
 
-class TruncatedIS(Cell):
+class TruncatedIS(TrustCell):
     """Every token weighted by min(π_prox/μ, max_weight)."""
 
     function = f"{HERE}.corrections:truncated_is"
@@ -137,7 +171,7 @@ class TruncatedIS(Cell):
     """Largest weight of a token, absolute. Below 1 even on-policy tokens would lose weight."""
 
 
-class MaskedIS(Cell):
+class MaskedIS(TrustCell):
     """IcePop: weighted by π_prox/μ within the bounds, left out beyond them."""
 
     function = f"{HERE}.corrections:masked_is"
@@ -148,7 +182,7 @@ class MaskedIS(Cell):
     """β: tokens with a larger weight are left out."""
 
 
-class SequenceIS(Cell):
+class SequenceIS(TrustCell):
     """One weight per answer, from the product of its tokens' ratios, or from their geometric mean."""
 
     function = f"{HERE}.corrections:sequence_is"
@@ -162,13 +196,16 @@ class SequenceIS(Cell):
     """Largest weight of an answer, absolute."""
 
 
-class Decoupled(Cell):
+class Decoupled(TrustCell):
     """Decoupled PPO: weighted by π_prox/μ, while the objective clips π/π_prox; π_prox is recomputed once per step."""
 
     function = f"{HERE}.corrections:decoupled"
     kind: Literal["decoupled"] = "decoupled"
     max_weight: float | None = Field(None, ge=1, le=1000)
     """Tokens with a larger weight are left out; null for no bound, as in the paper."""
+
+    def with_one_update(self) -> str:
+        return "what is left is importance sampling without a bound" if self.max_weight is None else ""
 
 
 Trust = Annotated[
@@ -180,7 +217,11 @@ Trust = Annotated[
 
 
 class Rejection(Cell):
-    """Which tokens are left out besides those that the trust cell leaves out."""
+    """Which tokens are left out besides those that the trust cell leaves out: `(logp_prox, logp_sampler, advantages,
+    mask, bound, **coefficients)`, all [rows, window], to (keep, facts)."""
+
+    rejects: ClassVar[bool] = True
+    """Whether anything may be left out."""
 
     def bind_bound(self) -> Callable[..., float] | None:
         """The function of the whole batch's log-ratios that gives the bound; None where there is none."""
@@ -191,6 +232,7 @@ class KeepAll(Rejection):
     """Nothing is rejected besides what the trust cell leaves out."""
 
     function = f"{HERE}.rejections:keep_all"
+    rejects = False
     kind: Literal["none"] = "none"
 
 

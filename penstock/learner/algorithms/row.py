@@ -5,8 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from penstock.learner.algorithms.cells import Baseline, Credit, NoValue, Outcome, Value, Whitening
-from penstock.learner.algorithms.loss_cells import KL, KeepAll, Objective, Reduction, Reject, TruncatedIS, Trust
+from penstock.learner.algorithms.cells import BaselineCell, CreditCell, NoValue, Outcome, Value, Whitening
+from penstock.learner.algorithms.loss_cells import (
+    KL,
+    KeepAll,
+    ObjectiveCell,
+    Reduction,
+    Rejection,
+    TruncatedIS,
+    TrustCell,
+)
 
 
 @dataclass(frozen=True)
@@ -17,13 +25,13 @@ class Algorithm:
     summary: str
     paper: str
     """arXiv number and equation, and where the row departs from it."""
-    baseline: Baseline
-    objective: Objective
+    baseline: BaselineCell
+    objective: ObjectiveCell
     reduction: Reduction
     whitening: Whitening = Whitening()
-    credit: Credit = Outcome()
-    trust: Trust = TruncatedIS()
-    reject: Reject = KeepAll()
+    credit: CreditCell = Outcome()
+    trust: TrustCell = TruncatedIS()
+    reject: Rejection = KeepAll()
     kl: KL = KL()
     value: Value = NoValue()
     group_filter: Literal["signal", "all"] = "signal"

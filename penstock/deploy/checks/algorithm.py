@@ -1,0 +1,59 @@
+"""Rules about the algorithm: cells that contradict each other, and what they need of the rest of the run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from penstock.deploy.checks.context import Context, all_rules, rule
+from penstock.deploy.findings import Finding
+from penstock.learner.algorithms.cells import OwnValue
+from penstock.learner.algorithms.contradictions import Sizes, contradictions
+from penstock.services import models
+
+
+@rule("algorithm", "rollout", "learner", "limits")
+def the_cells_fit_each_other(ctx: Context) -> Iterator[Finding]:
+    run = ctx.run_file
+    sizes = Sizes(
+        group_size=run.rollout.group_size,
+        groups_per_step=run.learner.groups_per_step,
+        updates=run.learner.epochs * run.learner.mini_batches,
+        max_tokens=run.rollout.sampling.max_tokens,
+        steps=run.limits.steps,
+    )
+    for found in contradictions(run.algorithm, sizes):
+        say = ctx.error if found.level == "error" else ctx.warning
+        yield say(found.key, found.problem, allowed=found.allowed, remedy=found.remedy)
+
+
+@rule("algorithm", "reward")
+def a_reference_is_used(ctx: Context) -> Iterator[Finding]:
+    reward = ctx.run_file.reward
+    if reward is not None and reward.reference.model is not None and not ctx.run_file.algorithm.needs_reference:
+        remedy = "set algorithm.kl.coefficient, or leave the reference out"
+        yield ctx.warning("reward.reference.model", "algorithm.kl.coefficient is 0: it is never used", remedy=remedy)
+
+
+@rule("algorithm", "learner")
+def clip_bounds_are_of_use(ctx: Context) -> Iterator[Finding]:
+    # Many run one update per step on purpose, with a row whose clip then does nothing; only a bound that someone wrote
+    # is worth a word.
+    if ctx.run_file.learner.epochs * ctx.run_file.learner.mini_batches > 1:
+        return
+    for name in ("clip_low", "clip_high"):
+        key = f"algorithm.objective.{name}"
+        if ctx.wrote(key):
+            problem = "with one update per step the ratio is 1 and never clipped"
+            yield ctx.warning(key, problem, remedy="learner.epochs or learner.mini_batches above 1, or leave it out")
+
+
+@rule("algorithm", "model")
+def the_value_model_is_there(ctx: Context) -> Iterator[Finding]:
+    value = ctx.run_file.algorithm.value
+    if isinstance(value, OwnValue) and value.path is not None:
+        model = ctx.run_file.model.model_copy(update={"path": value.path, "tokenizer": ctx.run_file.model.path})
+        found = [(key, text) for key, text in models.problems(model) if key == "path"]
+        yield from ctx.within("algorithm.value", found)
+
+
+RULES = all_rules(globals())
