@@ -67,6 +67,7 @@ def build_generator(
         name=name,
         # Neither two workers nor two lives of one may draw the same numbers: their answers would repeat.
         seed=zlib.crc32(f"{plan.seed} {plan.engine.seed} {plan.start} {name} {restarts}".encode()),
+        keep=plan.rollout.keep,
     )
 
 

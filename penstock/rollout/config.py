@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 from pydantic import Field
 
 from penstock.services.settings import Section, on_resume
+
+
+@dataclass(frozen=True)
+class Keep:
+    """What a generator records of its sampling, beside tokens and log-probs."""
+
+    most_kept: int = 0
+    """The tokens that top-p and top-k left to draw from, where they are at most so many; 0: they are not recorded."""
+    routing: bool = False
+    """The experts that a mixture-of-experts model chose."""
+
+
+KEEP_NOTHING = Keep()
 
 
 class SamplingSection(Section):
@@ -19,13 +33,32 @@ class SamplingSection(Section):
     temperature: float = Field(1.0, gt=0, le=10)
     """Above 0: greedy tokens have no log-probability to learn from."""
     top_p: float = Field(1.0, gt=0, le=1)
-    """Keep the most likely tokens up to this mass. Below 1 the learner cannot see what was left out."""
+    """Draw from the most likely tokens up to this mass. Below 1 it needs `keep_mask`."""
     top_k: int = Field(0, ge=0)
-    """Keep so many tokens; 0 keeps all."""
+    """Draw from so many of the most likely tokens; 0 for all. Above 0 it needs `keep_mask`."""
+    keep_mask: bool = False
+    """Record with every token which tokens top_p and top_k left to draw from, so that learner and reference take
+    exactly these for the whole distribution. Without it they could not know which tokens were left out."""
+    max_kept: int | None = Field(None, ge=1, le=65536)
+    """Most tokens recorded with one token; where more were left, the set counts as unknown and the token stays out of
+    the loss. By default top_k + 32 (tokens as likely as the last one come in too, and in bfloat16 many are), with
+    top_p alone 256. Without a GPU the engine hands out so many log-probs per token, which takes time."""
     max_tokens: int = on_resume(256, ge=1)
     """Budget of new tokens per answer."""
     stop: tuple[str, ...] = ()
     """Texts that end an answer. Each must be one token of the tokenizer, because generation works on tokens."""
+
+    @property
+    def filtered(self) -> bool:
+        """Whether tokens are drawn from less than the vocabulary."""
+        return self.top_p < 1 or self.top_k > 0
+
+    @property
+    def most_kept(self) -> int:
+        """Tokens recorded with one token at most; 0 where none are."""
+        if not (self.keep_mask and self.filtered):
+            return 0
+        return self.max_kept or (self.top_k + 32 if self.top_k else 256)
 
 
 class RolloutSection(Section):
@@ -48,8 +81,16 @@ class RolloutSection(Section):
     may take together, and what waits before them at the scorer."""
     evaluation_slots: int = on_resume(8, ge=1, le=4096)
     """Evaluation answers that one engine generates at a time, beside training."""
+    keep_routing: bool = False
+    """Record which experts a mixture-of-experts model chose for every position, and have the learner use the same. Off,
+    a small difference between two engines or versions sends a token to other experts, and its log-prob jumps."""
     sampling: SamplingSection = SamplingSection()
     """How tokens are drawn."""
+
+    @property
+    def keep(self) -> Keep:
+        """What workers record beside tokens and log-probs."""
+        return Keep(most_kept=self.sampling.most_kept, routing=self.keep_routing)
 
 
 class EngineSection(Section):

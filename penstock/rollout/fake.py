@@ -12,10 +12,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from penstock.rollout.config import KEEP_NOTHING, Keep
 from penstock.rollout.errors import PromptTooLong
 from penstock.rollout.recorder import Track
 from penstock.services.contracts import Request, SwapReport
-from penstock.services.trajectory import Completion, Finish, Span, Unfinished
+from penstock.services.trajectory import Completion, Experts, Finish, Sampling, Span, Unfinished
 from penstock.services.versions import FIRST, Version
 
 
@@ -27,8 +28,25 @@ def table(version: Version, vocabulary: int, temperature: float = 1.0) -> NDArra
     return np.asarray(logits - np.log(np.exp(logits).sum(-1, keepdims=True)), np.float64)
 
 
+def filtered(logprobs: NDArray[np.float64], sampling: Sampling) -> NDArray[np.float64]:
+    """[vocabulary] what top_k and then top_p leave of a distribution, renormalised; −inf elsewhere."""
+    order = np.argsort(-logprobs, kind="stable")
+    left = order[: sampling.top_k or len(order)]
+    shares = np.exp(logprobs[left]) / np.exp(logprobs[left]).sum()
+    left = left[np.cumsum(shares) - shares < sampling.top_p]
+    kept = np.full_like(logprobs, -np.inf)
+    kept[left] = logprobs[left] - np.log(np.exp(logprobs[left]).sum())
+    return kept
+
+
+def experts(version: Version, tokens: Sequence[int]) -> Experts:
+    """[n, 2 layers, 2 of 4 experts] that the versions of this policy would choose for tokens."""
+    first = (np.asarray(tokens)[:, None] + version.step + np.arange(2)) % 4
+    return np.stack([first, (first + 1) % 4], -1).astype(np.int16)
+
+
 class FakeGenerator:
-    """`contracts.Generator` over the tables. Temperature 0 is greedy; top_p and top_k are refused."""
+    """`contracts.Generator` over the tables. Temperature 0 is greedy; top_p and top_k need `keep.most_kept`."""
 
     def __init__(
         self,
@@ -40,13 +58,16 @@ class FakeGenerator:
         seed: int = 0,
         name: str = "fake",
         fetch: Callable[[Version], object] | None = None,
+        keep: Keep = KEEP_NOTHING,
     ) -> None:
         """end: the end-of-sequence token. limit: longest prompt and answer together. slots: requests that advance
-        at a time. fetch: called with the version at every swap; what it raises, the swap raises."""
+        at a time. fetch: called with the version at every swap; what it raises, the swap raises. keep: what is
+        recorded beside tokens and log-probs."""
         self.name = name
         self._vocabulary, self._end, self._limit, self._slots = vocabulary, end, limit, slots
         self._random = np.random.default_rng(seed)
         self._fetch = fetch
+        self._keep = keep
         self._version = FIRST
         self._tracks: dict[str, Track] = {}
         self._tables: dict[float, NDArray[np.float64]] = {}
@@ -66,9 +87,9 @@ class FakeGenerator:
     def submit(self, request: Request) -> None:
         if len(request.prompt.tokens) >= self._limit:
             raise PromptTooLong(f"prompt {request.prompt.index} has {len(request.prompt.tokens)} tokens")
-        if request.sampling.top_p != 1 or request.sampling.top_k != 0:
-            raise ValueError("the fake generator draws from the whole vocabulary: top_p = 1 and top_k = 0")
-        self._tracks[request.key] = Track(request)
+        if request.sampling.filtered and not self._keep.most_kept:
+            raise ValueError("top_p and top_k need a generator that keeps what they left to draw from")
+        self._tracks[request.key] = Track(request, self._keep)
 
     def step(self) -> list[tuple[str, Completion]]:
         """One more token for every request that has a slot."""
@@ -108,14 +129,21 @@ class FakeGenerator:
         return bool(track.tokens) and track.tokens[-1] in (self._end, *track.request.sampling.stop_token_ids)
 
     def _draw(self, track: Track) -> None:
-        temperature = track.request.sampling.temperature
+        sampling = track.request.sampling
+        temperature = sampling.temperature
         if temperature not in self._tables:
             self._tables[temperature] = table(self._version, self._vocabulary, temperature)
         last = track.tokens[-1] if track.tokens else int(track.request.prompt.tokens[-1])
         logprobs = self._tables[temperature][last]
+        if sampling.filtered:
+            logprobs = filtered(logprobs, sampling)
         noise = self._random.gumbel(size=self._vocabulary) if temperature > 0 else 0.0
         token = int((logprobs + noise).argmax())
-        track.add([token], [float(logprobs[token])], self._version)
+        left = np.flatnonzero(np.isfinite(logprobs)).astype(np.int32)
+        if track.experts is not None:
+            track.experts.add(0, experts(self._version, [*track.request.prompt.tokens.tolist(), *track.tokens]))
+        known = len(left) <= self._keep.most_kept
+        track.add([token], [float(logprobs[token])], self._version, [left if known else None])
 
     def _complete(self, track: Track, finish: Finish) -> Completion:
         text = " ".join(map(str, track.tokens))

@@ -96,6 +96,8 @@ class Groups:
         episode = self._by_key.pop(key, None)
         if episode is not None:
             self._meter.sampled(episode.absorb(key, completion))
+            if completion.kept is not None:
+                self._meter.count("mask_unknown", by=int((completion.kept.counts == 0).sum()))
 
     def score(self, scorer: Scorer, scored: Callable[[], object]) -> None:
         """Have complete groups judged; `scored` is called, from any thread, when one is."""

@@ -20,6 +20,11 @@ METRICS: dict[str, Metric] = {
     "rollout/refused": Metric("groups that could not be completed", "groups", "down"),
     "rollout/handed_back": Metric("groups handed back for another worker to go on with", "groups"),
     "rollout/resumed": Metric("groups gone on with after another worker handed them back", "groups"),
+    "rollout/mask_unknown": Metric(
+        "tokens of which top_p and top_k left more than rollout.sampling.max_kept; they stay out of the loss",
+        "tokens",
+        "down",
+    ),
     "eval/sampled/accuracy": Metric("share of right answers, sampled", "", "up", "mean over answers that were scored"),
     "eval/greedy/accuracy": Metric("share of right answers, greedy", "", "up", "mean over answers that were scored"),
     "eval/sampled/reward": Metric("mean reward, sampled", "", "up"),

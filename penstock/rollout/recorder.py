@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from penstock.rollout.config import KEEP_NOTHING, Keep
+from penstock.rollout.keeping import ExpertRows, KeptSet, KeptSets
 from penstock.services.contracts import Request
 from penstock.services.trajectory import Completion, Finish, Span, Unfinished
 from penstock.services.versions import Version
@@ -22,6 +24,8 @@ class Track:
     """One completion in flight."""
 
     request: Request
+    keep: Keep = KEEP_NOTHING
+    """What is recorded beside tokens and log-probs."""
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     spans: list[Span] = field(default_factory=list)
@@ -30,6 +34,10 @@ class Track:
     admitted: bool = False
     """True once the engine knows the request."""
     started: float = field(default_factory=time.time)
+    kept: KeptSets | None = field(init=False, default=None)
+    """None where tokens are drawn from the whole vocabulary, or their sets are not asked for."""
+    experts: ExpertRows | None = field(init=False, default=None)
+    """None unless routing is kept."""
 
     def __post_init__(self) -> None:
         resume = self.request.resume
@@ -37,11 +45,21 @@ class Track:
             self.tokens = resume.tokens.tolist()
             self.logprobs = resume.logprobs.tolist()
             self.spans = list(resume.spans)
+        if self.keep.most_kept and self.request.sampling.filtered:
+            self.kept = KeptSets(resume.kept if resume is not None else None, len(self.tokens))
+        if self.keep.routing:
+            given = resume.routing if resume is not None else None
+            self.experts = ExpertRows(given, len(self.request.prompt.tokens), len(self.tokens))
 
-    def add(self, tokens: Sequence[int], logprobs: Sequence[float], version: Version) -> None:
-        """Append tokens that `version` has just sampled."""
+    def add(
+        self, tokens: Sequence[int], logprobs: Sequence[float], version: Version, kept: Sequence[KeptSet] = ()
+    ) -> None:
+        """Append tokens that `version` has just sampled; `kept`, where sets are kept, has one for each."""
         if not tokens:
             return
+        if self.kept is not None:
+            assert len(kept) == len(tokens), (len(kept), len(tokens))
+            self.kept.add(kept)
         self.tokens += tokens
         self.logprobs += logprobs
         count = len(tokens)
@@ -55,6 +73,8 @@ class Track:
             tokens=np.asarray(self.tokens, np.int32),
             logprobs=np.asarray(self.logprobs, np.float32),
             spans=tuple(self.spans),
+            kept=self.kept.record() if self.kept is not None else None,
+            routing=self.experts.record(len(self.tokens)) if self.experts is not None else None,
         )
 
     def completion(self, finish: Finish, text: str, worker: str, engine: str) -> Completion:
@@ -69,4 +89,6 @@ class Track:
             engine=engine,
             started=self.started,
             ended=time.time(),
+            kept=self.kept.record() if self.kept is not None else None,
+            routing=self.experts.record(len(self.tokens)) if self.experts is not None else None,
         )

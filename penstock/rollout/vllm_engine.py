@@ -7,15 +7,17 @@ weights are swapped, requests taken back and answers cut, without any pausing pr
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from penstock.rollout.config import EngineSection
-from penstock.rollout.errors import EngineFailed, PromptTooLong
+from penstock.rollout.config import KEEP_NOTHING, EngineSection, Keep
+from penstock.rollout.errors import PromptTooLong
 from penstock.rollout.probe import judge, judge_change
 from penstock.rollout.recorder import Track
+from penstock.rollout.vllm_calls import Calls
 from penstock.rollout.vllm_setup import start_engine
 from penstock.services.contracts import PenstockError, Request, SwapReport, WeightReceiver, WeightsError
 from penstock.services.trajectory import Completion, Finish, Floats, Sampling, Span, Unfinished
@@ -26,8 +28,6 @@ from penstock.services.weights.manifest import Manifest, probe_tokens
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
-
-T = TypeVar("T")
 
 
 class Decoder(Protocol):
@@ -53,12 +53,14 @@ class VllmGenerator:
         transfer: Backend | None = None,
         revision: str | None = None,
         trust_remote_code: bool = False,
+        keep: Keep = KEEP_NOTHING,
     ) -> None:
         """Start the engine with the weights in the directory or hub id `model`; this takes seconds to minutes.
 
         end_tokens: ids that end every answer. receiver: where `swap` gets weights from. loaded: the version that
         `model` holds; without one, the first thing to do is a swap. transfer: how an EngineTransferReceiver's weights
-        come. revision, trust_remote_code: of a model on the hub. Raises EngineFailed.
+        come. revision, trust_remote_code: of a model on the hub. keep: what completions hold beside tokens and
+        log-probs. Raises EngineFailed.
         """
         self.name = name
         self._section = section
@@ -71,9 +73,11 @@ class VllmGenerator:
         self._done: list[tuple[str, Completion]] = []
         self._asides = 0  # probes and parity requests made so far
         self._probed: tuple[Manifest, list[float]] | None = None
-        self._failed: str | None = None
+        self._keep = keep
         source = {"model": model, "revision": revision, "trust_remote_code": trust_remote_code}
-        self._engine = self._guarded("start", lambda: start_engine(source, section, seed, transfer))
+        start = partial(start_engine, source, section, seed, keep, transfer)
+        self._calls = Calls(name, start, section.swap_deadline)
+        self._masks, self._routes = self._calls.started.masks, self._calls.started.routes
         import vllm
 
         self._vllm = vllm
@@ -106,7 +110,7 @@ class VllmGenerator:
                 f"tokens, engine.max_model_len = {limit} leaves no room for an answer; raise it, or drop such rows "
                 "with data.max_prompt_tokens"
             )
-        track = Track(request)
+        track = Track(request, self._keep)
         if self._room(track) <= 0:  # handed over at the very end of its budget
             self._done.append((request.key, self._complete(track, "length")))
         else:
@@ -115,8 +119,7 @@ class VllmGenerator:
     def step(self) -> list[tuple[str, Completion]]:
         """One engine step; the requests that ended in it. Raises EngineFailed."""
         self._admit()
-        outputs = self._engine_step() if self._active else []
-        for output in outputs:
+        for output in self._engine_step() if self._active else []:
             self._record(output)
         done, self._done = self._done, []
         return done
@@ -132,8 +135,7 @@ class VllmGenerator:
     def close(self) -> None:
         """Stop the engine and free its memory."""
         self._tracks.clear()
-        self._failed = self._failed or "it was closed"
-        self._engine.engine_core.shutdown()
+        self._calls.close()
 
     def _room(self, track: Track) -> int:
         """How many more tokens this completion may have."""
@@ -153,34 +155,42 @@ class VllmGenerator:
             if not track.admitted:
                 tokens = track.request.prompt.tokens.tolist() + track.tokens
                 # The salt keeps a prefix that older weights computed from being used for this request.
-                self._add(key, tokens, self._params(track), salt=str(self.version))
+                self._calls.add(key, tokens, self._params(track), salt=str(self.version))
                 track.admitted = True
                 self._active += 1
 
     def _params(self, track: Track) -> SamplingParams:
         sampling: Sampling = track.request.sampling
-        return self._vllm.SamplingParams(
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            top_k=sampling.top_k,
-            max_tokens=self._room(track),
-            stop_token_ids=[*self._end_tokens, *sampling.stop_token_ids],
-            ignore_eos=True,  # all ends are in the list above
-            logprobs=0,  # of the sampled token only
-            flat_logprobs=True,
-            detokenize=False,
-            output_kind=self._vllm.sampling_params.RequestOutputKind.DELTA,
-        )
+        values = {
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "top_k": sampling.top_k,
+            "max_tokens": self._room(track),
+            "stop_token_ids": [*self._end_tokens, *sampling.stop_token_ids],
+            "ignore_eos": True,  # all ends are in the list above
+            "logprobs": 0,  # of the sampled token only
+            "flat_logprobs": True,
+            "detokenize": False,
+            "output_kind": self._vllm.sampling_params.RequestOutputKind.DELTA,
+        }
+        if self._masks is not None:
+            values |= self._masks.params(sampling, self._calls.vocabulary)
+        return self._vllm.SamplingParams(**values)
 
     def _record(self, output: Any) -> None:
         track = self._tracks.get(output.request_id)
         if track is None:
             return  # aborted in this very step
         answer = output.outputs[0]
-        track.add(answer.token_ids, answer.logprobs.logprobs, self.version)
+        logprobs = [answer.logprobs.logprobs[start] for start in answer.logprobs.start_indices]
+        kept = []
+        if self._masks is not None and track.kept is not None:
+            kept = self._masks.read(self._calls.started.engine, output)
+        track.add(answer.token_ids, logprobs, self.version, kept)
         if output.finished:
             if answer.finish_reason not in ("stop", "length"):
-                self._fail("step", f"request {output.request_id} ended with {answer.finish_reason!r}")
+                raise self._calls.fail("step", f"request {output.request_id} ended with {answer.finish_reason!r}")
+            self._hear_of_end(output.request_id, track, answer)
             del self._tracks[output.request_id]
             self._active -= 1
             self._done.append((output.request_id, self._complete(track, answer.finish_reason)))
@@ -192,10 +202,18 @@ class VllmGenerator:
     def _abort(self, keys: Sequence[str]) -> dict[str, Track]:
         tracks = {key: self._tracks.pop(key) for key in keys}
         admitted = [key for key, track in tracks.items() if track.admitted]
+        for key in admitted:
+            self._hear_of_end(key, tracks[key], None)
         self._active -= len(admitted)
-        if admitted and self._failed is None:
-            self._guarded("abort", lambda: self._engine.abort_request(admitted))
+        self._calls.abort(admitted)
         return tracks
+
+    def _hear_of_end(self, key: str, track: Track, answer: Any | None) -> None:
+        """Take what the engine tells of a request's routing when it ends, or is about to be aborted."""
+        if self._routes is not None and track.experts is not None:
+            rows = self._routes.at_end(self._calls.started.engine, key, answer)
+            if rows is not None:
+                track.experts.add(0, rows)
 
     # --- weights ----------------------------------------------------------------------------------
 
@@ -232,28 +250,20 @@ class VllmGenerator:
 
     def _receive(self, receiver: EngineTransferReceiver, version: Version) -> None:
         try:
-            receiver.load(version, self._rpc)
+            receiver.load(version, self._calls.rpc)
         except WeightsMissing:
             raise  # nothing was sent
         except PenstockError as error:
-            self._failed = str(error)  # who knows how much of it has arrived
+            self._calls.failed = str(error)  # who knows how much of it has arrived
             raise
 
     def _load(self, tensors: Mapping[str, Any]) -> None:
-        self._rpc("load_in_place", {"tensors": list(tensors.items())})
-
-    def _rpc(self, method: str, arguments: dict[str, Any]) -> None:
-        """Run a method in every process of the engine."""
-        self._guarded(
-            method,
-            lambda: self._engine.collective_rpc(method, timeout=self._section.swap_deadline, kwargs=arguments),
-        )
+        self._calls.rpc("load_in_place", {"tensors": list(tensors.items())})
 
     def _change_to(self, version: Version) -> None:
         """What the engine samples from here on belongs to `version`."""
         if self._section.kv == "recompute":
-            # Also moves running requests back to the queue: their KV is computed again, their tokens stay.
-            self._guarded("cache reset", lambda: self._engine.reset_prefix_cache(reset_running_requests=True))
+            self._calls.recompute_all()
         else:
             for track in self._tracks.values():
                 track.older_kv |= track.admitted
@@ -264,7 +274,7 @@ class VllmGenerator:
 
         Those tokens count only when the probe has passed. Raises WeightsError.
         """
-        tokens = manifest.probe.tokens if manifest.probe else probe_tokens(self._vocabulary())
+        tokens = manifest.probe.tokens if manifest.probe else probe_tokens(self._calls.vocabulary)
         found, held = self._aside(tokens[: self._section.max_model_len - 1])
         try:
             if manifest.probe is not None:
@@ -272,7 +282,7 @@ class VllmGenerator:
             else:
                 judge_change(version, self._probed, manifest, found)
         except WeightsError as error:
-            self._failed = str(error)
+            self._calls.failed = str(error)
             raise
         self._probed = (manifest, found)
         return held
@@ -290,9 +300,6 @@ class VllmGenerator:
             self._record(output)
         return np.asarray(found[len(prompt) - 1 :], np.float32)
 
-    def _vocabulary(self) -> int:
-        return int(self._engine.model_config.get_vocab_size())
-
     def _aside(self, tokens: Sequence[int]) -> tuple[list[float], list[Any]]:
         """Log-probs of tokens[1:] by an ordinary request before all others; and what the others gave meanwhile."""
         self._asides += 1
@@ -302,8 +309,9 @@ class VllmGenerator:
             prompt_logprobs=0,
             detokenize=False,
             output_kind=self._vllm.sampling_params.RequestOutputKind.FINAL_ONLY,
+            **(self._masks.aside() if self._masks is not None else {}),
         )
-        self._add(key, list(tokens), params, salt=key, priority=-1)
+        self._calls.add(key, list(tokens), params, salt=key, priority=-1)
         held: list[Any] = []
         ends = time.monotonic() + self._section.swap_deadline
         while time.monotonic() < ends:
@@ -313,31 +321,14 @@ class VllmGenerator:
             if mine:
                 given = mine[0].prompt_logprobs[1:]
                 return [given[i][token].logprob for i, token in enumerate(tokens[1:])], held
-        raise self._fail("probe", f"no answer within {self._section.swap_deadline} s")
-
-    # --- the engine -------------------------------------------------------------------------------
-
-    def _add(self, key: str, tokens: list[int], params: SamplingParams, salt: str, priority: int = 0) -> None:
-        from vllm.inputs.engine import tokens_input
-
-        prompt = tokens_input(tokens, cache_salt=salt)
-        self._guarded("add_request", lambda: self._engine.add_request(key, prompt, params, priority=priority))
+        raise self._calls.fail("probe", f"no answer within {self._section.swap_deadline} s")
 
     def _engine_step(self) -> list[Any]:
-        outputs: list[Any] = self._guarded("step", self._engine.step)
+        """One step of the engine; what it tells of routing goes to the tracks at once, tokens to the caller."""
+        outputs = self._calls.step()
+        if self._routes is not None:
+            for key, start, rows in self._calls.ask("routing", self._routes.after_step):
+                track = self._tracks.get(key)
+                if track is not None and track.experts is not None:
+                    track.experts.add(start, rows)
         return outputs
-
-    def _guarded(self, what: str, call: Callable[[], T]) -> T:
-        """Run a call into the engine. Whatever it raises means that this engine is lost."""
-        if self._failed is not None:
-            raise EngineFailed(f"{self.name} must not be used any more: {self._failed}")
-        try:
-            return call()
-        except PenstockError:
-            raise
-        except Exception as error:
-            raise self._fail(what, f"{type(error).__name__}: {error}") from error
-
-    def _fail(self, what: str, why: str) -> EngineFailed:
-        self._failed = f"{what}: {why}"
-        return EngineFailed(f"{self.name}: the engine failed in {self._failed}")

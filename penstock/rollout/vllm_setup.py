@@ -4,9 +4,21 @@ from __future__ import annotations
 
 import logging
 import os
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from penstock.rollout.config import EngineSection
+from penstock.rollout.config import EngineSection, Keep
+from penstock.rollout.vllm_extras import (
+    Masks,
+    MasksFromEngine,
+    MasksFromLogprobs,
+    Routes,
+    RoutesByHook,
+    RoutesFromEngine,
+    RoutingHook,
+    Told,
+    expert_layers,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -14,7 +26,20 @@ if TYPE_CHECKING:
 EXTENSION = "penstock.rollout.vllm_setup.WorkerExtension"
 
 
-def start_engine(source: dict[str, Any], section: EngineSection, seed: int, transfer: str | None = None) -> Any:
+@dataclass(frozen=True)
+class Started:
+    """An engine, and how it is asked for what is kept of its sampling."""
+
+    engine: Any
+    masks: Masks | None
+    """None where no sets are kept."""
+    routes: Routes | None
+    """None where no routing is kept."""
+
+
+def start_engine(
+    source: dict[str, Any], section: EngineSection, seed: int, keep: Keep, transfer: str | None
+) -> Started:
     """An LLMEngine of this process; `source` names the model. Sets variables that vLLM reads when it is imported."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
@@ -32,29 +57,47 @@ def start_engine(source: dict[str, Any], section: EngineSection, seed: int, tran
     on_cpu = current_platform.is_cpu()
     if on_cpu:
         torch.set_num_threads(section.threads)
-    sizes: dict[str, Any] = {"kv_cache_memory_bytes": int(section.kv_cache_gib * 2**30), "block_size": 32}
-    return LLMEngine.from_engine_args(
-        EngineArgs(
-            **source,
-            dtype=section.dtype,
-            max_model_len=section.max_model_len,
-            max_num_seqs=section.max_num_seqs + 1,  # one slot is the probe's
-            tensor_parallel_size=section.tensor_parallel,
-            distributed_executor_backend="uni" if section.tensor_parallel == 1 else "mp",
-            enforce_eager=section.enforce_eager,
-            seed=seed,
-            worker_extension_cls=EXTENSION,
-            logprobs_mode="processed_logprobs",  # of the distribution that was sampled from
-            enable_prefix_caching=True,
-            scheduling_policy="priority",  # the probe goes before all others
-            async_scheduling=False,  # nothing is in flight between two steps
-            skip_tokenizer_init=True,
-            generation_config="vllm",  # the model's own defaults for sampling do not apply
-            disable_log_stats=True,
-            weight_transfer_config={"backend": transfer} if transfer else None,
-            **(sizes if on_cpu else {"gpu_memory_utilization": section.memory_share}),
-        )
-    )
+    masks, routes = extras(keep, on_cpu)
+    arguments = {
+        **source,
+        "dtype": section.dtype,
+        "max_model_len": section.max_model_len,
+        "max_num_seqs": section.max_num_seqs + 1,  # one slot is the probe's
+        "tensor_parallel_size": section.tensor_parallel,
+        "distributed_executor_backend": "uni" if section.tensor_parallel == 1 else "mp",
+        "enforce_eager": section.enforce_eager,
+        "seed": seed,
+        "worker_extension_cls": EXTENSION,
+        "logprobs_mode": "processed_logprobs",  # of the distribution that was sampled from
+        "enable_prefix_caching": True,
+        "scheduling_policy": "priority",  # the probe goes before all others
+        "async_scheduling": False,  # nothing is in flight between two steps
+        "skip_tokenizer_init": True,
+        "generation_config": "vllm",  # the model's own defaults for sampling do not apply
+        "disable_log_stats": True,
+        "weight_transfer_config": {"backend": transfer} if transfer else None,
+    }
+    if on_cpu:
+        arguments |= {"kv_cache_memory_bytes": int(section.kv_cache_gib * 2**30), "block_size": 32}
+    else:
+        arguments |= {"gpu_memory_utilization": section.memory_share}
+    for extra in (masks, routes):
+        arguments |= extra.arguments() if extra is not None else {}
+    engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
+    if routes is not None:
+        routes.begin(engine)
+    return Started(engine, masks, routes)
+
+
+def extras(keep: Keep, on_cpu: bool) -> tuple[Masks | None, Routes | None]:
+    """How this platform's engine is asked for what is kept."""
+    masks: Masks | None = None
+    if keep.most_kept:
+        masks = MasksFromLogprobs(keep.most_kept) if on_cpu else MasksFromEngine(keep.most_kept)
+    routes: Routes | None = None
+    if keep.routing:
+        routes = RoutesByHook() if on_cpu else RoutesFromEngine()
+    return masks, routes
 
 
 class WorkerExtension:
@@ -69,6 +112,19 @@ class WorkerExtension:
         self.model_runner.reload_weights(weights_iterator=iter(tensors))
         if current_platform.is_cpu():
             repack_output_layers(self.model_runner.get_model())
+            repack_experts(self.model_runner.get_model())
+
+    def watch_routing(self) -> None:
+        """From now on `routed` has what the routers choose."""
+        self._routing = RoutingHook(self.model_runner)
+
+    def routed(self) -> list[Told]:
+        """What they have chosen since it was last asked."""
+        return self._routing.take()
+
+    def expert_layers(self) -> list[int]:
+        """Which layers have experts."""
+        return expert_layers(self.model_runner.get_model())
 
 
 def repack_output_layers(model: Any) -> None:
@@ -86,3 +142,13 @@ def repack_output_layers(model: Any) -> None:
             if getattr(model.config, "tie_word_embeddings", False):
                 head.tie_weights(next(m for m in inputs if m.weight.shape == head.weight.shape))
             head.quant_method.process_weights_after_loading(head)
+
+
+def repack_experts(model: Any) -> None:
+    """Pack the experts' weights again: on CPU the kernel reads a packed layout, and a reload leaves the plain one."""
+    from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
+    from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import UnquantizedFusedMoEMethod
+
+    for experts in model.modules():
+        if isinstance(experts, RoutedExperts) and isinstance(experts.quant_method, UnquantizedFusedMoEMethod):
+            experts.quant_method.moe_kernel.fused_experts.process_weights_after_loading(experts)

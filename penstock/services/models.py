@@ -89,6 +89,8 @@ class ModelFacts:
     kv_values_per_token: int
     """Keys and values that one token keeps in the cache, over all layers."""
     eos_token_ids: tuple[int, ...]
+    experts: int = 0
+    """Experts that a layer chooses among; 0 where the model is no mixture of experts."""
 
 
 def read_config(path: str, revision: str | None = None) -> dict[str, Any]:
@@ -136,7 +138,12 @@ def describe(path: str, revision: str | None = None) -> ModelFacts:
         hidden=int(text["hidden_size"]),
         kv_values_per_token=2 * int(text["num_hidden_layers"]) * kv_heads * head_dim,
         eos_token_ids=tuple(eos) if isinstance(eos, list) else () if eos is None else (int(eos),),
+        experts=max(int(text.get(name) or 0) for name in _EXPERTS),
     )
+
+
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
+"""What configurations call the number of experts."""
 
 
 def _count_weights(folder: Path) -> int | None:

@@ -78,6 +78,11 @@ class Sampling(Record, frozen=True, kw_only=True, eq=False):
     stop_token_ids: tuple[int, ...] = ()
     """Ids that end a completion, in addition to the tokenizer's end-of-sequence id."""
 
+    @property
+    def filtered(self) -> bool:
+        """Whether tokens are drawn from less than the vocabulary; greedy ones are not drawn."""
+        return self.temperature > 0 and (self.top_p < 1 or self.top_k > 0)
+
 
 class Prompt(Record, frozen=True, kw_only=True, eq=False):
     """One prompt as issued: the `index`-th of the run's deterministic stream."""

@@ -42,6 +42,34 @@ def build_model(seed: int) -> Any:
     return Qwen3ForCausalLM(config).eval()
 
 
+def build_moe(seed: int) -> Any:
+    """A random mixture of experts: two layers with four experts each, of which two are used."""
+    import torch
+    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+    torch.manual_seed(seed)
+    config = Qwen3MoeConfig(
+        vocab_size=len(VOCABULARY),
+        hidden_size=64,
+        intermediate_size=128,
+        moe_intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=32,
+        num_experts=4,
+        num_experts_per_tok=2,
+        norm_topk_prob=True,
+        tie_word_embeddings=True,
+        max_position_embeddings=512,
+        bos_token_id=None,
+        eos_token_id=END,
+        pad_token_id=0,
+        initializer_range=0.2,
+    )
+    return Qwen3MoeForCausalLM(config).eval()
+
+
 def build_tokenizer() -> Any:
     """One token per character."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
