@@ -134,27 +134,37 @@ class Engine:
         """Rows of the embedding, as the model's configuration says."""
         return int(self.module.config.get_text_config().vocab_size)
 
-    def full_weights(self) -> Iterator[tuple[str, Tensor]]:
+    def full_weights(self, part: nn.Module | None = None) -> Iterator[tuple[str, Tensor]]:
         """Whole tensors by their Hugging Face names, one after the other, valid until the next is asked for. A tied
-        output layer is left out, and so is a value head. Every rank must exhaust the iterator."""
+        output layer is left out, and so is a value head; `part`: of that part of the engine's model instead. Every
+        rank must exhaust the iterator."""
+        module = self.module if part is None else part
         with torch.no_grad():
-            for name, parameter in self.module.named_parameters():
+            for name, parameter in module.named_parameters():
                 gathered = (
                     deepspeed.zero.GatheredParameters([parameter]) if self._stage == 3 else contextlib.nullcontext()
                 )
                 with gathered:
                     if name not in self._tied:
                         yield name, parameter.detach()
-            parameters = {name for name, _ in self.module.named_parameters()}
-            for name, buffer in self.module.state_dict(keep_vars=True).items():
+            parameters = {name for name, _ in module.named_parameters()}
+            for name, buffer in module.state_dict(keep_vars=True).items():
                 if name not in parameters | self._tied and not isinstance(buffer, nn.Parameter):
                     yield name, buffer
 
-    def snapshot(self, wanted: bool, alive: Callable[[], None] = lambda: None) -> dict[str, Tensor]:
-        """A copy of the whole weights on the CPU where `wanted`; nothing on ranks that only help to gather it.
+    @property
+    def value_head(self) -> nn.Module | None:
+        """On the policy's last hidden state, where it has one."""
+        head: nn.Module | None = getattr(self._engine.module, "value_head", None)
+        return head
+
+    def snapshot(
+        self, wanted: bool, alive: Callable[[], None] = lambda: None, part: nn.Module | None = None
+    ) -> dict[str, Tensor]:
+        """A copy of `full_weights` on the CPU where `wanted`; nothing on ranks that only help to gather it.
         `alive` is called for every tensor."""
         copies = {}
-        for name, tensor in self.full_weights():
+        for name, tensor in self.full_weights(part):
             alive()
             if wanted:
                 copies[name] = tensor.to("cpu", copy=True)
@@ -211,6 +221,8 @@ def _decayed_and_not(model: nn.Module, weight_decay: float) -> list[dict[str, An
 
 def _deepspeed_config(section: TrainingSection, parameters: int) -> dict[str, Any]:
     """One micro-batch per backward call, no scaling of its own; the caller says which backward call is the last."""
+    # Buffers are allocated at this size, also for a small model; DeepSpeed wants an even number.
+    bucket = max(2, min(parameters + parameters % 2, 50_000_000))
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
@@ -218,9 +230,8 @@ def _deepspeed_config(section: TrainingSection, parameters: int) -> dict[str, An
         "steps_per_print": 2**31,
         "zero_optimization": {
             "stage": section.zero_stage,
-            # Buffers are allocated at this size, also for a small model.
-            "reduce_bucket_size": max(1, min(parameters, 50_000_000)),
-            "allgather_bucket_size": max(1, min(parameters, 50_000_000)),
+            "reduce_bucket_size": bucket,
+            "allgather_bucket_size": bucket,
         },
         "zero_allow_untested_optimizer": True,
     }
