@@ -26,6 +26,8 @@ HEADLINES = (
     # Never `kl` alone: how far from the reference, and how far the learner is from what sampled the batch.
     Headline("kl/reference", ("kl/reference",), ".2e", "nat"),
     Headline("kl/offpolicy", ("kl/offpolicy",), ".2e", "nat"),
+    # How much of a batch the weights leave: the first to fall when staleness hurts.
+    Headline("ess", ("rollout_corr/ess",), ".3f"),
     Headline("entropy", ("actor/entropy",), ".3f", "nat"),
     Headline("rollout", ("rollout/tokens_per_second",), "count", "tok/s"),
     Headline("learner", ("learner/tokens_per_second",), "count", "tok/s"),

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 Rows = Sequence[Mapping[str, float]]
 
 # Okabe and Ito's palette: told apart also by people who see few colours.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#222222")
 _STYLE = {
     "font.size": 11,
     "axes.titlesize": 12,
@@ -58,6 +58,8 @@ class Panel:
     from_zero: bool = True
     ceiling: float | None = None
     """Upper end of the axis where the quantity has one, such as a share of 1."""
+    decades: bool = False
+    """A logarithmic axis, for what spans powers of ten."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,16 @@ class Plot:
     name: str
     panels: tuple[Panel, ...]
 
+
+_BUCKETS = {
+    "lag_0": "lag 0",
+    "lag_1": "lag 1",
+    "lag_2": "lag 2",
+    "lag_3_4": "lag 3 to 4",
+    "lag_5_8": "lag 5 to 8",
+    "lag_9_up": "lag 9 and more",
+    "older_kv": "on an older cache",
+}
 
 PLOTS = (
     Plot(
@@ -101,6 +113,23 @@ PLOTS = (
                     Line("off_policy/max", "maximum", "steps"),
                     Line("off_policy/bound", "bound (max_lag)", "bound"),
                 ),
+            ),
+        ),
+    ),
+    Plot(
+        "staleness",
+        (
+            Panel(
+                "Effective sample size by lag",
+                "share of the bucket's tokens",
+                tuple(Line(f"rollout_corr/{bucket}/ess", label) for bucket, label in _BUCKETS.items()),
+                ceiling=1.0,
+            ),
+            Panel(
+                "Divergence from the sampler by lag",
+                "nats per token (k3)",
+                tuple(Line(f"kl/offpolicy/{bucket}/k3", label) for bucket, label in _BUCKETS.items()),
+                decades=True,
             ),
         ),
     ),
@@ -223,7 +252,9 @@ def _draw(ax: Axes, panel: Panel, rows: Rows) -> None:
     ax.set_title(panel.title)
     ax.set_xlabel("train step")
     ax.set_ylabel(panel.unit)
-    if panel.from_zero:
+    if panel.decades:
+        ax.set_yscale("log", nonpositive="mask")
+    elif panel.from_zero:
         ax.set_ylim(bottom=0)
     if panel.ceiling is not None:
         ax.set_ylim(0, panel.ceiling * 1.02)
