@@ -51,11 +51,14 @@ class Archivist:
         """Whether the step that ends in `version` is to be archived."""
         return self._section.every > 0 and version.step % self._section.every == 0
 
-    def hold(self, version: Version, **weights: Tensors) -> None:
-        """The weights of `version`, whole and on the CPU, by `archive.POLICY` and `archive.VALUE`. They are
-        remembered where the step that starts from them is to be archived with its weights."""
-        wanted = self._section.weights and self.due(version.next())
-        self._held = dict(weights) if wanted else {}
+    def wants(self, version: Version) -> bool:
+        """Whether the step that starts from `version` is to be archived with its weights."""
+        return self._section.weights and self.due(version.next())
+
+    def hold(self, weights: Mapping[str, Tensors]) -> None:
+        """The weights of a version that is wanted, whole and on the CPU, by `archive.POLICY` and `archive.VALUE`;
+        nothing of one that is not."""
+        self._held = dict(weights)
 
     def keep(
         self,

@@ -46,6 +46,9 @@ class Train(msgspec.Struct, tag=True):
 class Gather(msgspec.Struct, tag=True):
     """Help rank 0 to a copy of the whole weights."""
 
+    values: bool = False
+    """Of the value model instead of the policy."""
+
 
 class Probe(msgspec.Struct, tag=True):
     """A forward pass over the probe, in which every rank must take part where parameters are sharded."""
@@ -90,7 +93,7 @@ class Crew:
         beat: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.team = team
-        self._engines = engines
+        self.engines = engines
         self._algorithm = algorithm
         self._section = section
         self._beat = beat
@@ -99,7 +102,7 @@ class Crew:
     @property
     def engine(self) -> Engine:
         """The policy's."""
-        return self._engines.policy
+        return self.engines.policy
 
     def follow(self) -> None:
         """A follower's life: do what rank 0 announces, until it announces the end."""
@@ -111,7 +114,7 @@ class Crew:
             if isinstance(order, Train):
                 self._train(self.team.scatter([]), order)
             elif isinstance(order, Gather):
-                self._snapshot(wanted=False)
+                self._snapshot(order.values, wanted=False)
             elif isinstance(order, Probe):
                 self._probe()
             elif isinstance(order, Save):
@@ -135,8 +138,11 @@ class Crew:
 
     def snapshot(self) -> dict[str, torch.Tensor]:
         """A copy of the whole weights on the CPU, by Hugging Face names."""
-        self._announce(Gather())
-        return self._snapshot(wanted=True)
+        return self._gathered(Gather())
+
+    def snapshot_values(self) -> dict[str, torch.Tensor]:
+        """The same of the value model, or of the value head alone."""
+        return self._gathered(Gather(values=True))
 
     def probe(self) -> ProbeRecord:
         """What this learner's own forward pass says of the fixed sequence; engines must agree after their swap."""
@@ -168,7 +174,7 @@ class Crew:
         alive()
         share = Share.from_bytes(given) if isinstance(given, bytes) else given
         result = train_step(
-            self._engines,
+            self.engines,
             share,
             self._algorithm.at(order.coefficients),
             self._section,
@@ -187,8 +193,13 @@ class Crew:
             logp_start=[np.frombuffer(part, np.float32) for part in kept],
         )
 
-    def _snapshot(self, wanted: bool) -> dict[str, torch.Tensor]:
-        return self.engine.snapshot(wanted, partial(self._beat, "gathering weights"))
+    def _gathered(self, order: Gather) -> dict[str, torch.Tensor]:
+        self._announce(order)
+        return self._snapshot(order.values, wanted=True)
+
+    def _snapshot(self, values: bool, wanted: bool) -> dict[str, torch.Tensor]:
+        alive = partial(self._beat, "gathering weights")
+        return self.engines.snapshot_values(wanted, alive) if values else self.engine.snapshot(wanted, alive)
 
     def _probe(self) -> ProbeRecord:
         self._beat("computing the probe")
@@ -199,7 +210,7 @@ class Crew:
 
     def _save(self, folder: Path) -> None:
         self._beat("writing a checkpoint")
-        self._engines.save(folder)
+        self.engines.save(folder)
         self._beat("waiting for all ranks to write a checkpoint")
         self.team.barrier()
         self._beat("wrote a checkpoint")

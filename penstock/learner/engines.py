@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -51,6 +52,18 @@ class Engines:
             if update.applied:
                 metrics |= {f"{name}/grad_norm": update.grad_norm, f"{name}/lr": rate}
         return metrics
+
+    @property
+    def has_values(self) -> bool:
+        return self.critic is not None or self.policy.value_head is not None
+
+    def snapshot_values(self, wanted: bool, alive: Callable[[], None]) -> dict[str, torch.Tensor]:
+        """A copy of the value model's weights on the CPU where `wanted`, or of the value head's under `value_head.`."""
+        if self.critic is not None:
+            return self.critic.snapshot(wanted, alive)
+        head = self.policy.value_head
+        found = {} if head is None else self.policy.snapshot(wanted, alive, part=head)
+        return {f"value_head.{name}": tensor for name, tensor in found.items()}
 
     def save(self, folder: Path) -> None:
         """Write the state of both into `folder`, every rank its part."""

@@ -31,11 +31,15 @@ class Evidence:
     def __init__(
         self, settings: LoopSettings, crew: Crew, auditor: Auditor | None, alive: Callable[[str], None]
     ) -> None:
-        self._auditor = auditor
+        self._crew, self._auditor = crew, auditor
+        engines = crew.engines
+        configs = {archive.POLICY: archive.config_of(engines.policy.module)}
+        if engines.has_values:
+            configs[archive.VALUE] = archive.config_of((engines.critic or engines.policy).module)
         self._archivist = Archivist(
             settings.archives,
             settings.archive,
-            {archive.POLICY: archive.config_of(crew.engine.module)},
+            configs,
             {
                 "learner": settings.learner.model_dump(mode="json"),
                 "algorithm": settings.algorithm.model_dump(mode="json"),
@@ -48,7 +52,12 @@ class Evidence:
 
     def hold(self, version: Version, weights: Mapping[str, torch.Tensor]) -> None:
         """The whole weights of `version`, which the learner has now."""
-        self._archivist.hold(version, **{archive.POLICY: weights})
+        held: dict[str, Mapping[str, torch.Tensor]] = {}
+        if self._archivist.wants(version):
+            held[archive.POLICY] = weights
+            if self._crew.engines.has_values:
+                held[archive.VALUE] = self._crew.snapshot_values()
+        self._archivist.hold(held)
         self._after = weights if self._audits(version) else {}
 
     def wanted(self, version: Version) -> bool:
