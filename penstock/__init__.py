@@ -12,13 +12,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from penstock.algorithms import Algorithm
     from penstock.api import Run, check, evaluate, open_run, resume, sft, train
 
-__all__ = ["Run", "check", "evaluate", "open_run", "resume", "sft", "train"]
+__all__ = ["Algorithm", "Run", "check", "evaluate", "open_run", "resume", "sft", "train"]
 
 
 def __getattr__(name: str) -> Any:
     """Import the face only when it is looked at: `import penstock.services…` in an actor must stay light."""
+    if name == "Algorithm":
+        from penstock.algorithms import Algorithm
+
+        return Algorithm
     if name in __all__:
         from penstock import api
 

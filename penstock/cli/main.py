@@ -156,6 +156,33 @@ def schema(
 
 
 @app.command()
+def algorithms(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="One row in full; MODULE:ROW for yours.")] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="The table and all rows, for the docs.")] = False,
+) -> None:
+    """Show the table of algorithms, or one row: equation, defaults, paper, traps."""
+    from penstock.cli import algorithms_table as shown
+    from penstock.learner.algorithms import table
+
+    try:
+        rows = list(table.rows().values()) if name is None else [table.find(name, Path.cwd())]
+    except table.RowError as error:
+        typer.echo(f"penstock: {error}", err=True)
+        raise typer.Exit(WRONG_INPUT) from error
+    if markdown:
+        typer.echo(shown.markdown(rows))
+    elif name is not None:
+        typer.echo(shown.detail(rows[0]))
+    elif sys.stdout.isatty():
+        from rich.console import Console
+
+        Console().print(shown.table(rows))
+        typer.echo(f"\n{shown.SEE.replace('`', '')}")
+    else:
+        typer.echo(shown.plain(rows))
+
+
+@app.command()
 def plot(
     run_dirs: Annotated[list[Path], typer.Argument(metavar="RUN_DIR…", help="One run, or several seeds of one.")],
     out: Annotated[Path | None, typer.Option(help="PNG with one learning curve over all the runs.")] = None,

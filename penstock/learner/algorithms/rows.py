@@ -7,6 +7,6 @@ another engine than the learner's draws the tokens, and papers take the two to b
 from __future__ import annotations
 
 from penstock.learner.algorithms.group_rows import GROUP_ROWS
-from penstock.learner.algorithms.value_rows import VALUE_ROWS
+from penstock.learner.algorithms.value_rows import DECOUPLED_PPO, VALUE_ROWS
 
-ROWS = (*VALUE_ROWS, *GROUP_ROWS)
+ROWS = (*VALUE_ROWS, *GROUP_ROWS, DECOUPLED_PPO)

@@ -1,0 +1,116 @@
+"""The table of algorithms for people: on a terminal, in a pipe, in the docs; and one row in full."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from penstock.learner.algorithms.cells import NoBaseline, NoValue, Outcome
+from penstock.learner.algorithms.loss_cells import KeepAll, Uncorrected
+from penstock.learner.algorithms.row import Algorithm
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+HEADS = ("row", "advantages", "objective", "correction", "values", "reduction", "groups")
+SEE = "`penstock algorithms NAME` shows a row's equation, defaults, paper and traps."
+
+
+def cells(row: Algorithm) -> tuple[str, ...]:
+    """What stands under HEADS."""
+    advantages = [_short(row.baseline)] if not isinstance(row.baseline, NoBaseline) else []
+    advantages += [_short(row.credit)] if not isinstance(row.credit, Outcome) else []
+    advantages += [f"whitened over {row.whitening.over}"] if row.whitening.over != "none" else []
+    objective = _short(row.objective) + (f" + entropy {row.entropy_coefficient:g}" if row.entropy_coefficient else "")
+    correction = [_short(row.trust)] if not isinstance(row.trust, Uncorrected) else []
+    correction += [_short(row.reject)] if not isinstance(row.reject, KeepAll) else []
+    values = "–" if isinstance(row.value, NoValue) else row.value.kind
+    groups = f"{row.group_filter}, quorum {row.quorum}"
+    first = (row.name, ", ".join(advantages) or "the reward", objective, ", ".join(correction) or "–")
+    return *first, values, row.reduction.kind, groups
+
+
+def table(rows: Sequence[Algorithm]) -> Table:
+    """For a terminal."""
+    from rich.table import Table
+
+    drawn = Table(box=None, padding=(0, 1), header_style="bold")
+    for head in HEADS:
+        drawn.add_column(head, style="bold" if head == HEADS[0] else "", no_wrap=head == HEADS[0], overflow="fold")
+    for row in rows:
+        drawn.add_row(*cells(row))
+    return drawn
+
+
+def plain(rows: Sequence[Algorithm]) -> str:
+    """For a pipe: a line per row, however wide."""
+    lines = [HEADS, *(cells(row) for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(HEADS))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    )
+
+
+def markdown(rows: Sequence[Algorithm]) -> str:
+    """For the docs: the table, then every row's equation, paper and traps."""
+    lines = [_bar(HEADS), _bar(["---"] * len(HEADS))]
+    lines += [_bar([f"`{row.name}`", *cells(row)[1:]]) for row in rows]
+    for row in rows:
+        lines += ["", f"### {row.name}", "", f"{_sentence(row.summary)} {_sentence(row.paper)}", ""]
+        lines += [f"    {line}" for line in row.equation.splitlines()]
+        lines += ["", *(f"- {trap}" for trap in row.traps)]
+    return "\n".join(lines)
+
+
+def detail(row: Algorithm) -> str:
+    """Everything about one row."""
+    parts = [
+        f"{row.name}: {row.summary}",
+        f"Paper\n{_indented(row.paper)}",
+        *([f"Equation\n{_indented(row.equation)}"] if row.equation else []),
+        *(["Traps\n" + "\n".join(_indented(trap, "  - ") for trap in row.traps)] if row.traps else []),
+        f"Run file; all of this is the row's own, so leave out what you do not change\n{_indented(_yaml(row))}",
+    ]
+    return "\n\n".join(parts)
+
+
+def _yaml(row: Algorithm) -> str:
+    return "\n".join(["algorithm:", f"  name: {row.name}", *(f"  {key}: {value}" for key, value in _values(row))])
+
+
+def _values(row: Algorithm) -> Iterator[tuple[str, str]]:
+    """Cells as they would stand in a run file."""
+    for key, cell in row.cells().items():
+        yield key, _flow(cell.model_dump() if hasattr(cell, "model_dump") else cell)
+
+
+def _flow(value: Any) -> str:
+    """`value` as YAML on one line."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {_flow(below)}" for key, below in value.items()) + "}"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _short(cell: Any) -> str:
+    """`ppo_clip clip_low 0.2 clip_high 0.28`; what is off, and what only guards a division, is left out."""
+    values = {k: v for k, v in cell.model_dump().items() if k not in ("kind", "eps") and v not in (None, False)}
+    return " ".join([cell.kind, *(f"{k} {v['kind'] if isinstance(v, dict) else _flow(v)}" for k, v in values.items())])
+
+
+def _bar(line: Sequence[str]) -> str:
+    return "| " + " | ".join(line) + " |"
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}."
+
+
+def _indented(text: str, first: str = "  ") -> str:
+    import textwrap
+
+    rest = " " * len(first)
+    if "\n" in text or text.startswith("algorithm:"):
+        return textwrap.indent(text, rest)
+    return textwrap.fill(text, 100, initial_indent=first, subsequent_indent=rest)
