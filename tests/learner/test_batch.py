@@ -92,12 +92,28 @@ def test_a_penalty_in_the_reward_takes_the_sampled_divergence_off_the_task_rewar
     assert batch.advantages.tolist() == pytest.approx([0.4, 0.4, -0.4, -0.4])
 
 
-@pytest.mark.parametrize("baseline", ["group_mean", "group_zscore"])
-def test_equal_task_rewards_stay_without_advantage_when_the_penalty_differs(baseline):
-    judged = [_judged(answer(1.0), np.array([-0.5 - d, -0.5], np.float32)) for d in (0.0, 1e-3, 2.0)]
-    cells = {"baseline": {"kind": baseline}, "group_filter": "all"}
-    batch = assemble([group_of(*judged)], bind(_with_kl("reward", "k1", **cells)), NOW)
-    assert batch.advantages.tolist() == [0.0] * 6
+DIVIDED = (
+    {"baseline": {"kind": "group_zscore"}},
+    {"baseline": {"kind": "group_mean"}, "whitening": {"over": "sequences"}},
+)
+
+
+def equally_good(**cells):
+    """Three answers of reward 1, further and further from the reference."""
+    judged = [_judged(answer(1.0), np.array([-0.5 - d, -0.5], np.float32)) for d in (0.0, 1.0, 2.0)]
+    return assemble([group_of(*judged)], bind(_with_kl("reward", "k1", group_filter="all", **cells)), NOW)
+
+
+@pytest.mark.parametrize("cells", DIVIDED)
+def test_equal_task_rewards_stay_without_advantage_where_a_deviation_would_blow_the_penalty_up(cells):
+    assert equally_good(**cells).advantages.tolist() == [0.0] * 6
+
+
+@pytest.mark.parametrize(("baseline", "factor"), [("group_mean", 1.0), ("leave_one_out", 1.5)])
+def test_a_penalty_in_the_reward_acts_at_its_own_size_where_all_task_rewards_are_equal(baseline, factor):
+    # 0.1 · (0, 1, 2) comes off, less its mean of 0.1; against the others' mean that is 3/2 of it.
+    expected = np.repeat([0.1, 0.0, -0.1], 2) * factor
+    assert equally_good(baseline={"kind": baseline}).advantages == pytest.approx(expected, abs=1e-7)
 
 
 def _with_kl(placement, estimator, **cells):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from penstock.learner.algorithms import kl, reductions, values
-from penstock.learner.algorithms.cells import BaselineCell, NoValue, ValueCredit, ValueHead
+from penstock.learner.algorithms.cells import BaselineCell, NoValue, ValueCredit, ValueHead, Whitening
 from penstock.learner.algorithms.corrections import TrustRegion
 from penstock.learner.algorithms.loss_cells import PPOKL, Fixed
 from penstock.learner.algorithms.objectives import Facts
@@ -113,7 +113,7 @@ def bind(section: AlgorithmSection) -> BoundAlgorithm:
     extra: dict[str, Any] = {} if section.reduction.budget is None else {"budget": section.reduction.budget}
     whitening, credit = section.whitening, section.credit
     return BoundAlgorithm(
-        baseline=_baseline(section.baseline),
+        baseline=_baseline(section.baseline, section.whitening),
         whiten_sequences=(
             functools.partial(advantages.whiten, eps=whitening.eps) if whitening.over == "sequences" else None
         ),
@@ -135,9 +135,15 @@ def bind(section: AlgorithmSection) -> BoundAlgorithm:
     )
 
 
-def _baseline(cell: BaselineCell) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
-    """A baseline of one group is called for every group with signal; one of the batch is called once."""
+def _baseline(cell: BaselineCell, whitening: Whitening) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+    """A baseline of one group is called for every group; one of the batch is called once.
+
+    Without signal in the task reward there may still be a KL in the reward that tells answers apart. Where a
+    deviation divides, that would be blown up, so such groups get 0; where nothing does, it has its right size, and
+    leaving it out would bias the penalty by just the groups that are solved.
+    """
     function = cell.bind()
+    divided = not cell.shifts or whitening.over == "sequences"
     if cell.scope == "batch":
         return lambda rewards, groups, scored, _signal: function(rewards, groups, scored)
 
@@ -145,7 +151,7 @@ def _baseline(cell: BaselineCell) -> Callable[[Tensor, Tensor, Tensor, Tensor], 
         found = torch.zeros_like(rewards)
         for group in torch.unique(groups):
             mine = groups == group
-            if bool(signal[mine].any()):
+            if bool(signal[mine].any()) or not divided:
                 found[mine] = function(rewards[mine], scored[mine])
         return found
 
