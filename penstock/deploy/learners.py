@@ -70,7 +70,9 @@ class LearnerActor:
             return
         sender = route.sender()
         self._outlet = Outlet(sender, route.deadline)
-        self._rank = LearnerRank(rank, plan, store.connect(), sender, limits)
+        # Audits read versions back, which takes files; that nothing else is asked for has been checked.
+        receiver = route.receiver(0, None) if plan.audit.every and route.backend is None else None
+        self._rank = LearnerRank(rank, plan, store.connect(), sender, limits, receiver)
 
     def weights_manifest(self, version: Version) -> Any:
         """For workers whose weights come straight from this card."""

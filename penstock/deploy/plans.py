@@ -52,6 +52,7 @@ def learner_plan(run_file: RunFile, directory: RunDir, resume: Path | None) -> L
         staleness=run_file.staleness,
         checkpoint=run_file.checkpoints,
         archive=run_file.archive,
+        audit=run_file.audit,
         meet_at="",
         checkpoints=directory.checkpoints,
         archives=directory.archive,

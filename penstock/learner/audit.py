@@ -49,11 +49,11 @@ class Auditor:
         device: torch.device,
         token_budget: int,
         seed: int = 0,
-        alive: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._section, self._receiver, self._load = section, receiver, load
-        self._device, self._budget, self._seed, self._alive = device, token_budget, seed, alive
+        self._device, self._budget, self._seed = device, token_budget, seed
         self._model: Any = None
+        self._alive: Callable[[str], None] = lambda _: None
 
     @staticmethod
     def keeps(max_lag: int) -> int:
@@ -65,10 +65,13 @@ class Auditor:
         """Whether the step that ends in `version` is to be audited."""
         return self._section.every > 0 and version.step % self._section.every == 0
 
-    def examine(self, batch: Batch, start: Version, after: Weights) -> dict[str, float]:
+    def examine(
+        self, batch: Batch, start: Version, after: Weights, alive: Callable[[str], None] = lambda _: None
+    ) -> dict[str, float]:
         """Metrics of the step from `start` that has led to the weights `after`; `batch` has the learner's own log-probs
-        at its start. Tokens of versions that are gone are left out and counted."""
-        began = time.monotonic()
+        at its start. Tokens of versions that are gone are left out and counted. `alive` is called at every micro-batch.
+        """
+        began, self._alive = time.monotonic(), alive
         random = np.random.default_rng([self._seed, start.step])
         able = np.flatnonzero(batch.counts > 0)
         chosen = np.sort(random.choice(able, min(self._section.sequences, len(able)), replace=False))

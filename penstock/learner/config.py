@@ -138,7 +138,7 @@ class ArchiveSection(Section):
 
 
 class AuditSection(Section):
-    """The exact parts of the log-ratio π/μ, recomputed now and then: update, staleness, mismatch (docs/staleness.md)."""
+    """The parts of the log-ratio π/μ, recomputed exactly now and then: update, staleness, mismatch."""
 
     every: int = on_resume(0, ge=0)
     """Audit every N-th step; 0 audits none. Between a step and `staleness.max_lag` steps before it no published

@@ -31,7 +31,7 @@ class Evidence:
     def __init__(
         self, settings: LoopSettings, crew: Crew, auditor: Auditor | None, alive: Callable[[str], None]
     ) -> None:
-        self._crew, self._auditor = crew, auditor
+        self._crew, self._auditor, self._alive = crew, auditor, alive
         engines = crew.engines
         configs = {archive.POLICY: archive.config_of(engines.policy.module)}
         if engines.has_values:
@@ -83,7 +83,7 @@ class Evidence:
         if self._auditor is None or not self._audits(version) or self._learned is None:
             return {}
         start, learned = self._learned
-        found = self._auditor.examine(learned, start, self._after)
+        found = self._auditor.examine(learned, start, self._after, self._alive)
         self._after, self._learned = {}, None
         return found
 

@@ -11,16 +11,19 @@ from penstock.learner import checkpoints
 from penstock.learner.config import (
     AlgorithmSection,
     ArchiveSection,
+    AuditSection,
     CheckpointSection,
     LearnerSection,
     StalenessSection,
 )
 from penstock.learner.rank import Rank
-from penstock.services.contracts import ReplayStore, WeightSender
+from penstock.services.contracts import PenstockError, ReplayStore, WeightReceiver, WeightSender
 from penstock.services.model_config import ModelSection
 from penstock.services.versions import Version
 
 if TYPE_CHECKING:
+    from penstock.learner.audit import Auditor
+    from penstock.learner.crew import Crew
     from penstock.learner.loop import LearnerLoop
 
 
@@ -34,6 +37,7 @@ class LearnerPlan:
     staleness: StalenessSection
     checkpoint: CheckpointSection
     archive: ArchiveSection
+    audit: AuditSection
     meet_at: str
     """`host:port` on rank 0's machine, where the ranks find each other."""
     checkpoints: Path
@@ -66,13 +70,15 @@ class LearnerRank(Rank):
         store: ReplayStore | None = None,
         sender: WeightSender | None = None,
         should_stop: Callable[[int, int], str] | None = None,
+        receiver: WeightReceiver | None = None,
     ) -> None:
+        """`receiver` reads published weights back, for audits; only rank 0 needs one, and only with audits."""
         if rank == 0 and (store is None or sender is None):
             raise ValueError("rank 0 of the learner takes from the store and publishes weights: it needs both")
         super().__init__(rank)
         self._plan = plan
         self._store, self._sender = store, sender
-        self._limits = should_stop
+        self._limits, self._receiver = should_stop, receiver
         self._loop: LearnerLoop | None = None
 
     def _run(self) -> str:
@@ -131,8 +137,32 @@ class LearnerRank(Rank):
             report=self._keep,
             should_stop=self._should_stop,
             beat=self._beat,
+            auditor=self._auditor(crew),
         )
         return self._loop.run()
+
+    def _auditor(self, crew: Crew) -> Auditor | None:
+        """What measures the exact parts of the log-ratio; None where no step is to be audited."""
+        from penstock.learner.audit import Auditor
+        from penstock.services.logprob_model import LogprobModel
+        from penstock.services.models import load_model
+
+        plan, receiver = self._plan, self._receiver
+        if plan.audit.every == 0:
+            return None
+        if receiver is None:
+            raise PenstockError(
+                "audits read published weights back, and between GPUs (nccl, ipc) there is nothing to read; "
+                "set audit.every=0, or weights.transport to shm or file"
+            )
+        return Auditor(
+            plan.audit,
+            receiver,
+            lambda: LogprobModel(load_model(plan.model, plan.learner.dtype)),
+            crew.engine.device,
+            plan.learner.micro_batch_tokens,
+            plan.seed,
+        )
 
     # --- asked from other threads -------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from penstock.learner import archive, checkpoints
 from penstock.learner.config import (
     AlgorithmSection,
     ArchiveSection,
+    AuditSection,
     CheckpointSection,
     LearnerSection,
     StalenessSection,
@@ -47,6 +48,7 @@ def plan(folder: Path, address: str, request: str, resume=None) -> LearnerPlan:
         staleness=StalenessSection(max_lag=1, take_deadline=120.0),
         checkpoint=CheckpointSection(every=2, keep_last=1, keep_best="reward/mean"),
         archive=ArchiveSection(every=2, keep_last=1),
+        audit=AuditSection(),
         meet_at=address,
         checkpoints=folder / "checkpoints",
         archives=folder / "archive",
