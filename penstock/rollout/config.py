@@ -30,8 +30,8 @@ class SamplingSection(Section):
     distribution in ways that the recorded log-probabilities would not explain.
     """
 
-    temperature: float = Field(1.0, gt=0, le=10)
-    """Above 0: greedy tokens have no log-probability to learn from."""
+    temperature: float = Field(1.0, gt=0, le=2)
+    """Above 0: greedy tokens have no log-probability to learn from. At most 2, vLLM's own bound."""
     top_p: float = Field(1.0, gt=0, le=1)
     """Draw from the most likely tokens up to this mass. Below 1 it needs `keep_mask`."""
     top_k: int = Field(0, ge=0)
@@ -129,8 +129,8 @@ class EvaluationSection(Section):
     """Evaluate after every so many steps; 0 only before the first step and after the last."""
     samples: int = on_resume(1, ge=1, le=1024)
     """Sampled answers per prompt, at `temperature`."""
-    temperature: float = on_resume(1.0, gt=0, le=10)
-    """Of the sampled answers."""
+    temperature: float = on_resume(1.0, gt=0, le=2)
+    """Of the sampled answers; at most 2, vLLM's own bound."""
     greedy: bool = on_resume(True)
     """Also one greedy answer per prompt."""
     max_prompts: int | None = on_resume(256, ge=1)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from penstock.services.trajectory import Floats, Prompt
+from penstock.services.trajectory import Completion, Floats, Prompt
 from penstock.services.versions import Version
 from penstock.services.weights.files import FileReceiver, FileSender
 from penstock.services.weights.manifest import ProbeRecord, probe_tokens
@@ -89,6 +89,22 @@ def reference(model: Any, prompt: Sequence[int], response: Sequence[int], temper
         logits = model(torch.tensor([[*prompt, *response]])).logits[0].double() / temperature
     logprobs = torch.log_softmax(logits, -1)[len(prompt) - 1 : -1]
     return logprobs.gather(1, torch.tensor(response)[:, None])[:, 0].numpy().astype(np.float32)
+
+
+def logits_of(model: Any, prompt: Sequence[int], response: Sequence[int]) -> Any:
+    """[T, vocabulary] float64: what a forward pass of transformers says before each token of the response."""
+    import torch
+
+    with torch.no_grad():
+        return model(torch.tensor([[*prompt, *response]])).logits[0].double().numpy()[len(prompt) - 1 : -1]
+
+
+def finish(engine: Any) -> dict[str, Completion]:
+    """Step until nothing is in flight."""
+    done: dict[str, Completion] = {}
+    while engine.in_flight:
+        done.update(engine.step())
+    return done
 
 
 def weights_of(model: Any) -> list[tuple[str, Any]]:
