@@ -21,7 +21,11 @@ _PER_BUCKET = (
     "rollout_corr/left_out",
     "actor/pg_clipfrac_low",
     "actor/pg_clipfrac_high",
+    "actor/pg_clipfrac_dual",
     "actor/out_of_range",
+    "kl/staleness/k3",
+    "kl/mismatch/k3",
+    "audit/kl_update/k3",
 )
 """What is also reported over the tokens of one bucket of lag, under a name with the bucket before its last word."""
 _BUCKETS = "lag_0, lag_1, lag_2, lag_3_4, lag_5_8, lag_9_up; older_kv for tokens decoded on older weights' cache"
@@ -30,6 +34,9 @@ _OFFPOLICY = (
     "KL(μ‖π_prox) between what sampled the tokens and the policy at the start of the step: staleness and "
     "mismatch together"
 )
+_STALENESS = "KL(π_train(v)‖π_prox), v the version that sampled the token: what the learner has changed since"
+_MISMATCH = "KL(μ‖π_train(v)), v the version that sampled the token: two engines, same weights"
+_WHOLE_UPDATE = "KL(π_prox‖π) between the policy at the start and at the end of the step"
 _UPDATE = "KL(π_prox‖π) between the policy at the start of the step and at the update"
 
 _ALL: dict[str, Metric] = {
@@ -38,6 +45,9 @@ _ALL: dict[str, Metric] = {
     "actor/pg_loss": Metric("policy part of the loss, mean over the step's updates"),
     "actor/pg_clipfrac_low": Metric("share of tokens whose gradient the lower clip bound cut off"),
     "actor/pg_clipfrac_high": Metric("share of tokens whose gradient the upper clip bound cut off"),
+    "actor/pg_clipfrac_dual": Metric(
+        "share of tokens whose loss dual_clip cut off, all of them with a negative advantage"
+    ),
     "actor/entropy": Metric("entropy of the policy over the vocabulary", "nat", estimator="exact per token"),
     "actor/grad_norm": Metric("norm of the gradient before clipping, mean over applied updates"),
     "actor/lr": Metric("learning rate, mean over applied updates"),
@@ -47,6 +57,29 @@ _ALL: dict[str, Metric] = {
     "actor/kl_coefficient": Metric("β of the KL to the reference during the step; reported where it adapts"),
     "actor/objective_coefficient": Metric("β of the objective's own KL during the step; reported where it adapts"),
     "actor/skipped_updates": Metric("updates skipped for an infinite or undefined gradient", good="down"),
+    # --- values
+    "critic/loss": Metric("value loss, clipped as configured, mean over the step's updates", good="down"),
+    "critic/error": Metric("half the squared difference between values and returns, per token", good="down"),
+    "critic/clipfrac": Metric("share of tokens whose value's gradient the clip cut off"),
+    "critic/value_mean": Metric("mean value of a token's state at the start of the step"),
+    "critic/return_mean": Metric("mean return that the values are to predict"),
+    "critic/explained_variance": Metric(
+        "1 − Var(return − value)/Var(return) at the start of the step: 1 perfect, 0 no better than a constant",
+        good="up",
+    ),
+    "critic/grad_norm": Metric("norm of the value model's gradient before clipping, mean over applied updates"),
+    "critic/lr": Metric("the value model's learning rate, mean over applied updates"),
+    # --- values
+    "critic/loss": Metric("value loss before its coefficient, mean over the step's updates", good="down"),
+    "critic/error": Metric("mean of (V − Ĝ)²/2 over tokens, before any clipping; Ĝ is the return", good="down"),
+    "critic/clipfrac": Metric("share of tokens whose value's gradient the clip cut off"),
+    "critic/explained_variance": Metric(
+        "1 − Var(Ĝ − V)/Var(Ĝ) of the values at the start of the step: 1 for perfect ones, 0 for a constant", good="up"
+    ),
+    "critic/value_mean": Metric("mean value at the start of the step"),
+    "critic/return_mean": Metric("mean return Ĝ that the values are to predict", good="up"),
+    "critic/grad_norm": Metric("norm of the value model's gradient before clipping, mean over applied updates"),
+    "critic/lr": Metric("learning rate of the value model, mean over applied updates"),
     # --- divergences
     "kl/reference": Metric("KL(π‖π_ref) of the policy from the frozen reference", "nat", "neither", "k3"),
     "kl/update": Metric(_UPDATE, "nat", "neither", "k3, tokens from μ, unweighted"),
@@ -57,6 +90,24 @@ _ALL: dict[str, Metric] = {
         "mean |log π_prox − log μ| over tokens of lag 0 with a clean cache: two engines, same weights", "nat", "down"
     ),
     "mismatch/max": Metric("the largest such difference", "nat", "down"),
+    # --- audits: the exact parts of the log-ratio, on some answers of some steps
+    "kl/staleness": Metric(_STALENESS, "nat", "down", "k3, tokens from μ"),
+    "kl/staleness/k1": Metric(_STALENESS, "nat", "down", "k1, tokens from μ"),
+    "kl/mismatch": Metric(_MISMATCH, "nat", "down", "k3, tokens from μ"),
+    "kl/mismatch/k1": Metric(_MISMATCH, "nat", "down", "k1, tokens from μ"),
+    "audit/kl_update": Metric(_WHOLE_UPDATE, "nat", "neither", "k3, tokens from μ, unweighted"),
+    "audit/kl_update/k1": Metric(_WHOLE_UPDATE, "nat", "neither", "k1, tokens from μ, unweighted"),
+    "audit/update_mean": Metric("mean |log π − log π_prox| over the whole step", "nat"),
+    "audit/staleness_mean": Metric("mean |log π_prox − log π_train(v)|, v the version that sampled", "nat", "down"),
+    "audit/mismatch_mean": Metric("mean |log π_train(v) − log μ|", "nat", "down"),
+    "audit/residual": Metric(
+        "largest difference between staleness + mismatch and the log π_prox/μ that the step measured", "nat", "down"
+    ),
+    "audit/sequences": Metric("answers audited", "answers"),
+    "audit/tokens": Metric("tokens audited", "tokens"),
+    "audit/missing": Metric("tokens not audited because their weights are gone or undefined", "tokens", "down"),
+    "audit/out_of_range": Metric("tokens not audited because their log-probs lie too far apart", "tokens", "down"),
+    "audit/seconds": Metric("time the audit took", "s", "down"),
     # --- importance weights
     "rollout_corr/mean": Metric("mean of the raw weights π_prox/μ; 1 in expectation"),
     "rollout_corr/max": Metric("largest raw weight π_prox/μ", good="down"),

@@ -258,8 +258,10 @@ def _draw(ax: Axes, panel: Panel, rows: Rows) -> None:
         ax.set_ylim(bottom=0)
     if panel.ceiling is not None:
         ax.set_ylim(0, panel.ceiling * 1.02)
-    if len(ax.get_legend_handles_labels()[1]) > 1:
-        ax.legend()
+    shown = len(ax.get_legend_handles_labels()[1])
+    if shown > 1:
+        # Beside the axes where it would hide the lines.
+        ax.legend(**{"loc": "center left", "bbox_to_anchor": (1.0, 0.5)} if shown > 4 else {})
     elif len(panel.lines) > 1:
         ax.set_title(f"{panel.title}: {ax.get_legend_handles_labels()[1][0]}")
 
