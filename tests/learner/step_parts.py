@@ -12,10 +12,14 @@ from learner_parts import tiny_model
 from penstock.learner import deal
 from penstock.learner.algorithms.bound import bind
 from penstock.learner.algorithms.reductions import REDUCTIONS
-from penstock.learner.config import AlgorithmSection
+from penstock.learner.algorithms.table import find
+from penstock.learner.assemble import Moment, assemble
+from penstock.learner.config import AlgorithmSection, LearnerSection
 from penstock.learner.critic import ValueModel
 from penstock.learner.deal import Share
 from penstock.services.logprob_model import LogprobModel
+from penstock.services.trajectory import Group, Sampling, Trajectory
+from penstock.services.versions import FIRST
 
 TEMPERATURE, MAX_WEIGHT, KL, ENTROPY, GAMMA, LAM = 0.8, 1.1, 0.1, 0.01, 0.9, 0.8
 CLIP_LOW, CLIP_HIGH, VALUE_CLIP, HEAD_COEFFICIENT = 0.1, 0.2, 0.05, 0.5
@@ -207,3 +211,45 @@ def plain_losses(old, new, batch):
         for name, parameter in model.named_parameters() if model is not None else ():
             grads[f"{place} {name}"] = parameter.grad.clone()
     return policy.item(), critic.item(), grads
+
+
+# --- whole steps ----------------------------------------------------------------------------------------------------
+
+
+def row(name: str) -> AlgorithmSection:
+    """A row of the table as a run would have it, with a reference model's log-probs in use."""
+    given = {"name": name}
+    if find(name).reduction.kind == "fixed_length":
+        given["reduction"] = {"budget": 8}
+    return AlgorithmSection.model_validate(given)
+
+
+def groups_of(seed=0, groups=4, members=4):
+    """Groups of answers of lengths 1 to 8 with rewards of 0 and 1, as if another engine had sampled them."""
+    random = np.random.default_rng(seed)
+    made = []
+    for index in range(groups):
+        trajectories = []
+        for member in range(members):
+            length = int(random.integers(1, 9))
+            completion = builders.completion(
+                tokens=random.integers(0, 32, length), logprobs=random.normal(-3.5, 0.1, length).tolist()
+            )
+            reward = float(random.integers(0, 2)) if member > 1 else float(member)
+            made_up = completion.logprobs + np.float32(0.01)
+            parts = {"exact": reward}
+            trajectories.append(
+                Trajectory(completion=completion, reward=reward, parts=parts, reference_logprobs=made_up)
+            )
+        prompt = builders.prompt(index, tokens=random.integers(0, 32, 1 + index % 3))
+        made.append(Group(prompt=prompt, sampling=Sampling(max_tokens=8), trajectories=tuple(trajectories)))
+    return made
+
+
+def shares_of(algorithm: AlgorithmSection, section: LearnerSection, seed=0):
+    """What rank 0 deals out for one step."""
+    bound = bind(algorithm)
+    batch = assemble(groups_of(seed), bound, Moment(FIRST, {}, 0, False))
+    minis = deal.split_groups(batch, section.mini_batches, seed)
+    weighed = deal.weigh(batch, minis, bound.reduction)
+    return deal.deal(weighed, minis, section.ranks, section.micro_batch_tokens, section.epochs, seed)
