@@ -2,66 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
 import pytest
-import tiny
 import yaml
+from check_parts import GOOD
+from check_parts import check_overridden as _check
 
 from penstock.deploy import preflight
 from penstock.deploy.checks import context, world
-from penstock.deploy.findings import Finding
-
-GOOD = {
-    "name": "sort",
-    "model": {"path": "model"},
-    "data": {"sources": {"train": {"path": "train.jsonl"}}},
-    "evaluation": {"data": {"sources": {"held_out": {"path": "held_out.jsonl"}}}},
-    "reward": {"rules": {"exact": {}}},
-    "rollout": {"sampling": {"max_tokens": 16}},
-    "engine": {"max_model_len": 64, "kv_cache_gib": 0.01},
-    "limits": {"steps": 50},
-}
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a model's configuration, a tokenizer and two data files."""
-    folder = tmp_path_factory.mktemp("home")
-    tiny.tokenizer().save_pretrained(folder / "model")
-    config = {
-        "architectures": ["Qwen3ForCausalLM"],
-        "model_type": "qwen3",
-        "hidden_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "vocab_size": 46,
-        "intermediate_size": 64,
-        "max_position_embeddings": 128,
-    }
-    (folder / "model" / "config.json").write_text(json.dumps(config))
-    for name in ("train.jsonl", "held_out.jsonl"):
-        (folder / name).write_text('{"prompt": "2+2=", "answer": "4"}\n')
-    return folder
-
-
-@pytest.fixture
-def place(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder to work in, on a machine with room and without GPUs."""
-    monkeypatch.chdir(home)
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr(context.Context, "gpus", 0)
-    monkeypatch.setattr(context.Context, "cpus", 2)
-    return home
-
-
-def _check(place: Path, *overrides: str, stage: context.Stage = "train") -> dict[str, Finding]:
-    """Findings by key; of several about one key the first."""
-    path = place / "run.yaml"
-    path.write_text(yaml.safe_dump(GOOD, sort_keys=False))
-    return {finding.key: finding for finding in reversed(preflight.check(path, overrides, stage))}
 
 
 def test_a_good_run_file_has_no_findings(place: Path) -> None:

@@ -116,8 +116,8 @@ L = mean over answers of  −Σ_t (G_t − b) log π(y_t)""",
 DECOUPLED_PPO = Algorithm(
     name="decoupled_ppo",
     summary="PPO's clip around π_prox, recomputed once per step, and the whole weight π_prox/μ for staleness",
-    paper="AReaL, arXiv 2505.24298, §5.2, after the decoupled objectives of arXiv 2110.00641; as in AReaL without a value "
-    "model (γ = λ = 1), advantages normalised over the batch",
+    paper="AReaL, arXiv 2505.24298, §5.2, after the decoupled objectives of arXiv 2110.00641; as in AReaL without a "
+    "value model (γ = λ = 1), advantages normalised over the batch",
     baseline=NoBaseline(),
     whitening=Whitening(over="sequences"),
     objective=PPOClip(clip_low=0.2, clip_high=0.2),
