@@ -6,15 +6,9 @@ import numpy as np
 import pytest
 import torch
 from learner_parts import MemorySender, Worker, tiny_model
+from loop_parts import loop_of, many_small_tokens, run_with_worker
 
 from penstock.learner import archive, checkpoints
-from penstock.learner.config import (
-    AlgorithmSection,
-    ArchiveSection,
-    CheckpointSection,
-    LearnerSection,
-    StalenessSection,
-)
 from penstock.learner.metrics import METRICS
 from penstock.services.contracts import LedgerRules
 from penstock.services.metrics import describe
@@ -23,54 +17,6 @@ from penstock.services.versions import Version
 from penstock.services.weights.manifest import probe_tokens
 
 pytestmark = pytest.mark.engine
-
-
-def loop_of(team, store, sender, folder, *, steps, learner=None, staleness=None, resume=None, reports=None, **cells):
-    from penstock.learner.algorithms.bound import bind
-    from penstock.learner.crew import Crew
-    from penstock.learner.engine import Engine
-    from penstock.learner.engines import Engines
-    from penstock.learner.loop import LearnerLoop, LoopSettings
-
-    learner = LearnerSection(groups_per_step=4, learning_rate=1e-2, **(learner or {}))
-    staleness = StalenessSection(**({"max_lag": 1, "take_deadline": 60.0} | (staleness or {})))
-    section = AlgorithmSection.model_validate({"name": "grpo", **cells})
-    algorithm = bind(section)
-    engine = Engine(tiny_model(), learner, 1)
-    if resume is not None:
-        engine.load(resume.folder)
-    settings = LoopSettings(
-        learner=learner,
-        algorithm=section,
-        staleness=staleness,
-        checkpoint=CheckpointSection(every=3, keep_last=2, with_model=False),
-        archive=ArchiveSection(every=2),
-        checkpoints=folder / "checkpoints",
-        archives=folder / "archive",
-        model=folder / "model",
-        config_hash="abc",
-        request=f"start-{resume.version if resume else 0}",
-        resume=resume,
-    )
-    if resume is None:
-        store.attach(LedgerRules(staleness.max_lag, 4, None, 10**8))
-    saved = []
-    loop = LearnerLoop(
-        Crew(team, Engines(engine), algorithm, learner),
-        store,
-        sender,
-        algorithm,
-        settings,
-        save_model=lambda folder, weights: saved.append((folder, weights)),
-        report=(reports if reports is not None else []).append,
-        should_stop=lambda step, tokens: "steps" if step >= steps else "",
-    )
-    loop.saved = saved
-    return loop
-
-
-def many_small_tokens(tokens):
-    return float(np.mean(tokens < 16))
 
 
 def probe_of(weights):
@@ -117,16 +63,6 @@ def test_a_run_trains_publishes_and_leaves_a_balanced_ledger(team, tmp_path, max
     assert all(describe(name, METRICS) for name in metrics), metrics.keys()
     assert store.counts().balanced
     assert store.counts().by_state["committed"] == 48
-
-
-def run_with_worker(loop, store, sender, reward=many_small_tokens):
-    worker = Worker(store, sender, reward)
-    worker.start()
-    try:
-        return loop.run()
-    finally:
-        worker.stop.set()
-        worker.join(10)
 
 
 def test_a_step_with_undefined_gradients_changes_nothing_and_three_of_them_end_the_run(team, tmp_path):

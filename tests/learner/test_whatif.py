@@ -1,0 +1,185 @@
+"""`penstock whatif` on runs of the real engine: its plain torch finds the very gradient that the engine has applied."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from learner_parts import MemorySender
+from loop_parts import loop_of, run_with_worker
+from transformers import AutoModelForCausalLM
+
+from penstock.learner import archive
+from penstock.learner.whatif import OWN, compare
+from penstock.services.contracts import PenstockError
+from penstock.services.model_config import ModelSection
+from penstock.services.store.memory import MemoryStore
+from penstock.services.versions import Version
+
+pytestmark = pytest.mark.engine
+ALL = {"every": 1, "weights": True}
+
+
+def made(team, folder, steps=3, **given):
+    """A run that archives every step with its weights; returns its reports of steps."""
+    reports = []
+    loop = loop_of(team, MemoryStore(), MemorySender(), folder, steps=steps, archive=ALL, reports=reports, **given)
+    assert run_with_worker(loop, loop._store, loop._publisher._sender) == "steps"
+    return [report for report in reports if report["kind"] == "step"]
+
+
+@pytest.fixture(scope="module")
+def run(team, tmp_path_factory):
+    """(folder, reports) of a GRPO run with a KL, three steps of lag up to 1."""
+    folder = tmp_path_factory.mktemp("whatif")
+    return folder, made(team, folder, kl={"coefficient": 0.1})
+
+
+def compared(folder, *rows, sets=(), **given):
+    found = compare(folder, folder / "archive", ModelSection(path="unused"), rows, sets, **given)
+    return found, {row.label: row for row in found.rows}
+
+
+def test_the_runs_own_gradient_has_the_norm_that_the_engine_recorded(run):
+    folder, reports = run
+    found, rows = compared(folder, "cispo")
+    assert found.steps == ["0.1", "0.2", "0.3"]
+    norms = [step["grad_norm"] for step in rows[OWN].steps]
+    assert norms == pytest.approx([r["metrics"]["actor/grad_norm"] for r in reports], rel=1e-4)
+    assert norms == pytest.approx(found.recorded, rel=1e-4)
+    for report, step in zip(reports, rows[OWN].steps, strict=True):
+        for name in ("actor/loss", "actor/pg_loss", "rollout_corr/ess", "kl/reference", "kl/offpolicy"):
+            assert step[name] == pytest.approx(report["metrics"][name], rel=1e-4, abs=1e-7), name
+    assert [step["cosine"] for step in rows[OWN].steps] == pytest.approx([1.0] * 3)
+
+
+def test_a_value_model_is_archived_and_its_run_found_again(team, tmp_path):
+    reports = made(team, tmp_path, steps=2, name="ppo")
+    _, rows = compared(tmp_path, "ppo", "a2c", "grpo")
+    for label in (OWN, "ppo"):
+        norms = [step["grad_norm"] for step in rows[label].steps]
+        assert norms == pytest.approx([r["metrics"]["actor/grad_norm"] for r in reports], rel=1e-4)
+    assert rows["a2c"].reason == ""
+    assert rows[OWN].steps[1]["critic/explained_variance"] == pytest.approx(
+        reports[1]["metrics"]["critic/explained_variance"], rel=1e-3, abs=1e-5
+    )
+
+
+def test_a_value_head_is_archived_and_its_run_found_again(team, tmp_path):
+    reports = made(team, tmp_path, steps=2, name="a2c")
+    _, rows = compared(tmp_path, "ppo")
+    norms = [step["grad_norm"] for step in rows[OWN].steps]
+    assert norms == pytest.approx([r["metrics"]["actor/grad_norm"] for r in reports], rel=1e-4)
+    assert rows["ppo"].reason == ""
+
+
+def test_a_row_that_needs_values_says_so_where_there_are_none(run):
+    _, rows = compared(run[0], "ppo", "rloo")
+    assert rows["ppo"].reason == "it needs values, and the archive has no value model"
+    assert rows["ppo"].steps == []
+    assert len(rows["rloo"].steps) == 3
+
+
+def test_without_a_word_every_row_and_the_usual_corrections_are_tried(run):
+    from penstock.learner.algorithms import table
+    from penstock.learner.variants import OWN_CORRECTIONS
+
+    found, rows = compared(run[0], newest=1)
+    assert found.steps == ["0.3"]
+    assert list(rows) == [OWN, *sorted(table.rows()), *OWN_CORRECTIONS]
+    assert all(len(row.steps) == 1 or row.reason for row in rows.values())
+
+
+def test_corrections_change_what_they_should_and_nothing_else(run):
+    sets = (
+        "trust.kind=none",
+        "trust.kind=truncated_is trust.max_weight=1",
+        "trust.kind=sequence_is",
+        "objective.clip_low=0.1",
+    )
+    _, rows = compared(run[0], sets=sets)
+    own, *others = (rows[label] for label in (OWN, *sets))
+    # At π = π_prox a bound on the ratio cuts nothing.
+    assert [s["grad_norm"] for s in rows["objective.clip_low=0.1"].steps] == [s["grad_norm"] for s in own.steps]
+    for row in others[:3]:
+        assert all(0.5 < step["cosine"] <= 1 for step in row.steps)
+    assert all(step["whatif/ess"] <= 1 + 1e-9 for row in rows.values() for step in row.steps)
+    uncorrected = rows["trust.kind=none"]
+    # With the KL in the loss a token's pull is not its weight alone: compare without it.
+    _, plain = compared(run[0], sets=("trust.kind=none kl.coefficient=0",))
+    assert [s["whatif/ess"] for s in plain["trust.kind=none kl.coefficient=0"].steps] == pytest.approx([1.0] * 3)
+    assert uncorrected.mean("rollout_corr/ess") == own.mean("rollout_corr/ess")
+
+
+def test_at_the_next_weights_the_bounds_on_the_ratio_bite(run):
+    folder, _ = run
+    sets = ("objective.clip_low=0.001 objective.clip_high=0.001", "objective.clip_low=1 objective.clip_high=10")
+    found, rows = compared(folder, sets=sets, at="next")
+    assert found.steps == ["0.1", "0.2"]  # of the last step nobody has the weights that it led to
+    tight, loose = (rows[label] for label in sets)
+    assert tight.mean("actor/pg_clipfrac_low") + tight.mean("actor/pg_clipfrac_high") > 0.2
+    assert loose.mean("actor/pg_clipfrac_low") + loose.mean("actor/pg_clipfrac_high") == 0
+    assert tight.mean("grad_norm") < loose.mean("grad_norm")
+    assert all(step["kl/update"] > 0 for step in loose.steps)
+
+
+def test_the_archived_weights_are_those_that_the_step_started_from(run):
+    folder, _ = run
+    for number, (first, second) in enumerate(itertools.pairwise(archive.steps(folder / "archive"))):
+        version, batch, facts = archive.read(first)
+        assert version == Version(0, number + 1)
+        assert facts["moment"]["now"] == f"0.{number}"
+        one, other = (AutoModelForCausalLM.from_pretrained(step / archive.POLICY) for step in (first, second))
+        assert not torch.equal(next(one.parameters()), next(other.parameters()))
+        row = int(np.argmax(batch.lengths))
+        prompt, answer = batch.rows()[row]
+        with torch.no_grad():
+            logits = one(torch.tensor([[*prompt, *answer]])).logits[0, len(prompt) - 1 : -1]
+        expected = logits.log_softmax(-1)[range(len(answer)), answer.tolist()].numpy()
+        np.testing.assert_allclose(batch.split(batch.logp_learner)[row], expected, atol=1e-5)
+
+
+def test_steps_that_are_pruned_meanwhile_are_left_out(run, tmp_path):
+    shutil.copytree(run[0] / "archive", tmp_path / "archive")
+    folders = archive.steps(tmp_path / "archive")
+
+    def prune(done, of, what):
+        if done == 1:  # the step is in hand already
+            shutil.rmtree(folders[1], ignore_errors=True)
+        shutil.rmtree(folders[2], ignore_errors=True)
+
+    found, rows = compared(tmp_path, "cispo", progress=prune)
+    assert found.steps == ["0.1", "0.2"]
+    assert "step-000003-lineage-0 was pruned while it was read" in found.notes
+    assert len(rows["cispo"].steps) == 2
+
+
+def test_damage_is_not_taken_for_pruning(run, tmp_path):
+    shutil.copytree(run[0] / "archive", tmp_path / "archive")
+    weights = archive.steps(tmp_path / "archive")[1] / archive.POLICY / archive.WEIGHTS
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(PenstockError, match=r"step-000002-lineage-0/policy"):
+        compared(tmp_path, "cispo")
+
+
+def test_a_run_without_weights_is_told_how_to_have_them(team, tmp_path):
+    loop = loop_of(team, MemoryStore(), MemorySender(), tmp_path, steps=2)
+    run_with_worker(loop, loop._store, loop._publisher._sender)
+    with pytest.raises(
+        PenstockError, match=r"1 archived steps without weights.*archive\.every=N archive\.weights=true"
+    ):
+        compared(tmp_path)
+    with pytest.raises(PenstockError, match="no archived steps"):
+        compared(tmp_path / "elsewhere")
+
+
+def test_the_comparison_is_plain_json(run):
+    found, _ = compared(run[0], "ppo", "cispo")
+    read = json.loads(json.dumps(found.to_json(), allow_nan=False))
+    cispo = next(row for row in read["rows"] if row["label"] == "cispo")
+    assert cispo["mean"]["grad_norm"] == pytest.approx(np.mean([s["grad_norm"] for s in cispo["steps"]]))
+    assert cispo["spread"]["grad_norm"] == pytest.approx(np.std([s["grad_norm"] for s in cispo["steps"]], ddof=1))
