@@ -15,7 +15,7 @@ from penstock.learner.batch import DTYPES, Array, Batch
 from penstock.services import staleness
 from penstock.services.contracts import PenstockError
 from penstock.services.staleness import Forks
-from penstock.services.trajectory import Group, Trajectory
+from penstock.services.trajectory import Completion, Group, Mask, Trajectory
 from penstock.services.versions import Version
 
 
@@ -40,7 +40,8 @@ def signal_in(group: Group) -> bool:
 def assemble(groups: Sequence[Group], algorithm: BoundAlgorithm, moment: Moment) -> Batch:
     """A batch of all responses that have a token to train on. Weights are still 0; see `deal.weigh`.
 
-    Raises PenstockError when the algorithm needs reference log-probs and a scored response has none.
+    Raises PenstockError when the algorithm needs reference log-probs and a scored response has none, and when a token
+    was drawn that its record says could not be.
     """
     with_reference = all(t.reference_logprobs is not None for g in groups for t in g.scored)
     if not with_reference and (algorithm.penalty is not None or algorithm.reward_kl > 0):
@@ -56,7 +57,8 @@ def assemble(groups: Sequence[Group], algorithm: BoundAlgorithm, moment: Moment)
     for (group, member, trajectory), rewards, advantage in zip(answers, falling, advantages, strict=True):
         completion = trajectory.completion
         lags = staleness.token_lags(completion.spans, moment.now, moment.forks)
-        mask = completion.actions & (trajectory.reward is not None)
+        mask = drawn_from_known(completion) & (trajectory.reward is not None)
+        _check_kept(group, member, completion)
         if moment.mask_beyond:
             mask = mask & (lags <= moment.max_lag)
         if not mask.any():
@@ -67,6 +69,28 @@ def assemble(groups: Sequence[Group], algorithm: BoundAlgorithm, moment: Moment)
         rows.add(group, member, trajectory, with_reference)
         rows.add_columns(mask=mask, lags=lags, token_rewards=rewards.numpy(), advantages=spread.numpy())
     return rows.batch()
+
+
+def drawn_from_known(completion: Completion) -> Mask:
+    """[T] actions whose distribution can be computed again; not where more tokens were left by top-p and top-k than are
+    recorded. Such tokens are not trained on, and what they cost in KL is not known."""
+    return completion.actions if completion.kept is None else completion.actions & (completion.kept.counts > 0)
+
+
+def _check_kept(group: Group, member: int, completion: Completion) -> None:
+    """Raises PenstockError when an action is not among the tokens that it was drawn from."""
+    if (kept := completion.kept) is None:
+        return
+    owners = np.repeat(np.arange(len(kept.counts)), kept.counts)
+    found = np.isin(np.arange(len(kept.counts)), owners[kept.tokens == completion.tokens[owners]])
+    if (wrong := np.flatnonzero(drawn_from_known(completion) & ~found)).size:
+        at = int(wrong[0])
+        left = kept.tokens[owners == at]
+        raise PenstockError(
+            f"prompt {group.prompt.index}, member {member}: token {at} is {completion.tokens[at]}, but {completion.worker} "
+            f"recorded that top-p and top-k had left {len(left)} others ({', '.join(map(str, left[:8]))} …): the record is "
+            "corrupt, or the engine records another filter than it applies"
+        )
 
 
 class _Rows:
@@ -163,9 +187,8 @@ def _token_rewards(trajectory: Trajectory, reward_kl: float) -> torch.Tensor:
     if reward_kl > 0:
         assert trajectory.reference_logprobs is not None, "checked in assemble"
         # Masked before the difference: what stands beside tokens that are no actions means nothing.
-        apart = np.where(completion.actions, completion.logprobs, 0.0) - np.where(
-            completion.actions, trajectory.reference_logprobs, 0.0
-        )
+        known = drawn_from_known(completion)
+        apart = np.where(known, completion.logprobs, 0.0) - np.where(known, trajectory.reference_logprobs, 0.0)
         rewards = rewards - reward_kl * torch.from_numpy(apart.astype(np.float64))
     return rewards
 

@@ -330,7 +330,7 @@ class LearnerLoop:
 
     def _step_metrics(self, fed: Fed, batch: Batch, trained: Trained) -> dict[str, float]:
         dropped, self._skipped = self._skipped + fed.dropped, Counter()
-        seen = report.group_metrics(fed) | report.batch_metrics(batch) | report.dropped_metrics(dropped)
+        seen = report.group_metrics(fed) | report.batch_metrics(batch, fed.groups) | report.dropped_metrics(dropped)
         own = {
             "off_policy/bound": float(self._settings.staleness.max_lag),
             "actor/skipped_updates": float(trained.skipped),

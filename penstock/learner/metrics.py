@@ -69,17 +69,6 @@ _ALL: dict[str, Metric] = {
     ),
     "critic/grad_norm": Metric("norm of the value model's gradient before clipping, mean over applied updates"),
     "critic/lr": Metric("the value model's learning rate, mean over applied updates"),
-    # --- values
-    "critic/loss": Metric("value loss before its coefficient, mean over the step's updates", good="down"),
-    "critic/error": Metric("mean of (V − Ĝ)²/2 over tokens, before any clipping; Ĝ is the return", good="down"),
-    "critic/clipfrac": Metric("share of tokens whose value's gradient the clip cut off"),
-    "critic/explained_variance": Metric(
-        "1 − Var(Ĝ − V)/Var(Ĝ) of the values at the start of the step: 1 for perfect ones, 0 for a constant", good="up"
-    ),
-    "critic/value_mean": Metric("mean value at the start of the step"),
-    "critic/return_mean": Metric("mean return Ĝ that the values are to predict", good="up"),
-    "critic/grad_norm": Metric("norm of the value model's gradient before clipping, mean over applied updates"),
-    "critic/lr": Metric("learning rate of the value model, mean over applied updates"),
     # --- divergences
     "kl/reference": Metric("KL(π‖π_ref) of the policy from the frozen reference", "nat", "neither", "k3"),
     "kl/update": Metric(_UPDATE, "nat", "neither", "k3, tokens from μ, unweighted"),
@@ -144,6 +133,9 @@ _ALL: dict[str, Metric] = {
     "batch/answers": Metric("answers trained on", "answers"),
     "batch/tokens": Metric("response tokens trained on", "tokens"),
     "batch/tokens_in_loss": Metric("of these, tokens that count in the loss", "tokens"),
+    "batch/unknown_mask": Metric(
+        "tokens left out of the loss because what top-p and top-k had left was more than is recorded", "tokens", "down"
+    ),
     "batch/advantage_max": Metric("largest absolute advantage"),
     "learner/tokens": Metric("response tokens trained on so far", "tokens"),
     "learner/updates": Metric("optimizer updates so far"),

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from penstock.learner.assemble import drawn_from_known
 from penstock.learner.batch import Batch
 from penstock.learner.feed import Fed
 from penstock.services.trajectory import Group, Trajectory
@@ -47,9 +48,11 @@ def group_metrics(fed: Fed) -> dict[str, float]:
     return metrics
 
 
-def batch_metrics(batch: Batch) -> dict[str, float]:
-    """Sizes of the batch that was trained on."""
+def batch_metrics(batch: Batch, groups: Sequence[Group]) -> dict[str, float]:
+    """Sizes of the batch that was trained on, and what of its groups could not be."""
+    scored = [t.completion for group in groups for t in group.scored]
     return {
+        "batch/unknown_mask": float(sum((c.actions & ~drawn_from_known(c)).sum() for c in scored)),
         "batch/groups": float(len(np.unique(batch.groups))),
         "batch/answers": float(len(batch)),
         "batch/tokens": float(batch.lengths.sum()),

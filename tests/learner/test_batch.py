@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from penstock.learner import archive, deal
+from penstock.learner import archive, deal, report
 from penstock.learner.algorithms.bound import bind
 from penstock.learner.algorithms.reductions import sequence_mean
 from penstock.learner.assemble import Moment, assemble, signal_in
@@ -16,7 +16,7 @@ from penstock.learner.batch import Batch, BatchError
 from penstock.learner.config import AlgorithmSection
 from penstock.learner.deal import Share
 from penstock.services.contracts import PenstockError
-from penstock.services.trajectory import Group, Sampling, Span
+from penstock.services.trajectory import Group, Kept, Sampling, Span
 from penstock.services.versions import Version
 
 GRPO = bind(AlgorithmSection())
@@ -74,6 +74,41 @@ def test_tokens_beyond_the_bound_are_masked_only_where_the_run_says_so():
 def test_an_answer_without_a_token_to_train_on_is_no_row():
     tools = np.array([False, False])
     assert len(assemble([group_of(answer(0.0, actions=tools), answer(1.0))], GRPO, NOW)) == 1
+
+
+def kept(counts, tokens):
+    return Kept(counts=np.array(counts, np.int32), tokens=np.array(tokens, np.int32))
+
+
+def test_a_token_whose_filter_is_not_known_is_not_trained_on_and_counted():
+    actions = np.array([True, True, False, True])
+    half_known = answer(1.0, (4, 5, 6, 7), actions=actions, kept=kept([2, 0, 0, 1], [3, 4, 7]))
+    groups = [group_of(half_known, answer(0.0, (5,), kept=kept([2], [5, 9])), answer(None, (5,), kept=kept([0], [])))]
+    batch = assemble(groups, GRPO, NOW)
+    assert batch.mask.tolist() == [True, False, False, True, True]
+    assert batch.kept_counts.tolist() == [2, 0, 0, 1, 2]
+    assert batch.kept_tokens.tolist() == [3, 4, 7, 5, 9]
+    # The tool's token needs no filter, and the unscored answer is not trained on anyway.
+    assert report.batch_metrics(batch, groups)["batch/unknown_mask"] == 1
+
+
+def test_a_penalty_in_the_reward_skips_tokens_whose_filter_is_not_known():
+    logprobs, reference = np.array([-1.0, -1.0], np.float32), np.array([-1.5, -3.0], np.float32)
+    given = {"logprobs": logprobs, "kept": kept([1, 0], [4])}
+    pair = [_judged(answer(r, (4, 5), **given), reference) for r in (0.0, 1.0)]
+    batch = assemble([group_of(*pair)], bind(_with_kl("reward", "k1")), NOW)
+    # 0.1 · (−1 + 1.5) at the first token only.
+    assert batch.token_rewards.tolist() == pytest.approx([-0.05, 0.0, -0.05, 1.0])
+
+
+def test_a_token_that_could_not_be_drawn_is_an_error_with_its_place():
+    wrong = answer(1.0, (4, 5), kept=kept([2, 3], [4, 9, 6, 7, 8]))
+    with pytest.raises(
+        PenstockError, match=r"prompt 3, member 1: token 1 is 5, but worker-0 .* left 3 others \(6, 7, 8"
+    ):
+        assemble([group_of(answer(0.0, (4,), kept=kept([1], [4])), wrong, index=3)], GRPO, NOW)
+    tool = answer(1.0, (4, 5), kept=kept([2, 3], [4, 9, 6, 7, 8]), actions=np.array([True, False]))
+    assert len(assemble([group_of(answer(0.0, (4,), kept=kept([1], [4])), tool)], GRPO, NOW)) == 2
 
 
 def test_a_penalty_without_reference_log_probs_is_an_error_that_names_the_prompts():
