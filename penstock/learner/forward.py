@@ -5,16 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from penstock.learner.critic import window_values
 from penstock.learner.micro import MicroBatch
+from penstock.learner.routing import replay
 from penstock.services.logprobs import Window, window_outputs
 
 
 def policy_pass(policy: Any, part: MicroBatch, entropy_gradient: bool = False) -> Window:
     """Log-probs, entropies and, from a value head, values. `policy`: a LogprobModel, or an engine around one."""
-    return window_outputs(policy, part.rows, part.temperatures, entropy_gradient, part.kept)
+    with replay(policy if isinstance(policy, nn.Module) else policy.module, part.experts):
+        return window_outputs(policy, part.rows, part.temperatures, entropy_gradient, part.kept)
 
 
 def value_pass(critic: Any, part: MicroBatch) -> Float[Tensor, "rows window+1"]:

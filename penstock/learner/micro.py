@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from penstock.learner.batch import Array, Batch
+from penstock.learner.routing import padded_experts
 from penstock.services.logprob_head import KeptTokens
 from penstock.services.logprobs import PaddedRows, pad_rows
 
@@ -31,6 +32,8 @@ class MicroBatch:
     logp_reference: Float[Tensor, "rows window"] | None
     kept: KeptTokens | None
     """What top-p and top-k left to draw the responses' tokens from; None where nothing was removed."""
+    experts: Int[Tensor, "layers tokens top_k"] | None
+    """What the sampler's routers chose, for `routing.replay`; None unless the run keeps it."""
     logp_prox: Float[Tensor, "rows window"] | None = None
     """Under the policy at the start of the step; None where the step has a single update, which starts from it."""
     old_values: Float[Tensor, "rows window"] | None = None
@@ -57,6 +60,7 @@ class MicroBatch:
             older_kv=_window(part.older_kv, padded),
             logp_reference=None if part.logp_reference is None else _window(part.logp_reference, padded),
             kept=_kept(part, device),
+            experts=padded_experts(part, padded),
         )
 
 
