@@ -26,6 +26,7 @@ from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
 
 from penstock.learner.config import TrainingSection
 from penstock.learner.critic import ValueModel
+from penstock.learner.routing import checkpoint_contexts
 from penstock.services.contracts import PenstockError
 from penstock.services.logprob_model import LogprobModel
 
@@ -63,7 +64,8 @@ class Engine:
         model.to(getattr(torch, section.dtype)).train()
         _turn_dropout_off(model)
         if section.gradient_checkpointing:
-            self.module.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+            settings = {"use_reentrant": False, "context_fn": checkpoint_contexts}
+            self.module.gradient_checkpointing_enable(settings)  # type: ignore[operator]
         optimizer = torch.optim.AdamW(
             _decayed_and_not(model, section.weight_decay),
             lr=section.learning_rate,
