@@ -44,7 +44,9 @@ _ALL: dict[str, Metric] = {
     "actor/loss": Metric("whole loss, mean over the step's updates"),
     "actor/pg_loss": Metric("policy part of the loss, mean over the step's updates"),
     "actor/pg_clipfrac_low": Metric("share of tokens whose gradient the lower clip bound cut off"),
-    "actor/pg_clipfrac_high": Metric("share of tokens whose gradient the upper clip bound cut off"),
+    "actor/pg_clipfrac_high": Metric(
+        "share of tokens whose gradient the upper clip bound cut off; for CISPO, whose weight it cut"
+    ),
     "actor/pg_clipfrac_dual": Metric(
         "share of tokens whose loss dual_clip cut off, all of them with a negative advantage"
     ),
@@ -52,7 +54,9 @@ _ALL: dict[str, Metric] = {
     "actor/grad_norm": Metric("norm of the gradient before clipping, mean over applied updates"),
     "actor/lr": Metric("learning rate, mean over applied updates"),
     "actor/out_of_range": Metric(
-        "share of tokens left out because log-probs of the same token lie more than 80 nats apart", good="down"
+        "share of tokens left out because log-probs of the same token, or of a whole answer where that is what is "
+        "weighed, lie more than 80 nats apart",
+        good="down",
     ),
     "actor/kl_coefficient": Metric("β of the KL to the reference during the step; reported where it adapts"),
     "actor/objective_coefficient": Metric("β of the objective's own KL during the step; reported where it adapts"),
