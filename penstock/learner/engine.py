@@ -129,7 +129,10 @@ class Engine:
         """This rank's part of the gradients, after the last backward pass: all of them at stage 0."""
         if self._stage == 0:
             return [p.grad for p in self._engine.module.parameters() if p.grad is not None]
-        return [g for group in self._engine.optimizer.averaged_gradients.values() for g in group or () if g is not None]
+        optimizer = self._engine.optimizer
+        if not hasattr(optimizer, "averaged_gradients"):  # bfloat16 at stage 1 is another optimizer
+            return list(optimizer.fp32_groups_gradient_flat_partition)
+        return [g for group in optimizer.averaged_gradients.values() for g in group or () if g is not None]
 
     @property
     def vocabulary(self) -> int:

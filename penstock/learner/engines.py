@@ -35,8 +35,11 @@ class Engines:
 
     def update(self, section: TrainingSection, policy_frozen: bool) -> dict[str, float]:
         """One update from the gradients added since the last one; what it was by metric, nothing when a gradient was
-        infinite or undefined and so no weight has changed. `policy_frozen`: the policy has got no gradients."""
-        training = {"actor": (self.policy, section.learning_rate)} if not policy_frozen else {}
+        infinite or undefined and so no weight has changed. `policy_frozen`: only the values have got gradients, which
+        is the policy's engine still where they are a head on it."""
+        training: dict[str, tuple[Engine, float]] = {}
+        if self.critic is None or not policy_frozen:
+            training["actor"] = (self.policy, section.learning_rate)
         if self.critic is not None:
             training["critic"] = (self.critic, self.critic_learning_rate)
         # An engine alone looks for itself; of two, each must know of the other's before it changes a weight.
