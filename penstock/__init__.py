@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from penstock.algorithms import Algorithm
-    from penstock.api import Run, check, evaluate, open_run, resume, sft, train
+    from penstock.api import Run, check, evaluate, open_run, resume, sft, train, whatif
 
-__all__ = ["Algorithm", "Run", "check", "evaluate", "open_run", "resume", "sft", "train"]
+__all__ = ["Algorithm", "Run", "check", "evaluate", "open_run", "resume", "sft", "train", "whatif"]
 
 
 def __getattr__(name: str) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from penstock.deploy.view import Display
+    from penstock.learner.whatif import At, Comparison
 
 
 class Run:
@@ -118,6 +119,26 @@ def resume(run_dir: Path | str, overrides: Sequence[str] = (), *, display: Displ
         directory.add_event("warning", str(warning))
     conduct(ready, directory, display, resume=True)
     return Run(directory)
+
+
+def whatif(
+    run_dir: Path | str,
+    rows: Sequence[str] = (),
+    sets: Sequence[str] = (),
+    *,
+    at: At = "start",
+    newest: int | None = None,
+    progress: Callable[[int, int, str], None] = lambda _done, _of, _what: None,
+) -> Comparison:
+    """What other algorithms would have done with the archived steps of a run, finished or not; nothing is generated.
+
+    `rows`: rows of the table with changes, as "cispo objective.max_weight=3"; `sets`: changes to the run's own, as
+    "trust.kind=masked_is"; without either all rows and the usual corrections. `at`: "start" or "next" (the weights that
+    a step has led to). `newest`: only so many steps. Writes whatif.json and plots/whatif.png. Raises PenstockError.
+    """
+    from penstock.deploy.whatif import whatif as look
+
+    return look(RunDir.open(run_dir), rows, sets, at, newest, progress)
 
 
 def _open_new(run_file: Path | str, overrides: Sequence[str], stage: Stage) -> tuple[RunFile, RunDir]:

@@ -197,6 +197,40 @@ def plot(
         typer.echo(path)
 
 
+@app.command()
+def whatif(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A run with archive.weights.", show_default=False)],
+    row: Annotated[
+        list[str] | None,
+        typer.Option("--row", metavar="'NAME [cell.key=value …]'", help="A row of the table; may be repeated."),
+    ] = None,
+    change: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="'cell.key=value …'", help="The run's own row, changed; may be repeated."),
+    ] = None,
+    at: Annotated[
+        Literal["start", "next"], typer.Option(help="The weights a step started from, or those it has led to.")
+    ] = "start",
+    newest: Annotated[int | None, typer.Option(min=1, help="Only so many archived steps, the newest.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Everything as JSON, step by step.")] = False,
+) -> None:
+    """Evaluate archived steps under other algorithms, corrections and bounds; nothing is generated or trained."""
+    from rich.console import Console
+
+    from penstock import api
+    from penstock.cli.whatif_table import bar, show
+
+    with bar() as progress:
+        found = api.whatif(run_dir, row or [], change or [], at=at, newest=newest, progress=progress)
+    if json:
+        import json as library
+
+        typer.echo(library.dumps(found.to_json(), allow_nan=False))
+        return
+    console = Console()
+    show(found, console, console if console.is_terminal else Console(stderr=True))
+
+
 def _watch(start: Callable[[Display], Run]) -> None:
     """Show a run while it goes on, then say how it ended."""
     from penstock.cli.display import make_display

@@ -183,7 +183,7 @@ def write_plots(run: RunDir, plots: Sequence[Plot] = PLOTS) -> list[Path]:
     for plot in plots:
         panels = [panel for panel in plot.panels if any(_series(rows, line.metric)[0] for line in panel.lines)]
         if panels:
-            with _picture(run.plots / f"{plot.name}.png", len(panels), (6.4 * len(panels), 4.0)) as axes:
+            with picture(run.plots / f"{plot.name}.png", len(panels), (6.4 * len(panels), 4.0)) as axes:
                 for ax, panel in zip(axes, panels, strict=True):
                     _draw(ax, panel, rows)
             written.append(run.plots / f"{plot.name}.png")
@@ -206,7 +206,7 @@ def learning_curve(
         "eval/greedy/accuracy": "greedy",
     }
     tables = [read_rows(run.metrics) for run in runs]
-    with _picture(out, 1, (7.5, 4.5)) as (ax,):
+    with picture(out, 1, (7.5, 4.5)) as (ax,):
         for colour, (name, label) in zip(COLOURS, metrics.items(), strict=False):
             curves = [_series(rows, name, over) for rows in tables]
             _band(ax, [curve for curve in curves if curve[0]], colour, label)
@@ -230,7 +230,7 @@ def _series(rows: Rows, metric: str, over: str = "step") -> tuple[list[float], l
 
 
 @contextmanager
-def _picture(path: Path, panels: int, size: tuple[float, float]) -> Iterator[list[Axes]]:
+def picture(path: Path, panels: int, size: tuple[float, float]) -> Iterator[list[Axes]]:
     """Axes to draw on, side by side, written to `path` afterwards."""
     # Without pyplot there is no global list of figures and no display: safe in any thread of the driver.
     import matplotlib

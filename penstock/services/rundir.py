@@ -99,6 +99,11 @@ class RunDir:
         return self.path / "plots"
 
     @property
+    def whatif(self) -> Path:
+        """What other algorithms would have done with the archived steps, as `penstock whatif` found last."""
+        return self.path / "whatif.json"
+
+    @property
     def model(self) -> Path:
         """The trained model in Hugging Face format."""
         return self.path / "model"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -12,11 +14,15 @@ import torch
 from learner_parts import MemorySender
 from loop_parts import loop_of, run_with_worker
 from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
 
+import penstock
+from penstock.cli.main import app
 from penstock.learner import archive
 from penstock.learner.whatif import OWN, compare
 from penstock.services.contracts import PenstockError
 from penstock.services.model_config import ModelSection
+from penstock.services.rundir import RunDir
 from penstock.services.store.memory import MemoryStore
 from penstock.services.versions import Version
 
@@ -183,3 +189,47 @@ def test_the_comparison_is_plain_json(run):
     cispo = next(row for row in read["rows"] if row["label"] == "cispo")
     assert cispo["mean"]["grad_norm"] == pytest.approx(np.mean([s["grad_norm"] for s in cispo["steps"]]))
     assert cispo["spread"]["grad_norm"] == pytest.approx(np.std([s["grad_norm"] for s in cispo["steps"]], ddof=1))
+
+
+@pytest.fixture
+def run_dir(run, tmp_path):
+    """A run directory around the archive."""
+    directory = RunDir.create(tmp_path, "tiny", CONFIG)
+    shutil.copytree(run[0] / "archive", directory.archive, dirs_exist_ok=True)
+    return directory
+
+
+CONFIG = "model: {path: /nowhere}\ndata: {sources: {train: {path: /nowhere.jsonl}}}\n"
+
+
+def test_from_python_the_comparison_leaves_json_and_a_plot_in_the_run_directory(run_dir):
+    found = penstock.whatif(run_dir.path, ["cispo objective.max_weight=3", "ppo"], ["trust.kind=none"], newest=2)
+    assert [row.label for row in found.rows] == [OWN, "cispo objective.max_weight=3", "ppo", "trust.kind=none"]
+    written = json.loads(run_dir.whatif.read_text())
+    assert written["steps"] == ["0.2", "0.3"]
+    assert written["rows"][1]["section"]["objective"] == {"kind": "cispo", "max_weight": 3.0}
+    assert (run_dir.plots / "whatif.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_the_command_prints_plain_columns_where_it_is_piped(run_dir):
+    result = CliRunner().invoke(app, ["whatif", str(run_dir.path), "--row", "cispo", "--row", "ppo", "--newest", "1"])
+    assert result.exit_code == 0, result.output
+    heading, own, cispo = result.stdout.splitlines()
+    notes = result.stderr.splitlines()
+    assert heading.split("\t")[:3] == ["variant", "gradient norm", "gradient norm spread"]
+    assert own.split("\t")[0] == OWN
+    assert float(cispo.split("\t")[1]) > 0
+    assert notes[0] == "ppo: it needs values, and the archive has no value model"
+    assert notes[1].startswith("note: at the start of a step")
+
+
+def test_the_command_gives_json_when_asked(run_dir):
+    arguments = ["whatif", str(run_dir.path), "--set", "trust.kind=none", "--at", "next", "--newest", "2", "--json"]
+    result = CliRunner().invoke(app, arguments)
+    assert json.loads(result.stdout)["steps"] == ["0.2"]
+
+
+def test_neither_deepspeed_nor_vllm_is_needed():
+    code = "import sys, penstock.learner.whatif; print([m for m in ('deepspeed', 'vllm', 'ray') if m in sys.modules])"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "[]"
