@@ -112,7 +112,7 @@ _ALL: dict[str, Metric] = {
     "rollout_corr/masked": Metric("share of tokens that the trust cell left out", good="down"),
     "rollout_corr/rejected": Metric("share of tokens that the reject cell left out", good="down"),
     "rollout_corr/left_out": Metric(
-        "share of tokens that count and are not in the loss: masked, rejected, or out of range", good="down"
+        "share of tokens that count and are not in the objective: masked, rejected, or out of range", good="down"
     ),
     # --- staleness
     "off_policy/mean": Metric("mean lag of the tokens in the loss", "steps", "down"),

@@ -175,7 +175,7 @@ def whole_loss(cells, answer, references, entropies, weight):
     total = sum(c * loss for c, loss in zip(cotangents, losses, strict=True))
     slopes = pull(cotangents)
     for t, token in enumerate(answer):
-        if not keep[t]:
+        if not token.counts:
             continue
         total -= weight * 0.01 * entropies[t]
         if penalty != "none":

@@ -25,7 +25,7 @@ class Composed(NamedTuple):
     policy: Float[Tensor, ""]
     """The objective alone, weighted and masked."""
     keep: Bool[Tensor, "rows window"]
-    """Tokens that the loss is a sum over: those that count and that neither trust nor rejection leaves out."""
+    """Tokens that the objective is a sum over: those that count and that neither trust nor rejection leaves out."""
     facts: Facts
     mask: Bool[Tensor, "rows window"]
     """Tokens that count and are within range."""
@@ -43,7 +43,9 @@ def compose(
     entropy: Float[Tensor, "rows window"] | None = None,
     bound: float = math.inf,
 ) -> Composed:
-    """Σ weights · (w · objective + β · KL − c · entropy) over the tokens to keep; w and keep from trust and rejection.
+    """Σ weights · w · objective over the tokens to keep, and Σ weights · (β · KL − c · entropy) over all of them that are
+    within range; w and keep from trust and rejection. The KL is of all tokens as in DeepSeek-V3.2 (2512.02556): an
+    unbiased estimate would not be one without those that the sampler was far off on.
 
     `mask` is True on the tokens that count; those out of range (`ranges.within_range`) are left out here, before
     anything is exponentiated. `weights` come from the reduction over the whole mini-batch, so that what is left out
@@ -57,13 +59,13 @@ def compose(
     kept, reject_facts = algorithm.reject(logp_prox, logp_sampler, advantages, mask, bound)
     keep = trust.keep & kept
     losses, facts = algorithm.objective(logp, logp_prox, logp_sampler, advantages, mask)
-    losses = trust.weights * losses
-    policy = weighted_sum(losses, keep, weights)
+    policy = weighted_sum(trust.weights * losses, keep, weights)
+    loss = policy
     if algorithm.penalty is not None and logp_reference is not None:
         zero = logp.new_zeros(())
         inputs = (x.where(mask, zero) for x in (logp, logp_reference, logp_sampler))
-        losses = losses + algorithm.kl_coefficient * algorithm.penalty(*inputs)
+        loss = loss + algorithm.kl_coefficient * weighted_sum(algorithm.penalty(*inputs), mask, weights)
     if algorithm.entropy_coefficient > 0 and entropy is not None:
-        losses = losses - algorithm.entropy_coefficient * entropy
+        loss = loss - algorithm.entropy_coefficient * weighted_sum(entropy, mask, weights)
     facts = combined(range_facts, facts, trust_facts, reject_facts)
-    return Composed(weighted_sum(losses, keep, weights), policy, keep, facts, mask)
+    return Composed(loss, policy, keep, facts, mask)

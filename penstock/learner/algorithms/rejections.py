@@ -38,7 +38,9 @@ def off_policy_sequence(
     """Without the tokens of negative advantage in answers with mean_t log(μ/π_prox) > max_divergence, the mean being
     over the answer's tokens that count (DeepSeek-V3.2, arXiv 2512.02556, §3.1, off-policy sequence masking).
 
-    Biased: what is rejected would have pushed the policy away from answers that it hardly gives any more.
+    The paper measures against the policy being optimised; here it is the one at the start of the step, so that all
+    updates of a step reject the same, and before the first update the two are one. Biased: what is rejected would have
+    pushed the policy away from answers that it hardly gives any more.
     """
     divergence = row_mean(log_ratio(logp_sampler.detach(), logp_prox.detach(), mask), mask)
     rejected = mask & (advantages < 0) & (divergence > max_divergence)
@@ -53,7 +55,7 @@ def second_moment(
     bound: float,
 ) -> tuple[Bool[Tensor, "rows window"], Facts]:
     """Tokens whose (log π_prox/μ)² is within the bound that `second_moment_bound` gave for the whole batch (M2PO,
-    arXiv 2510.01161)."""
+    arXiv 2510.01161). Measured at the start of the step, as the bound is. Biased by what is left out."""
     rejected = mask & (log_ratio(logp_prox.detach(), logp_sampler.detach(), mask).square() > bound)
     return mask & ~rejected, {REJECTED: rejected.float()}
 
