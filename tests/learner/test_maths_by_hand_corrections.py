@@ -135,6 +135,12 @@ def test_the_fewest_tokens_are_left_out_that_bring_the_second_moment_under_its_b
     assert facts["rollout_corr/rejected"].tolist() == [[0, 0, 1, 0, 0]]
 
 
+def test_a_second_moment_that_is_just_the_bound_leaves_nothing_out():
+    assert rejections.second_moment_bound(torch.tensor([1.0, 2.0]), 2.5) == INF  # (1 + 4)/2
+    keep, _ = rejections.second_moment(row(2.0), row(0.0), row(1.0), torch.tensor([[True]]), 4.0)
+    assert keep.item()
+
+
 def test_a_batch_without_tokens_and_one_with_nan_have_no_bound_on_the_second_moment():
     assert rejections.second_moment_bound(torch.tensor([]), 0.1) == INF
     assert rejections.second_moment_bound(torch.tensor([0.1, NAN, 5.0]), 0.1) == INF

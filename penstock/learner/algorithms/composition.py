@@ -43,9 +43,9 @@ def compose(
     entropy: Float[Tensor, "rows window"] | None = None,
     bound: float = math.inf,
 ) -> Composed:
-    """Σ weights · w · objective over the tokens to keep, and Σ weights · (β · KL − c · entropy) over all of them that are
-    within range; w and keep from trust and rejection. The KL is of all tokens as in DeepSeek-V3.2 (2512.02556): an
-    unbiased estimate would not be one without those that the sampler was far off on.
+    """Σ weights · w · objective over the tokens to keep, and Σ weights · (β · KL − c · entropy) over all that are in
+    range; w and keep from trust and rejection. The KL is of all tokens as in DeepSeek-V3.2 (2512.02556): an unbiased
+    estimate would not be one without those that the sampler was far off on.
 
     `mask` is True on the tokens that count; those out of range (`ranges.within_range`) are left out here, before
     anything is exponentiated. `weights` come from the reduction over the whole mini-batch, so that what is left out
