@@ -49,11 +49,15 @@ class Finding:
 # --- from what pydantic says ----------------------------------------------------------------------
 
 
-def written_path(location: Sequence[str | int], values: Any) -> KeyPath:
-    """The path as it stands in the file: pydantic adds the names of union members, which nobody wrote."""
+def written_path(detail: Any, values: Any) -> KeyPath:
+    """The path of one of pydantic's mistakes as it stands in the file: it adds the names of union members, which nobody
+    wrote."""
+    location = detail["loc"]
+    # Where a rule about a whole section was broken, the last key may be such a name too.
+    of_section = detail["type"] == "value_error" and isinstance(detail["input"], dict)
     path: list[str | int] = []
     for number, key in enumerate(location):
-        last = number == len(location) - 1
+        last = number == len(location) - 1 and not of_section
         if isinstance(values, dict) and (key in values or last):
             values = values.get(key)
             path.append(key)
@@ -100,7 +104,7 @@ def from_pydantic(error: ValidationError, root: type[BaseModel], source: YamlSou
     """One finding per mistake, in the order of the file."""
     found: dict[tuple[KeyPath, str], Finding] = {}
     for detail in error.errors(include_url=False):
-        path = written_path(detail["loc"], source.values)
+        path = written_path(detail, source.values)
         found.setdefault((path, detail["type"]), _finding(detail, path, root, source))
     ordered = sorted(found.items(), key=lambda item: source.line_of(item[0][0]))
     return [finding for _, finding in ordered]

@@ -64,7 +64,7 @@ def _salvage(source: YamlSource, base: Path) -> tuple[RunFile, frozenset[str]]:
         try:
             return RunFile.at(base, values), frozenset(broken)
         except ValidationError as error:
-            wrong = [written_path(detail["loc"], values) for detail in error.errors(include_url=False)]
+            wrong = [written_path(detail, values) for detail in error.errors(include_url=False)]
         lacking = {str(path[0]) for path in wrong if not _remove(values, path)}
         broken |= lacking
         if ("algorithm", "name") in wrong:

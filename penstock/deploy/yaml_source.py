@@ -55,6 +55,8 @@ class YamlSource:
         """FILE:LINE, `command line`, or just the file."""
         if any(path[:end] in self.overridden for end in range(len(path), 0, -1)):
             return "command line"
+        if path not in self.lines and any(key[: len(path)] == path for key in self.overridden):
+            return "command line"  # a section that stands there only because a key of it was given
         line = self.line_of(path)
         return f"{self.file}:{line}" if line else self.file
 

@@ -8,6 +8,7 @@ from penstock.deploy.checks.context import Context, all_rules, rule
 from penstock.deploy.findings import Finding
 from penstock.learner.algorithms.cells import OwnValue
 from penstock.learner.algorithms.contradictions import Sizes, contradictions
+from penstock.learner.algorithms.section import OPEN
 from penstock.services import models
 
 
@@ -24,6 +25,14 @@ def the_cells_fit_each_other(ctx: Context) -> Iterator[Finding]:
     for found in contradictions(run.algorithm, sizes):
         say = ctx.error if found.level == "error" else ctx.warning
         yield say(found.key, found.problem, allowed=found.allowed, remedy=found.remedy)
+
+
+@rule("algorithm")
+def the_functions_of_own_cells_are_there(ctx: Context) -> Iterator[Finding]:
+    for name in OPEN:
+        cell = getattr(ctx.run_file.algorithm, name)
+        if cell.is_own and (problem := cell.problem()):
+            yield ctx.error(f"algorithm.{name}", f"{type(cell).__name__}: {problem}")
 
 
 @rule("algorithm", "reward")

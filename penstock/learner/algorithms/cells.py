@@ -7,8 +7,11 @@ tensors. The cells of the loss are in `loss_cells`.
 
 from __future__ import annotations
 
+import difflib
 import functools
 import importlib
+import inspect
+import sys
 from collections.abc import Callable
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -33,7 +36,35 @@ class Cell(Section):
         """The function with this cell's coefficients filled in."""
         module, _, name = self.function.partition(":")
         function: Callable[..., Any] = getattr(importlib.import_module(module), name)
-        return functools.partial(function, **self.model_dump(exclude=set(self.own)))
+        return functools.partial(function, **self.coefficients())
+
+    def coefficients(self) -> dict[str, Any]:
+        """The fields that are its function's, by name."""
+        return self.model_dump(exclude=set(self.own))
+
+    @property
+    def is_own(self) -> bool:
+        """Whether its function is the user's and not Penstock's."""
+        return not self.function.startswith(f"{HERE}.")
+
+    def problem(self) -> str:
+        """Why the function cannot be had or called with the cell's fields; empty when it can."""
+        module, colon, name = self.function.partition(":")
+        if not colon:
+            return f"function is {self.function!r}; it is written module:name"
+        try:
+            found = getattr(importlib.import_module(module), name, None)
+        except Exception as error:  # noqa: BLE001  whatever the user's module raises
+            return f"the module {module!r} cannot be imported: {type(error).__name__}: {error}"
+        if not callable(found):
+            near = difflib.get_close_matches(name, vars(sys.modules[module]), n=1)
+            return f"{module} has no {name!r} that can be called" + (f"; did you mean {near[0]!r}?" if near else "")
+        takes = inspect.signature(found).parameters
+        open_ended = any(each.kind is each.VAR_KEYWORD for each in takes.values())
+        unknown = [key for key in self.coefficients() if key not in takes]
+        if unknown and not open_ended:
+            return f"{self.function} takes no {', '.join(unknown)}; it takes {', '.join(takes)}"
+        return ""
 
 
 # --- baselines ------------------------------------------------------------------------------------

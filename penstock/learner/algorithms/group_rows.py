@@ -118,7 +118,7 @@ L = mean over groups of (Σ over the group's tokens / the group's tokens)""",
         "The paper averages over the tokens of one prompt's group and then over prompts; much code averages over all "
         "tokens of the batch, which weighs prompts with long answers more. That is reduction: token_mean.",
         "The soft punishment of overlong answers is a reward and no part of the loss: use the rule soft_overlong.",
-        "Refilled groups come from easier and harder prompts alike: rewards of the batch say nothing about the policy.",
+        "A batch refilled until all its groups differ is chosen by reward: its mean says nothing about the policy.",
     ),
 )
 

@@ -19,7 +19,6 @@ from pydantic import (
 
 from penstock.learner.algorithms import table
 from penstock.learner.algorithms.cells import (
-    HERE,
     Baseline,
     BaselineCell,
     Cell,
@@ -43,7 +42,7 @@ from penstock.services.model_config import locate
 from penstock.services.settings import Section, on_resume
 
 _GRPO = table.find("grpo")
-_OPEN = {
+OPEN = {
     "baseline": BaselineCell,
     "credit": CreditCell,
     "objective": ObjectiveCell,
@@ -51,6 +50,8 @@ _OPEN = {
     "reject": Rejection,
 }
 """Cells that may be of the user's own, and what those derive from."""
+_KINDS = {*OPEN, "value"}
+"""Cells that come in kinds."""
 
 
 def _own_too(default: Any) -> Any:
@@ -104,7 +105,9 @@ class AlgorithmSection(Section):
         try:
             row = table.find(str(name), (base / str(given.get("folder", "."))).resolve()).cells()
         except table.RowError as error:
-            return {**given, "name": _NoRow(name, error)}  # so that mistakes in other keys are found besides
+            # Mistakes in other keys are found besides; but whose keys a cell without its kind has, only the row knows.
+            known = {k: v for k, v in given.items() if k not in _KINDS or not isinstance(v, Mapping) or "kind" in v}
+            return {**known, "name": _NoRow(name, error)}
         return row | {key: _merge(row.get(key), value) for key, value in given.items()}
 
     @field_validator("name", mode="before")
@@ -114,22 +117,22 @@ class AlgorithmSection(Section):
             raise ValueError(name.why)
         return name
 
-    @field_validator(*_OPEN, mode="wrap")
+    @field_validator(*OPEN, mode="wrap")
     @classmethod
     def _own(cls, cell: Any, check: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
         if isinstance(cell, _OfOwnKind):
             cell = cell.kind.model_validate(cell.values)
         if not isinstance(cell, Cell):
             return check(cell)
-        wanted = _OPEN[str(info.field_name)]
+        wanted = OPEN[str(info.field_name)]
         if not isinstance(cell, wanted):
             raise ValueError(f"the row has {type(cell).__name__} here, which is no {wanted.__name__}")
         return cell
 
-    @field_serializer(*_OPEN, mode="wrap")
+    @field_serializer(*OPEN, mode="wrap")
     def _plain(self, cell: Any, write: SerializerFunctionWrapHandler, info: SerializationInfo) -> Any:
         # A cell of the user's own is not among those that the field names.
-        return write(cell) if cell.function.startswith(f"{HERE}.") else cell.model_dump(mode=info.mode)
+        return cell.model_dump(mode=info.mode) if cell.is_own else write(cell)
 
     def located(self, base: Path) -> AlgorithmSection:
         """The same section with its paths absolute."""
@@ -176,5 +179,4 @@ def _merge(default: Any, given: Any) -> Any:
     if given.get("kind", values.get("kind")) != values.get("kind"):
         return dict(given)
     merged = {**values, **given}
-    own = isinstance(default, Cell) and not default.function.startswith(f"{HERE}.")
-    return _OfOwnKind(type(default), merged) if own else merged
+    return _OfOwnKind(type(default), merged) if isinstance(default, Cell) and default.is_own else merged
