@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -34,6 +35,7 @@ class Distance:
     along: float
     """Length along that gradient, in units of its length: 1 when unbiased, 0.5 for half of it, negative against it."""
     cosine: float
+    """0 where there is no length to speak of."""
     bias: float
     """Length of the difference, in the same units."""
 
@@ -55,25 +57,36 @@ class Case:
     found: Exact = Estimator.gradient
     """What is looked at; the gradient, but for the sections on values."""
 
+    @functools.cached_property
+    def expectation(self) -> Tensor:
+        """What is looked at, computed once."""
+        return self.found(self.estimator)
+
     @property
     def unbiased(self) -> bool:
         """Whether theory says that it is what it should be."""
         return self.form is self.target
 
     def distance(self) -> Distance:
-        return distance(self.found(self.estimator), self.target(self.estimator))
+        return distance(self.expectation, self.target(self.estimator))
 
     def mistake(self) -> float:
-        """Relative distance from the closed form; 0 where there is none."""
-        return 0.0 if self.form is None else distance(self.found(self.estimator), self.form(self.estimator)).bias
+        """Distance from the closed form, relative to the target's length; 0 where there is none."""
+        if self.form is None:
+            return 0.0
+        apart = self.expectation - self.form(self.estimator)
+        return float(apart.norm() / self.target(self.estimator).norm())
 
 
 def distance(found: Tensor, wanted: Tensor) -> Distance:
+    """How `found` lies to `wanted`, which is not 0."""
     length = float(wanted.norm())
     inner = float((found * wanted).sum())
     norm = float(found.norm())
     return Distance(
-        inner / length**2, inner / (norm * length) if norm else 0.0, float((found - wanted).norm()) / length
+        inner / length**2,
+        inner / (norm * length) if norm > TOLERANCE * length else 0.0,
+        float((found - wanted).norm()) / length,
     )
 
 

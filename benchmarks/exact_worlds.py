@@ -186,3 +186,6 @@ def policies(world: World, setting: str) -> Policies:
     chosen = {"on": (now, now), "stale": (now, other), "updated": (third, third), "apart": (third, other)}
     prox, sampler = chosen[setting]
     return Policies(now, prox, sampler, now + waves(world.shape, 4.0, 0.6))
+
+
+SEQUENCES, VARIED, MDP, TWO_PROMPTS, ONE_TOKEN = sequences(), varied(), mdp(), two_prompts(), one_token()
