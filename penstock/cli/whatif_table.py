@@ -33,7 +33,7 @@ def bar() -> Iterator[Callable[[int, int, str], None]]:
 
 
 def show(comparison: Comparison, console: Console, remarks: Console) -> None:
-    """A drawn table on a terminal; where the output is piped, columns between tabs. `remarks` gets what is not a row."""
+    """A drawn table on a terminal; where the output is piped, columns between tabs. `remarks` gets the rest."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
