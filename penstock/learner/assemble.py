@@ -87,9 +87,10 @@ def _check_kept(group: Group, member: int, completion: Completion) -> None:
         at = int(wrong[0])
         left = kept.tokens[owners == at]
         raise PenstockError(
-            f"prompt {group.prompt.index}, member {member}: token {at} is {completion.tokens[at]}, but {completion.worker} "
-            f"recorded that top-p and top-k had left {len(left)} others ({', '.join(map(str, left[:8]))} …): the record is "
-            "corrupt, or the engine records another filter than it applies"
+            f"prompt {group.prompt.index}, member {member}: token {at} is {completion.tokens[at]}, "
+            f"but {completion.worker} recorded that top-p and top-k had left {len(left)} others "
+            f"({', '.join(map(str, left[:8]))} …): the record is corrupt, or the engine records another filter than it "
+            "applies"
         )
 
 

@@ -18,8 +18,10 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-CHUNK_BYTES = 64 * 2**20
-"""Default size of the float32 logits of one chunk."""
+_CHUNK_BYTES = {"cpu": 64 * 2**20}
+_CHUNK_BYTES_ELSEWHERE = 512 * 2**20
+"""Float32 logits of one chunk. Weights are read once per chunk, their gradient is read and written: on an accelerator
+arithmetic outweighs that only where a chunk is larger."""
 _FAR = -1e30
 """Stands for −inf where a product with 0 follows; its exponential is exactly 0."""
 
@@ -62,11 +64,17 @@ class LogprobHead(nn.Linear):
         chunk: int = 0,
     ) -> Any:
         """With targets: (log-probabilities, entropies) [tokens] of `hidden` [tokens, hidden], in nats, float32 (float64
-        stays float64). `chunk` is the number of tokens whose logits exist at a time."""
+        stays float64). `chunk` is the number of tokens whose logits exist at a time, 0 for the default."""
         if targets is None:
             return functional.linear(hidden, self.weight, self.bias)
         return _Chunked.apply(  # type: ignore[no-untyped-call]
-            hidden, self.weight, self.bias, targets, temperatures, kept, _Settings(entropy_gradient, finish, chunk)
+            hidden,
+            self.weight,
+            self.bias,
+            targets,
+            temperatures,
+            kept,
+            _Settings(entropy_gradient, finish, chunk or chunk_tokens(self.weight)),
         )
 
 
@@ -175,6 +183,11 @@ def out_of_reach(kept: KeptTokens, vocabulary: int) -> Bool[Tensor, "tokens voca
     removed = (kept.counts > 0).unsqueeze(-1).repeat(1, vocabulary)
     removed[rows, kept.tokens] = False
     return removed
+
+
+def chunk_tokens(weight: Tensor) -> int:
+    """Tokens whose logits exist at a time, by default."""
+    return max(1, _CHUNK_BYTES.get(weight.device.type, _CHUNK_BYTES_ELSEWHERE) // (4 * len(weight)))
 
 
 def exact(dtype: torch.dtype) -> torch.dtype:

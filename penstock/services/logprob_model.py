@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.nn import functional
 
-from penstock.services.logprob_head import CHUNK_BYTES, Finish, KeptTokens, LogprobHead, Readout
+from penstock.services.logprob_head import Finish, KeptTokens, LogprobHead, Readout
 from penstock.services.logprobs import token_logprobs
 
 _log = logging.getLogger(__name__)
@@ -30,13 +29,13 @@ class LogprobModel(nn.Module):
     once, with a warning: memory is lost, and no number is wrong.
     """
 
-    def __init__(self, model: nn.Module, value_head: bool = False, chunk_tokens: int | None = None) -> None:
-        """`chunk_tokens`: tokens whose logits exist at a time; by default as many as fit into 64 MiB of float32.
-        Raises ValueError for a value head on a model whose last hidden state is not known."""
+    def __init__(self, model: nn.Module, value_head: bool = False, chunk_tokens: int = 0) -> None:
+        """`chunk_tokens`: how many tokens' logits exist at a time; by default (0) what fits into 64 MiB of float32 on a
+        CPU, 512 MiB elsewhere. Raises ValueError for a value head on a model whose last hidden state is not known."""
         super().__init__()
         self.model = model
         head = model.get_output_embeddings()  # type: ignore[operator]
-        self._chunk = chunk_tokens or max(1, CHUNK_BYTES // (4 * head.weight.shape[0]))
+        self._chunk = chunk_tokens
         self._finish = self._replace_head(head) if isinstance(head, nn.Linear) else None
         if self._finish is None:
             name = type(model).__name__
@@ -97,18 +96,44 @@ class LogprobModel(nn.Module):
     def _replace_head(self, layer: nn.Linear) -> Finish | None:
         """Put a LogprobHead in the layer's place; None, and all as it was, where no known finish fits the logits."""
         head = LogprobHead(layer)
-        self.model.set_output_embeddings(head)  # type: ignore[operator]
         with torch.no_grad(), _in_eval_mode(self.model):
-            errors = {finish: _error(self.model, head, finish) for finish in _finishes(self.model)}
-        finish = min(errors, key=errors.__getitem__)
-        if errors[finish] <= _LARGE * max(1e-4, 8 * torch.finfo(layer.weight.dtype).eps):
-            return finish
-        self.model.set_output_embeddings(layer)  # type: ignore[operator]
-        return None
+            finish = _find_finish(self.model, layer, head)
+        if finish is not None:
+            self.model.set_output_embeddings(head)  # type: ignore[operator]
+        return finish
 
 
 _LARGE = 30.0
 """Largest logit of the comparison: caps of real models lie near it, and logits of untrained ones far below."""
+
+
+def _find_finish(model: nn.Module, layer: nn.Linear, head: LogprobHead) -> Finish | None:
+    """The finish with which chunked log-probabilities are the model's own, on a fixed input; None where none is."""
+    ids = (torch.arange(8, device=layer.weight.device) * 7919 + 1).remainder(len(layer.weight)).unsqueeze(0)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
+    factor: list[Tensor] = []
+
+    def enlarge(_: nn.Module, arguments: tuple[Tensor]) -> tuple[Tensor]:
+        factor.append(_LARGE / layer.forward(arguments[0]).abs().max())
+        return (arguments[0] * factor[0],)
+
+    hook = layer.register_forward_pre_hook(enlarge)
+    try:
+        logits = model(**inputs).logits[0, :-1]
+    finally:
+        hook.remove()
+    hidden = getattr(model.base_model(**inputs), "last_hidden_state", None)  # type: ignore[operator]
+    if hidden is None or not factor:
+        return None
+    hidden, ones = hidden[0, :-1] * factor[0], torch.ones(7, device=ids.device)
+    expected, _ = token_logprobs(logits, ids[0, 1:])
+    errors = {}
+    for finish in _finishes(model):
+        found, _ = head(hidden, ids[0, 1:], ones, False, None, finish, 3)
+        errors[finish] = float((found - expected).abs().max().nan_to_num(torch.inf))
+    best = min(errors, key=errors.__getitem__)
+    tolerance = float(logits.abs().max()) * max(1e-4, 8 * torch.finfo(logits.dtype).eps)
+    return best if errors[best] <= tolerance else None
 
 
 def _finishes(model: nn.Module) -> list[Finish]:
@@ -118,33 +143,8 @@ def _finishes(model: nn.Module) -> list[Finish]:
     for name in ("logit_scale", "logits_scaling", "lm_head_multiplier"):
         # Granite divides by its logits_scaling, HyperCLOVA X multiplies.
         scales += [scale, 1 / scale] if (scale := getattr(config, name, None)) else []
-    caps = {None, getattr(config, "final_logit_softcapping", None)}
+    caps = [None, cap] if (cap := getattr(config, "final_logit_softcapping", None)) else [None]
     return [Finish(scale, cap) for scale in dict.fromkeys(scales) for cap in caps]
-
-
-def _error(model: nn.Module, head: LogprobHead, finish: Finish) -> float:
-    """Largest difference in nats between the model's own log-probabilities and the chunked ones, on a fixed input."""
-    size = len(head.weight)
-    ids = (torch.arange(8, device=head.weight.device) * 7919 + 1).remainder(size).unsqueeze(0)
-    factor: list[float] = []
-
-    def enlarge(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-        if not factor:
-            factor.append(_LARGE / float(functional.linear(arguments[0], head.weight, head.bias).abs().max()))
-        return (arguments[0] * factor[0], *arguments[1:])
-
-    hook = head.register_forward_pre_hook(enlarge)
-    try:
-        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
-        expected, _ = token_logprobs(model(**inputs).logits[0, :-1], ids[0, 1:])
-        hidden = getattr(model.base_model(**inputs), "last_hidden_state", None)  # type: ignore[operator]
-        if hidden is None:
-            return float("inf")
-        ones = torch.ones(7, device=ids.device)
-        found, _ = head(hidden[0, :-1], ids[0, 1:], ones, False, None, finish, 3)
-    finally:
-        hook.remove()
-    return float((found - expected).abs().max().nan_to_num(float("inf")))
 
 
 @contextlib.contextmanager
