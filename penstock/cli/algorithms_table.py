@@ -62,20 +62,20 @@ def markdown(rows: Sequence[Algorithm]) -> str:
     return "\n".join(lines)
 
 
-def detail(row: Algorithm) -> str:
-    """Everything about one row."""
+def detail(row: Algorithm, name: str) -> str:
+    """Everything about one row, which a run file calls `name`."""
     parts = [
         f"{row.name}: {row.summary}",
         f"Paper\n{_indented(row.paper)}",
         *([f"Equation\n{_indented(row.equation)}"] if row.equation else []),
         *(["Traps\n" + "\n".join(_indented(trap, "  - ") for trap in row.traps)] if row.traps else []),
-        f"Run file; all of this is the row's own, so leave out what you do not change\n{_indented(_yaml(row))}",
+        f"Run file; all of this is the row's own, so leave out what you do not change\n{_indented(_yaml(row, name))}",
     ]
     return "\n\n".join(parts)
 
 
-def _yaml(row: Algorithm) -> str:
-    return "\n".join(["algorithm:", f"  name: {row.name}", *(f"  {key}: {value}" for key, value in _values(row))])
+def _yaml(row: Algorithm, name: str) -> str:
+    return "\n".join(["algorithm:", f"  name: {name}", *(f"  {key}: {value}" for key, value in _values(row))])
 
 
 def _values(row: Algorithm) -> Iterator[tuple[str, str]]:

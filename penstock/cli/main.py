@@ -109,7 +109,8 @@ def check(
     if errors:
         typer.echo(f"{run_file}: {errors} mistake{'s' if errors != 1 else ''}; nothing was started", err=True)
         raise typer.Exit(WRONG_INPUT)
-    typer.echo(f"{run_file}: nothing amiss" + (f", {len(findings)} warnings" if findings else ""))
+    warnings = sum(f.level == "warning" for f in findings)
+    typer.echo(f"{run_file}: nothing amiss" + (f", {warnings} warnings" if warnings else ""))
 
 
 @app.command()
@@ -172,7 +173,7 @@ def algorithms(
     if markdown:
         typer.echo(shown.markdown(rows))
     elif name is not None:
-        typer.echo(shown.detail(rows[0]))
+        typer.echo(shown.detail(rows[0], name))
     elif sys.stdout.isatty():
         from rich.console import Console
 

@@ -59,7 +59,7 @@ def test_help_loads_nothing_heavy() -> None:
 def test_help_names_every_command() -> None:
     said = _call("--help")
     assert said.returncode == 0
-    for name in ("train", "sft", "evaluate", "status", "check", "resume", "doctor", "schema", "plot"):
+    for name in ("train", "sft", "evaluate", "status", "check", "resume", "algorithms", "doctor", "schema", "plot"):
         assert f" {name} " in said.stdout
 
 

@@ -11,6 +11,7 @@ import psutil
 
 from penstock.deploy.checks.context import STAGES, Context, all_rules, rule
 from penstock.deploy.findings import Finding
+from penstock.learner.algorithms.cells import OwnValue
 from penstock.learner.checkpoints import UNRATED
 from penstock.reward import check as reward_check
 from penstock.services import data_read, models
@@ -178,7 +179,12 @@ def _existing(folder: Path) -> Path:
     return next(p for p in (folder, *folder.parents) if p.exists())
 
 
-@rule("model", "checkpoints")
+def _trained(ctx: Context, parameters: int) -> int:
+    """Parameters that are trained: the policy's, and again so many for a value model with a backbone of its own."""
+    return parameters * (2 if isinstance(ctx.run_file.algorithm.value, OwnValue) else 1)
+
+
+@rule("model", "checkpoints", "algorithm")
 def checkpoints_fit_on_the_disk(ctx: Context) -> Iterator[Finding]:
     if isinstance(ctx.model, PenstockError):
         return
@@ -186,21 +192,21 @@ def checkpoints_fit_on_the_disk(ctx: Context) -> Iterator[Finding]:
     # At most: those kept, one being written, and the final model; with `keep_best` the best, and those that still wait
     # for their evaluation. 16 bytes per parameter: weights, two moments, and the model in Hugging Face format.
     for_best = 0 if keep.keep_best is None else 1 + UNRATED
-    wanted = 16 * ctx.model.parameters * (keep.keep_last + for_best + 2)
+    wanted = 16 * _trained(ctx, ctx.model.parameters) * (keep.keep_last + for_best + 2)
     free = shutil.disk_usage(_existing(Path(ctx.run_file.runs_dir))).free
     if LEAST_DISK <= free < wanted:  # below that another rule has spoken
         problem = f"the disk has {free / GIB:.1f} GiB free, checkpoints need about {wanted / GIB:.1f} GiB"
         yield ctx.warning("runs_dir", problem, remedy="lower checkpoints.keep_last, or choose another disk")
 
 
-@rule("model", "rollout", "engine", "learner", "placement")
+@rule("model", "rollout", "engine", "learner", "placement", "algorithm")
 def memory_suffices(ctx: Context) -> Iterator[Finding]:
     if isinstance(ctx.model, PenstockError) or ctx.joins_a_cluster or ctx.gpus:
         return  # on GPUs the engines take a share of what there is, by engine.memory_share
     run = ctx.run_file
     width = 4 if run.engine.dtype == "float32" else 2
     engine = ENGINE_BYTES + run.engine.kv_cache_gib * GIB + width * ctx.model.parameters
-    learner = LEARNER_BYTES * run.learner.ranks + 16 * ctx.model.parameters
+    learner = LEARNER_BYTES * run.learner.ranks + 16 * _trained(ctx, ctx.model.parameters)
     reference = 4 * ctx.model.parameters * run.rollout.workers if run.algorithm.needs_reference else 0
     wanted = run.rollout.workers * engine + learner + reference
     free = psutil.virtual_memory().available
