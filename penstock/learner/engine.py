@@ -120,10 +120,14 @@ class Engine:
 
     def discard(self) -> None:
         """Drop the gradients added since the last update; no weight changes."""
-        # What DeepSpeed has staged, it clears itself when it sees that an update cannot be applied.
-        for gradient in self._gradients():
+        gradients = self._gradients()
+        for gradient in gradients:
             gradient.fill_(torch.inf)
+        # What DeepSpeed has staged, it clears itself when it sees that an update cannot be applied.
         self.step(0.0)
+        for gradient in gradients:
+            # But for the padding of a shard, which nothing ever writes to.
+            gradient.zero_()
 
     def _gradients(self) -> list[Tensor]:
         """This rank's part of the gradients, after the last backward pass: all of them at stage 0."""

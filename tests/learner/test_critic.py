@@ -1,4 +1,4 @@
-"""The value model beside the policy: it learns, it comes back with a checkpoint, and both skip what one cannot apply."""
+"""The value model beside the policy: it learns, it comes back with a checkpoint, both skip what one cannot apply."""
 
 from __future__ import annotations
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import step_parts
-import torch
 
 from penstock.learner.config import LearnerSection
 from penstock.learner.tally import Tally
