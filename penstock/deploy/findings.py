@@ -19,6 +19,10 @@ _SECRET_KEY = re.compile(
 )
 
 
+Level = Literal["error", "warning", "note"]
+"""What keeps a run from starting, what a person should look into, and what it is good to know; in this order."""
+
+
 @dataclass(frozen=True)
 class Finding:
     """One mistake or doubt."""
@@ -27,7 +31,7 @@ class Finding:
     """Path of the key, as `store.url` or `data.sources.train.columns`."""
     problem: str
     """What is wrong."""
-    level: Literal["error", "warning"] = "error"
+    level: Level = "error"
     found: str = ""
     """The value as written, secrets masked."""
     allowed: str = ""

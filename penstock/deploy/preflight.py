@@ -5,17 +5,17 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import ValidationError
 
-from penstock.deploy.checks import algorithm, numbers, sampling, world
+from penstock.deploy.checks import algorithm, evidence, numbers, sampling, world
 from penstock.deploy.checks.context import Context, Rule, Stage
-from penstock.deploy.findings import Finding, written_path
+from penstock.deploy.findings import Finding, Level, written_path
 from penstock.deploy.runfile import RunFile, RunFileError, read
 from penstock.deploy.yaml_source import YamlSource
 
-RULES: tuple[Rule, ...] = (*numbers.RULES, *sampling.RULES, *algorithm.RULES, *world.RULES)
+RULES: tuple[Rule, ...] = (*numbers.RULES, *sampling.RULES, *algorithm.RULES, *evidence.RULES, *world.RULES)
 
 
 def check(path: Path | str, overrides: Sequence[str] = (), stage: Stage = "train") -> list[Finding]:
@@ -41,7 +41,7 @@ def check(path: Path | str, overrides: Sequence[str] = (), stage: Stage = "train
             doubtful = not touched.isdisjoint(rule.needs)
             found = [f for f in rule.check(context) if f.key not in said]
             findings += [f for f in found if f.level == "error" or not doubtful]
-    return sorted(findings, key=lambda finding: finding.level)
+    return sorted(findings, key=lambda finding: get_args(Level).index(finding.level))
 
 
 def require(path: Path | str, overrides: Sequence[str] = (), stage: Stage = "train") -> tuple[RunFile, list[Finding]]:
@@ -50,7 +50,7 @@ def require(path: Path | str, overrides: Sequence[str] = (), stage: Stage = "tra
     reading = read(Path(path), overrides)
     if reading.run_file is None or any(finding.level == "error" for finding in findings):
         raise RunFileError(str(path), findings)
-    return reading.run_file, findings
+    return reading.run_file, [finding for finding in findings if finding.level == "warning"]
 
 
 def _salvage(source: YamlSource, base: Path) -> tuple[RunFile, frozenset[str]]:

@@ -8,9 +8,10 @@ import subprocess
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from penstock.deploy.findings import Finding, mask
+from penstock.deploy.findings import Finding, Level, mask
 from penstock.deploy.runfile import RunFile
 from penstock.deploy.yaml_source import KeyPath, YamlSource
 from penstock.services import models
@@ -40,7 +41,11 @@ class Context:
         """A finding that a person should know of; the run starts all the same."""
         return self._finding("warning", key, problem, allowed, nearest, remedy)
 
-    def _finding(self, level: Any, key: str, problem: str, allowed: str, nearest: str, remedy: str) -> Finding:
+    def note(self, key: str, problem: str) -> Finding:
+        """Something that it is good to know, and nothing is amiss."""
+        return self._finding("note", key, problem, "", "", "")
+
+    def _finding(self, level: Level, key: str, problem: str, allowed: str, nearest: str, remedy: str) -> Finding:
         path: KeyPath = tuple(int(part) if part.isdigit() else part for part in key.split("."))
         value = self._value(path)
         found = "" if value is None or isinstance(value, (dict, list, tuple)) else mask(value)
@@ -104,6 +109,11 @@ class Context:
     def joins_a_cluster(self) -> bool:
         """True when other machines may hold actors, so that this one's size says little."""
         return self.run_file.placement.ray_address is not None or "RAY_ADDRESS" in os.environ
+
+
+def existing_folder(folder: Path) -> Path:
+    """The folder, or the nearest one above it that exists."""
+    return next(path for path in (folder, *folder.parents) if path.exists())
 
 
 Check = Callable[[Context], Iterator[Finding]]
