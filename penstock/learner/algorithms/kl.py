@@ -4,6 +4,9 @@ Each takes log-probs of the same tokens under π (`logp`) and π_ref (`logp_refe
 token, in nats. With x = log π_ref − log π:  k1 = −x,  k2 = x²/2,  k3 = eˣ − 1 − x.
 
 All are biased, in value and gradient, when the tokens came from another policy than π and are not weighted.
+
+As losses they are right at most at every prefix, prefixes held fixed: that a choice leads to prefixes where the
+policies differ more is seen only by k1 in the reward (docs/exact-gradients.md).
 """
 
 from __future__ import annotations
