@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 
 from penstock.learner import archive
+from penstock.learner.algorithms.contradictions import Sizes, contradictions
 from penstock.learner.batch import BatchError
 from penstock.learner.config import AlgorithmSection, LearnerSection
 from penstock.learner.recompute import Models, Step, Unfit, cosine, norm, outcome
@@ -159,7 +160,7 @@ class _Work:
         own = AlgorithmSection.model_validate(step.facts["algorithm"])
         if not self._variants:
             self._variants = [Variant(OWN, own), *_asked(*self._asked, own, step.longest)]
-            self.rows = {v.label: Row(v.label, v.section.model_dump(mode="json")) for v in self._variants}
+            self.rows = {v.label: _row(v, step) for v in self._variants}
         budget = LearnerSection.model_validate(step.facts["learner"]).micro_batch_tokens
         models = Models.load(step.folder, self._model, self._device)
         found: dict[str, dict[str, float]] = {}
@@ -178,6 +179,20 @@ class _Work:
             if following is not None:
                 models.advance(step.folder)
         return found
+
+
+def _row(variant: Variant, step: Step) -> Row:
+    """Still empty; with a reason where its cells contradict each other."""
+    learner = LearnerSection.model_validate(step.facts["learner"])
+    sizes = Sizes(
+        group_size=max(len(group.trajectories) for group in step.groups),
+        groups_per_step=len(step.groups),
+        updates=learner.epochs * learner.mini_batches,
+        max_tokens=step.longest,
+    )
+    found = contradictions(variant.section, sizes) if variant.label != OWN else ()
+    reason = "; ".join(f"{each.key}: {each.problem}" for each in found if each.level == "error")
+    return Row(variant.label, variant.section.model_dump(mode="json"), reason)
 
 
 def _archived(archives: Path) -> list[Path]:
