@@ -42,7 +42,7 @@ class SamplingSection(Section):
     max_kept: int | None = Field(None, ge=1, le=65536)
     """Most tokens recorded with one token; where more were left, the set counts as unknown and the token stays out of
     the loss. By default top_k + 32 (tokens as likely as the last one come in too, and in bfloat16 many are), with
-    top_p alone 256. Without a GPU the engine hands out so many log-probs per token, which takes time."""
+    top_p alone 1024. Without a GPU the engine hands out so many log-probs per token, which takes time."""
     max_tokens: int = on_resume(256, ge=1)
     """Budget of new tokens per answer."""
     stop: tuple[str, ...] = ()
@@ -58,7 +58,7 @@ class SamplingSection(Section):
         """Tokens recorded with one token at most; 0 where none are."""
         if not (self.keep_mask and self.filtered):
             return 0
-        return self.max_kept or (self.top_k + 32 if self.top_k else 256)
+        return self.max_kept or (self.top_k + 32 if self.top_k else 1024)
 
 
 class RolloutSection(Section):

@@ -246,7 +246,7 @@ def test_each_platform_has_its_way():
 def test_how_many_tokens_are_recorded_follows_from_the_filter():
     assert SamplingSection(top_k=20).most_kept == SamplingSection(keep_mask=True).most_kept == 0
     assert SamplingSection(top_k=20, keep_mask=True).most_kept == 52  # room for tokens that are as likely
-    assert SamplingSection(top_p=0.9, keep_mask=True).most_kept == 256
+    assert SamplingSection(top_p=0.9, keep_mask=True).most_kept == 1024
     assert SamplingSection(top_p=0.9, keep_mask=True, max_kept=7).most_kept == 7
     section = RolloutSection(keep_routing=True, sampling=SamplingSection(top_k=4, keep_mask=True))
     assert section.keep == Keep(most_kept=36, routing=True)
