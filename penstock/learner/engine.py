@@ -113,7 +113,7 @@ class Engine:
         """Whether `step` would apply an update; the same on every rank."""
         squares = torch.zeros(1, dtype=torch.float64, device=self.device)
         for gradient in self._gradients():
-            squares += gradient.double().square().sum()
+            squares += torch.linalg.vector_norm(gradient.float()).double().square()
         torch.distributed.all_reduce(squares)
         # DeepSpeed sums squares in float32; what would overflow there is skipped there.
         return float(squares) < torch.finfo(torch.float32).max

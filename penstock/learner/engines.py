@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from penstock.learner.schedule import learning_rate
+from penstock.services.contracts import PenstockError
 
 if TYPE_CHECKING:
     import torch
@@ -82,7 +83,7 @@ class Engines:
 
 
 def build(model: ModelSection, section: LearnerSection, value: Value) -> Engines:
-    """The engines of a run that starts from `model`; all ranks call it alike. Raises ModelError."""
+    """The engines of a run that starts from `model`; all ranks call it alike. Raises PenstockError."""
     from penstock.learner.critic import ValueModel
     from penstock.learner.engine import Engine
     from penstock.services.logprob_model import LogprobModel
@@ -93,5 +94,10 @@ def build(model: ModelSection, section: LearnerSection, value: Value) -> Engines
     if value.kind != "own":
         return Engines(engine)
     start = model if value.path is None else model.model_copy(update={"path": value.path, "revision": None})
-    critic = ValueModel(load_model(start, "float32").base_model)
-    return Engines(engine, Engine(critic, section, section.ranks), value.learning_rate)
+    critic = Engine(ValueModel(load_model(start, "float32").base_model), section, section.ranks)
+    if critic.vocabulary < engine.vocabulary:
+        raise PenstockError(
+            f"algorithm.value.path: {start.path} knows {critic.vocabulary} tokens and the policy {engine.vocabulary}; "
+            "name a model with the policy's tokenizer"
+        )
+    return Engines(engine, critic, value.learning_rate)

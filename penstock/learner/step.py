@@ -34,7 +34,7 @@ class StepResult:
     """What one train step did, on this rank."""
 
     applied: int
-    """Updates that changed the weights; 0 means that the policy is what it was."""
+    """Updates that were made; 0 means that every weight is what it was."""
     skipped: int
     """Updates that no rank applied, because a gradient was infinite or undefined."""
     tally: Tally

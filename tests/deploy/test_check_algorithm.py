@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -107,6 +109,14 @@ def test_the_folder_of_a_value_model_is_looked_for(place: Path) -> None:
     assert "did you mean" in str(found["algorithm.value.path"])
     run = load(place / "run.yaml", [*good, "algorithm.value.path=./model"])
     assert run.algorithm.value.path == str(place / "model")
+
+
+def test_a_value_model_must_know_the_policys_tokens(place: Path) -> None:
+    shutil.copytree(place / "model", place / "small")
+    config = json.loads((place / "small" / "config.json").read_text())
+    (place / "small" / "config.json").write_text(json.dumps(config | {"vocab_size": 3}))
+    found = check_overridden(place, "algorithm.name=ppo", "learner.mini_batches=2", "algorithm.value.path=./small")
+    assert "this model knows 3 tokens and the policy" in found["algorithm.value.path"].problem
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from penstock.learner.algorithms.cells import OwnValue
 from penstock.learner.algorithms.contradictions import Sizes, contradictions
 from penstock.learner.algorithms.section import OPEN
 from penstock.services import models
+from penstock.services.contracts import PenstockError
 
 
 @rule("algorithm", "rollout", "learner", "limits")
@@ -63,6 +64,19 @@ def the_value_model_is_there(ctx: Context) -> Iterator[Finding]:
         model = ctx.run_file.model.model_copy(update={"path": value.path, "tokenizer": ctx.run_file.model.path})
         found = [(key, text) for key, text in models.problems(model) if key == "path"]
         yield from ctx.within("algorithm.value", found)
+        if not found and not isinstance(ctx.model, PenstockError):
+            yield from _knows_the_tokens(ctx, value.path, ctx.model.vocab)
+
+
+def _knows_the_tokens(ctx: Context, path: str, wanted: int) -> Iterator[Finding]:
+    try:
+        known = models.describe(path).vocab
+    except PenstockError as error:
+        yield ctx.error("algorithm.value.path", str(error))
+        return
+    if known < wanted:
+        problem = f"this model knows {known} tokens and the policy {wanted}"
+        yield ctx.error("algorithm.value.path", problem, remedy="a model with the policy's tokenizer")
 
 
 RULES = all_rules(globals())
