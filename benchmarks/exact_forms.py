@@ -47,9 +47,9 @@ def conditional(world: World, table: Tensor, amounts: Tensor, after_choice: bool
     return (above / below.clamp(min=1e-300))[key].where(world.mask, 0.0)
 
 
-def to_go(world: World, gamma: float = 1.0, rewards: Tensor | None = None) -> Tensor:
+def to_go(world: World, gamma: float = 1.0) -> Tensor:
     """[N, W] what falls from a token on, discounted per choice of the policy; an environment's tokens take no time."""
-    rewards = world.rewards if rewards is None else rewards
+    rewards = world.rewards
     columns, following = [], torch.zeros(len(rewards), dtype=torch.float64)
     for t in reversed(range(rewards.shape[1])):
         following = rewards[:, t] + (1 - (1 - gamma) * _choice_follows(world, t).double()) * following
