@@ -111,6 +111,7 @@ def _readable(group: Group, member: int) -> dict[str, Any]:
         "answer": completion.text,
         "reward": trajectory.reward,
         "parts": trajectory.parts,
+        "steps": [[step.token, step.score] for step in trajectory.steps],
         "unscored": trajectory.unscored,
         "finish": completion.finish,
         "tokens": len(completion.tokens),

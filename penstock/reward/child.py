@@ -12,6 +12,7 @@ import ctypes
 import difflib
 import importlib
 import inspect
+import operator
 import os
 import resource
 import signal
@@ -54,7 +55,7 @@ def resolve(name: str) -> Callable[..., Any]:
     return function
 
 
-def call(function: Callable[..., Any], args: dict[str, Any], request: wire.Call) -> list[float | str | None]:
+def call(function: Callable[..., Any], args: dict[str, Any], request: wire.Call) -> list[wire.Entry]:
     """One call in TRL's signature, its result made into plain entries. Raises RuleError for a wrong result."""
     count = len(request.completions)
     columns = {name: [copy.deepcopy(value) for _ in range(count)] for name, value in request.columns.items()}
@@ -74,7 +75,8 @@ def call(function: Callable[..., Any], args: dict[str, Any], request: wire.Call)
         raise RuleError(f"must return a list with {count} entries, returned {type(result).__name__}") from None
     if len(entries) != count:
         raise RuleError(f"must return one entry for each of {count} completions, returned {len(entries)}")
-    return [_entry(value) for value in entries]
+    lengths = [len(ids) for ids in request.completion_ids]
+    return [_entry(value, length) for value, length in zip(entries, lengths, strict=True)]
 
 
 def _check_args(spec: wire.RuleSpec, function: Callable[..., Any]) -> None:
@@ -108,7 +110,14 @@ def _accepted(function: Callable[..., Any], given: dict[str, Any]) -> dict[str, 
     return {p.name: given[p.name] for p in parameters if p.name in given}
 
 
-def _entry(value: Any) -> float | str | None:
+def _entry(value: Any, tokens: int) -> wire.Entry:
+    """A number, None, both of them with steps, or why the value is none of these; of an answer of `tokens` tokens."""
+    if isinstance(value, dict):
+        return _stepwise(value, tokens)
+    return _number(value)
+
+
+def _number(value: Any) -> float | str | None:
     """A number, None, or why the value is neither."""
     if value is None:
         return None
@@ -118,6 +127,29 @@ def _entry(value: Any) -> float | str | None:
         return f"returned {value!r:.80} ({type(value).__name__}), which is no number"
     number = float(value)
     return number if number - number == 0 else f"returned {number}, which is no finite number"
+
+
+def _stepwise(value: dict[Any, Any], tokens: int) -> wire.Entry:
+    """Reward and steps of one answer, or why they are none."""
+    if unknown := [key for key in value if key not in ("reward", "steps")]:
+        return f"returned a dict with the key {unknown[0]!r}; it has the keys 'reward' and 'steps'"
+    reward = _number(value.get("reward"))
+    if isinstance(reward, str):
+        return f"'reward': {reward}"
+    steps: list[tuple[int, float]] = []
+    try:
+        for end, score in value.get("steps") or ():
+            number = _number(score)
+            if not isinstance(number, float):
+                return f"'steps': the score at token {end!r:.20}: {number or 'returned None, which is no number'}"
+            steps.append((operator.index(end), number))
+    except (TypeError, ValueError):
+        given = repr(value["steps"])
+        return f"'steps' is a list of pairs (last token, score), returned {given:.80}"
+    ends = [end for end, _ in steps]
+    if ends != sorted(set(ends)) or (ends and not 0 <= ends[0] <= ends[-1] < tokens):
+        return f"'steps': last tokens must rise and lie within 0 to {tokens - 1}, returned {ends!s:.80}"
+    return wire.Stepwise(reward, steps) if steps else reward
 
 
 def _cause(error: BaseException) -> str:

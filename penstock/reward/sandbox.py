@@ -35,9 +35,6 @@ _PYTHON = ("PYTHONPATH", "VIRTUAL_ENV", "LD_LIBRARY_PATH", "SSL_CERT_FILE", "HF_
 HARMLESS = frozenset((*_SYSTEM, *_PYTHON))
 """The environment that rules see without being asked; never a password or a token."""
 
-Entry = float | str | None
-"""One answer's value, None for an abstention, or the cause (text) why it is unscored."""
-
 
 class RewardError(PenstockError):
     """Rules that cannot be used at all: a name that does not exist, a module that does not import."""
@@ -205,7 +202,7 @@ class Sandbox:
         for slot in (first, *[None] * (section.workers - 1)):
             self._slots.put(slot)
 
-    def call(self, request: wire.Call) -> list[Entry]:
+    def call(self, request: wire.Call) -> list[wire.Entry]:
         """One entry per completion; never raises for what the rule does. Waits while all processes are busy.
 
         Raises RewardError after `close`.

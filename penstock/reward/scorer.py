@@ -16,9 +16,9 @@ from typing import Protocol
 
 from penstock.reward import wire
 from penstock.reward.config import RewardSection
-from penstock.reward.sandbox import Entry, Sandbox
+from penstock.reward.sandbox import Sandbox
 from penstock.services.data import RAW_PROMPT
-from penstock.services.trajectory import Completion, Floats, Prompt, Trajectory
+from penstock.services.trajectory import Completion, Floats, Prompt, StepScore, Trajectory
 
 
 class Reference(Protocol):
@@ -39,6 +39,8 @@ class Judged:
     reward: float | None
     parts: dict[str, float | None]
     unscored: str | None
+    steps: tuple[StepScore, ...] = ()
+    """With the weight of the part that gave them."""
 
 
 class GroupScorer:
@@ -92,7 +94,7 @@ class GroupScorer:
         raw = columns.pop(RAW_PROMPT, prompt.text)
         texts = [c.text for c in completions]
         chat = not isinstance(raw, str)
-        entries: dict[str, list[Entry]] = {}
+        entries: dict[str, list[wire.Entry]] = {}
         for part in self._weights:
             entries[part] = self._sandbox.call(
                 wire.Call(
@@ -133,24 +135,34 @@ class GroupScorer:
             self._reference.close()
 
 
-def _value(entry: Entry) -> float | None:
+def _value(entry: wire.Entry) -> float | None:
+    if isinstance(entry, wire.Stepwise):
+        return entry.reward
     return None if isinstance(entry, str) else entry
 
 
-def add_up(weights: dict[str, float], entries: dict[str, Entry]) -> Judged:
+def add_up(weights: dict[str, float], entries: dict[str, wire.Entry]) -> Judged:
     """The weighted sum of one answer's parts. A part that abstains adds nothing.
 
-    The answer is unscored when a part with a weight failed, or when all parts with a weight abstained.
+    The answer is unscored when a part with a weight failed, when two of them judged its steps, or when all of them
+    abstained. One whose steps alone were judged has a reward of 0 beside them.
     """
     parts = {part: _value(entry) for part, entry in entries.items()}
     counted = [part for part, weight in weights.items() if weight]
     for part in counted:
         if isinstance(entry := entries[part], str):
             return Judged(None, parts, f"reward {part!r}: {entry}")
+    stepwise = {part: entry.steps for part in counted if isinstance(entry := entries[part], wire.Stepwise)}
+    if len(stepwise) > 1:
+        names = " and ".join(map(repr, stepwise))
+        return Judged(None, parts, f"rewards {names} both judge steps; give all of them but one a weight of 0")
     given = [(weights[part], value) for part in counted if (value := parts[part]) is not None]
-    if not given:
+    if not given and not stepwise:
         return Judged(None, parts, "every rule abstained")
-    return Judged(sum(weight * value for weight, value in given), parts, None)
+    steps = tuple(
+        StepScore(token=token, score=weights[part] * score) for part, ends in stepwise.items() for token, score in ends
+    )
+    return Judged(float(sum(weight * value for weight, value in given)), parts, None, steps)
 
 
 def _trajectory(completion: Completion, judged: Judged, reference: Floats | None) -> Trajectory:
@@ -160,4 +172,5 @@ def _trajectory(completion: Completion, judged: Judged, reference: Floats | None
         parts=judged.parts,
         unscored=judged.unscored,
         reference_logprobs=reference,
+        steps=judged.steps,
     )

@@ -48,10 +48,24 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
     """All rules are imported."""
 
 
-class Scores(msgspec.Struct, frozen=True, tag=True):
-    """One entry per answer: a number, None for an abstention, or the cause why it is unscored."""
+class Stepwise(msgspec.Struct, frozen=True):
+    """What a rule says of an answer that it judges step by step."""
 
-    values: list[float | str | None]
+    reward: float | None
+    """Of the answer as a whole; None where the steps say it all."""
+    steps: list[tuple[int, float]]
+    """A step's last token, counted from 0 within the answer, and how good the answer is up to there; by rising token.
+    Checked in the rule process."""
+
+
+Entry = float | str | None | Stepwise
+"""One answer's number, None for an abstention, the cause (text) why it is unscored, or what its steps are worth."""
+
+
+class Scores(msgspec.Struct, frozen=True, tag=True):
+    """One entry per answer."""
+
+    values: list[Entry]
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):
