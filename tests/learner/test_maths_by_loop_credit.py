@@ -14,7 +14,7 @@ from maths_parts import CLOSE, F, row
 
 from penstock.learner.algorithms import advantages, credit
 
-modest = settings(deadline=None, max_examples=40, derandomize=True)
+modest = settings(deadline=None, max_examples=20, derandomize=True)
 numbers = st.floats(-5, 5, width=32)
 members = st.lists(st.tuples(numbers, st.booleans(), st.integers(0, 2)), min_size=1, max_size=8)
 

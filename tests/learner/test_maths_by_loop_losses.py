@@ -29,7 +29,7 @@ from maths_parts import (
 from penstock.learner.algorithms import kl, rejections, values
 from penstock.learner.algorithms.composition import compose
 
-modest = settings(deadline=None, max_examples=25, derandomize=True)
+modest = settings(deadline=None, max_examples=15, derandomize=True)
 few = settings(deadline=None, max_examples=4, derandomize=True)
 
 
@@ -88,7 +88,7 @@ def test_rejections_are_their_equations(name, found):
     assert keep.tolist() == [loop_of(REJECTIONS[name])(answer) for answer in found]
 
 
-@settings(deadline=None, max_examples=60, derandomize=True)
+@settings(deadline=None, max_examples=40, derandomize=True)
 @given(st.lists(st.floats(-3, 3), max_size=7, unique_by=abs), st.floats(0.001, 5))
 def test_no_smaller_set_of_tokens_brings_the_second_moment_under_its_bound(ratios, most):
     bound = rejections.second_moment_bound(torch.tensor(ratios, dtype=F), most)
