@@ -3,6 +3,7 @@
 checkpoints/step-000040-lineage-0/
     manifest.json        written last; a folder without it is no checkpoint
     deepspeed/           the engine's state, one part per rank
+    critic/deepspeed/    that of a value model with a backbone of its own
     model/               the weights in Hugging Face format (optional)
 checkpoints/latest       name of the newest
 """
