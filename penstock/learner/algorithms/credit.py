@@ -151,6 +151,6 @@ def _backwards(pieces: Tensor, factors: Tensor, mask: Tensor) -> Tensor:
     while step < mask.shape[-1]:
         beyond = torch.nn.functional.pad(found[:, step:], (0, step))
         found = found + factors * beyond
-        factors = factors * torch.nn.functional.pad(factors[:, step:], (0, step), value=1.0)
+        factors = factors * torch.nn.functional.pad(factors[:, step:], (0, step))
         step *= 2
     return torch.where(mask, found, 0.0)
