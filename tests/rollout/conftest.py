@@ -66,14 +66,15 @@ def start() -> Iterator[Callable[..., Any]]:
 
 
 @pytest.fixture(scope="session")
-def session_engine(lab: Lab, start: Callable[..., Any]) -> Any:
-    """The engine of most tests."""
+def session_engine(lab: Lab, session_moe: Any, start: Callable[..., Any]) -> Any:
+    """The engine of most tests. It starts after the one with experts: the first one makes vLLM's groups of processes,
+    and one without experts makes none for them."""
     return start(lab, Keep(most_kept=MOST_KEPT))
 
 
 @pytest.fixture(scope="session")
 def session_moe(moe_lab: Lab, start: Callable[..., Any]) -> Any:
-    """An engine that keeps routing. Its steps are short, so that prompts are computed in pieces."""
+    """An engine that keeps routing."""
     return start(moe_lab, Keep(most_kept=MOST_KEPT, routing=True))
 
 
