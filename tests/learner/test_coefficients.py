@@ -47,6 +47,7 @@ class ScriptedCrew:
         self.script = list(script)
         self.model = tiny_model()
         self.engine = SimpleNamespace(module=self.model, updates=0)
+        self.engines = SimpleNamespace(policy=self.engine, critic=None, has_values=False)
         self.team = SimpleNamespace(size=1)
         self.orders = []
 

@@ -45,7 +45,14 @@ def _ink(png: Path) -> float:
 
 def test_every_plot_is_drawn_and_holds_something(tmp_path: Path) -> None:
     written = write_plots(_run(tmp_path))
-    assert [p.name for p in written] == ["reward.png", "lag.png", "staleness.png", "kl.png", "throughput.png", "lengths.png"]
+    assert [p.name for p in written] == [
+        "reward.png",
+        "lag.png",
+        "staleness.png",
+        "kl.png",
+        "throughput.png",
+        "lengths.png",
+    ]
     for png in written:
         width, height = _size(png)
         assert width > 600
