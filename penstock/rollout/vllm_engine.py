@@ -78,6 +78,7 @@ class VllmGenerator:
         start = partial(start_engine, source, section, seed, keep, transfer)
         self._calls = Calls(name, start, section.swap_deadline)
         self._masks, self._routes = self._calls.started.masks, self._calls.started.routes
+        self._has_experts = bool(self._calls.rpc("expert_layers", {})[0])
         import vllm
 
         self._vllm = vllm
@@ -278,7 +279,7 @@ class VllmGenerator:
         found, held = self._aside(tokens[: self._section.max_model_len - 1])
         try:
             if manifest.probe is not None:
-                judge(version, manifest, found, self._section.dtype)
+                judge(version, manifest, found, self._section.dtype, self._has_experts)
             else:
                 judge_change(version, self._probed, manifest, found)
         except WeightsError as error:

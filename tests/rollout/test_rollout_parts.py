@@ -191,6 +191,18 @@ def test_a_probe_passes_within_the_rounding_of_its_number_format_only():
         judge(V1, manifest((-1.0, -2.0)), [float("nan"), -2.0], "float32")
 
 
+def test_a_token_that_a_rounding_sends_to_other_experts_does_not_fail_a_probe():
+    given = manifest((-1.0, -2.0, -3.0, -4.0))
+    rerouted = [-1.00001, -2.4, -3.0, -4.3]
+    with pytest.raises(WeightsError, match=r"up to 0\.4 nats"):
+        judge(V1, given, rerouted, "float32")
+    assert judge(V1, given, rerouted, "float32", experts=True) == pytest.approx(1e-5, rel=1e-2)
+    with pytest.raises(WeightsError, match=r"up to 0\.3 nats"):
+        judge(V1, given, [-1.5, -2.4, -3.0, -4.3], "float32", experts=True)
+    with pytest.raises(WeightsError):
+        judge(V1, given, [float("nan")] * 4, "float32", experts=True)
+
+
 def test_other_weights_must_compute_something_else():
     judge_change(V2, None, manifest(), [-1.0])
     judge_change(V2, (manifest(), [-1.0]), manifest(), [-1.0])  # the same weights again
