@@ -10,8 +10,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from rich.console import Console
+    from rich.table import Table
 
     from penstock.learner.whatif import Comparison, Row
+
+_SPREAD = ("grad_norm", "cosine", "whatif/ess")
+"""Columns of the drawn table that show it; all have it where the output is piped."""
 
 
 @contextmanager
@@ -34,29 +38,36 @@ def bar() -> Iterator[Callable[[int, int, str], None]]:
 
 def show(comparison: Comparison, console: Console, remarks: Console) -> None:
     """A drawn table on a terminal; where the output is piped, columns between tabs. `remarks` gets the rest."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
     from penstock.learner.whatif import COLUMNS
 
-    names = [name for name in COLUMNS if any(math.isfinite(row.mean(name)) for row in comparison.rows)]
     computed = [row for row in comparison.rows if not row.reason]
-    if not console.is_terminal:
-        for line in _plain(computed, names, [COLUMNS[name][0] for name in names]):
-            console.file.write(line + "\n")  # rich would turn tabs into spaces
+    if console.is_terminal:
+        console.print(_table(comparison, computed))
     else:
-        table = Table(box=SIMPLE_HEAD, title=_title(comparison), title_justify="left")
-        table.add_column("variant", overflow="fold")
-        for name in names:
-            table.add_column(COLUMNS[name][0], justify="right")
-        for row in computed:
-            table.add_row(row.label, *(_text(row.mean(name), row.spread(name)) for name in names))
-        console.print(table)
+        for line in _plain(computed, list(COLUMNS), [heading for heading, _ in COLUMNS.values()]):
+            console.file.write(line + "\n")  # rich would turn tabs into spaces
     for row in comparison.rows:
         if row.reason:
             remarks.print(f"{row.label}: {row.reason}", soft_wrap=True, markup=False, highlight=False)
     for note in comparison.notes:
         remarks.print(f"note: {note}", soft_wrap=True, markup=False, highlight=False)
+
+
+def _table(comparison: Comparison, rows: list[Row]) -> Table:
+    """Without the columns in which every row has nothing or 0."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    from penstock.learner.whatif import COLUMNS
+
+    names = [name for name in COLUMNS if any(row.mean(name) != 0 and math.isfinite(row.mean(name)) for row in rows)]
+    table = Table(box=SIMPLE_HEAD, title=_title(comparison), title_justify="left", padding=(0, 1, 0, 0))
+    table.add_column("variant", overflow="fold", min_width=16)
+    for name in names:
+        table.add_column(COLUMNS[name][0].replace(" ", "\n"), justify="right", vertical="bottom", no_wrap=True)
+    for row in rows:
+        table.add_row(row.label, *(_text(row.mean(name), row.spread(name), name in _SPREAD) for name in names))
+    return table
 
 
 def _title(comparison: Comparison) -> str:
@@ -66,10 +77,12 @@ def _title(comparison: Comparison) -> str:
     return f"gradients at {where}; {over}"
 
 
-def _text(mean: float, spread: float) -> str:
+def _text(mean: float, spread: float, with_spread: bool) -> str:
     if not math.isfinite(mean):
         return ""
-    return f"{mean:.4g}" + (f" ± {spread:.2g}" if math.isfinite(spread) else "")
+    # A spread that is rounding alone says nothing.
+    shown = with_spread and math.isfinite(spread) and spread > 1e-9 * abs(mean)
+    return f"{mean:.3g}" + (f" ±{spread:.1g}" if shown else "")
 
 
 def _plain(rows: list[Row], names: list[str], headings: list[str]) -> Iterator[str]:

@@ -78,3 +78,14 @@ def test_old_versions_go_but_for_the_last_two_and_what_is_pinned():
         publisher.start(Version(0, step), WEIGHTS, None, advance=step > 0)
         publisher.wait(nothing, 10.0)
     assert set(sender.versions) == {FIRST, Version(0, 3), Version(0, 4)}
+
+
+def test_for_audits_the_newest_versions_stay_pinned_and_readable():
+    store, sender, _ = parts()
+    publisher = Publisher(store, sender, keeps=3, deadline=60.0)
+    for step in range(1, 7):
+        publisher.start(Version(0, step), WEIGHTS, None, advance=False)
+        publisher.wait(nothing, 10.0)
+        assert len(sender.versions) <= 4
+    assert store.pinned() == {Version(0, step) for step in (4, 5, 6)}
+    assert set(sender.versions) == store.pinned()

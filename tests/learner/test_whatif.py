@@ -90,6 +90,11 @@ def test_a_row_that_needs_values_says_so_where_there_are_none(run):
     assert len(rows["rloo"].steps) == 3
 
 
+def test_cells_that_contradict_each_other_are_listed_with_the_reason(run):
+    _, rows = compared(run[0], "cispo trust.kind=truncated_is", newest=1)
+    assert "would multiply it twice" in rows["cispo trust.kind=truncated_is"].reason
+
+
 def test_without_a_word_every_row_and_the_usual_corrections_are_tried(run):
     from penstock.learner.algorithms import table
     from penstock.learner.variants import OWN_CORRECTIONS
