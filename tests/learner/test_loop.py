@@ -9,6 +9,7 @@ from learner_parts import MemorySender, Worker, tiny_model
 from loop_parts import loop_of, many_small_tokens, run_with_worker
 
 from penstock.learner import archive, checkpoints
+from penstock.learner.diagnostics import BUCKETS
 from penstock.learner.metrics import METRICS
 from penstock.services.contracts import LedgerRules
 from penstock.services.metrics import describe
@@ -60,6 +61,9 @@ def test_a_run_trains_publishes_and_leaves_a_balanced_ledger(team, tmp_path, max
     rewards = [r["metrics"]["reward/mean"] for r in steps]
     assert np.mean(rewards[-3:]) > np.mean(rewards[:3]) + 0.1
     assert metrics["kl/reference"] > 0
+    by_lag = [metrics.get(f"off_policy/{bucket}/tokens", 0) for bucket in BUCKETS]
+    assert sum(by_lag) == metrics["batch/tokens_in_loss"]
+    assert by_lag[max_lag + 1 :] == [0] * (len(BUCKETS) - max_lag - 1)
     assert all(describe(name, METRICS) for name in metrics), metrics.keys()
     assert store.counts().balanced
     assert store.counts().by_state["committed"] == 48
