@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 import torch
 from learner_parts import free_address, tiny_model
+from step_parts import dealt
 
 from penstock.learner import deal, ranks
 from penstock.learner.algorithms.bound import bind
 from penstock.learner.algorithms.reductions import REDUCTIONS
 from penstock.learner.config import AlgorithmSection, LearnerSection
-from penstock.learner.deal import Share
 
 pytestmark = pytest.mark.engine
 STAGES = (0, 1, 2, 3)
@@ -81,14 +81,6 @@ def by_hand(batch):
         loss = loss + torch.stack(terms).mean() / len(rows)
     loss.backward()
     return loss.item(), {name: p.grad.clone() for name, p in model.named_parameters()}
-
-
-def dealt(batch, owners, micro):
-    """Shares by hand: `owners[r]` are the rows of rank r, in micro-batches of `micro` rows."""
-    plans = [[list(range(i, min(i + micro, len(rows)))) for i in range(0, len(rows), micro)] or [[]] for rows in owners]
-    passes = max(map(len, plans))
-    plans = [plan + [[]] * (passes - len(plan)) for plan in plans]
-    return [Share(batch.select(rows), [plan], [[0]]) for rows, plan in zip(owners, plans, strict=True)]
 
 
 def gradients_of(engine, share, team):
