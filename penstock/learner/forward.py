@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -11,6 +12,22 @@ from penstock.learner.critic import window_values
 from penstock.learner.micro import MicroBatch
 from penstock.learner.routing import replay
 from penstock.services.logprobs import Window, window_outputs
+
+
+class Models(Protocol):
+    """What a step looks at: the `Engines` of a run, or the bare models of `recompute`."""
+
+    @property
+    def policy(self) -> Any:
+        """A LogprobModel, or an engine around one."""
+
+    @property
+    def critic(self) -> Any:
+        """A ValueModel, or an engine around one; None where values come from a head on the policy, or from nowhere."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where they are."""
 
 
 def policy_pass(policy: Any, part: MicroBatch, entropy_gradient: bool = False) -> Window:

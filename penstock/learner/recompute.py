@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -25,7 +25,6 @@ from penstock.learner.config import AlgorithmSection
 from penstock.learner.critic import ValueModel
 from penstock.learner.deal import Share
 from penstock.learner.diagnostics import step_metrics
-from penstock.learner.engines import Engines
 from penstock.learner.micro import MicroBatch
 from penstock.learner.ranks import Team
 from penstock.learner.start import begin
@@ -148,8 +147,7 @@ def outcome(
         raise Unfit(str(error)) from error
     batch = deal.weigh(batch, [range(len(batch))], algorithm.reduction)
     share = Share(batch, [plan_micro_batches(batch.row_tokens.tolist(), token_budget)], [[0]])
-    engines = cast(Engines, models)
-    start = begin(engines, share, algorithm, _ALONE, keep_logprobs=True, alive=alive)
+    start = begin(models, share, algorithm, _ALONE, keep_logprobs=True, alive=alive)
     if following is not None:
         models.advance(following)
     models.policy.zero_grad()
@@ -157,7 +155,7 @@ def outcome(
     for part in start.parts[0]:
         alive()
         seen: list[Tensor] = []
-        losses = micro_losses(engines, part, _watched(algorithm, seen), start.bound, False, tally)
+        losses = micro_losses(models, part, _watched(algorithm, seen), start.bound, False, tally)
         assert losses.policy is not None, "the policy is not frozen here"
         losses.policy.backward()  # type: ignore[no-untyped-call]
         _add_pull(pull, part, seen)

@@ -20,8 +20,7 @@ from penstock.learner.algorithms.bound import BoundAlgorithm, ValueUse
 from penstock.learner.algorithms.values import error_sums, explained_variance
 from penstock.learner.critic import split_values
 from penstock.learner.deal import Share
-from penstock.learner.engines import Engines
-from penstock.learner.forward import policy_pass, value_pass
+from penstock.learner.forward import Models, policy_pass, value_pass
 from penstock.learner.micro import MicroBatch
 from penstock.learner.ranks import Team
 
@@ -41,7 +40,7 @@ class Start:
 
 
 def begin(
-    engines: Engines,
+    models: Models,
     share: Share,
     algorithm: BoundAlgorithm,
     team: Team,
@@ -50,25 +49,25 @@ def begin(
 ) -> Start:
     """The share with what has to be known of it beforehand; collective. With a single update and nothing else that asks
     for log π_prox, π is still π_prox when it is used, and no forward pass is made here."""
-    parts = [[MicroBatch.of(share.batch, r, engines.device) for r in mini] for mini in share.mini_batches]
+    parts = [[MicroBatch.of(share.batch, r, models.device) for r in mini] for mini in share.mini_batches]
     if share.updates > 1 or keep_logprobs or algorithm.needs_start:
-        parts = _each(parts, lambda part: _looked_at(engines, part, algorithm.value, alive))
+        parts = _each(parts, lambda part: _looked_at(models, part, algorithm.value, alive))
     metrics = _value_metrics(parts, team) if algorithm.value is not None else {}
     if algorithm.whiten_tokens_eps is not None:
         parts = _whitened(parts, algorithm.whiten_tokens_eps, team)
     return Start(parts, _bound(parts, algorithm, team), metrics)
 
 
-def _looked_at(engines: Engines, part: MicroBatch, value: ValueUse | None, alive: Callable[[], None]) -> MicroBatch:
+def _looked_at(models: Models, part: MicroBatch, value: ValueUse | None, alive: Callable[[], None]) -> MicroBatch:
     """With log π_prox and, where there is a value model, advantages and returns from what it says."""
     alive()
     with torch.no_grad():
-        logp, _, found = policy_pass(engines.policy, part)
+        logp, _, found = policy_pass(models.policy, part)
         if value is None:
             return replace(part, logp_prox=logp)
-        if engines.critic is not None:
+        if models.critic is not None:
             alive()
-            found = value_pass(engines.critic, part)
+            found = value_pass(models.critic, part)
     assert found is not None, "an algorithm with values has a value head or a value model"
     values, after = split_values(found, part.rows)
     # An answer that ended has no state after it; one that was cut at its budget has, and may be taken to go on.

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from penstock.learner.config import LearnerSection
     from penstock.learner.deal import Share
     from penstock.learner.engines import Engines
+    from penstock.learner.forward import Models
     from penstock.learner.micro import MicroBatch
     from penstock.learner.ranks import Team
 
@@ -90,7 +91,7 @@ def train_step(
 
 
 def micro_losses(
-    engines: Engines,
+    models: Models,
     part: MicroBatch,
     algorithm: BoundAlgorithm,
     bound: float,
@@ -98,9 +99,9 @@ def micro_losses(
     tally: Tally,
 ) -> Losses:
     """The loss of the policy and of the values, and everything that is reported of them."""
-    shared = algorithm.value is not None and engines.critic is None
+    shared = algorithm.value is not None and models.critic is None
     with torch.set_grad_enabled(shared or not policy_frozen):
-        logp, entropy, values = policy_pass(engines.policy, part, algorithm.entropy_coefficient > 0)
+        logp, entropy, values = policy_pass(models.policy, part, algorithm.entropy_coefficient > 0)
     prox = logp.detach() if part.logp_prox is None else part.logp_prox
     made = compose(
         algorithm,
@@ -120,8 +121,8 @@ def micro_losses(
     policy = None if policy_frozen else made.loss
     if algorithm.value is None:
         return Losses(policy, None)
-    if engines.critic is not None:
-        values = value_pass(engines.critic, part)
+    if models.critic is not None:
+        values = value_pass(models.critic, part)
     assert values is not None, "an algorithm with values has a value head or a value model"
     critic = algorithm.value.coefficient * _value_loss(algorithm.value, part, values, tally)
     if shared:
