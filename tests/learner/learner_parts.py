@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from penstock.services.logprob_model import LogprobModel
 from penstock.services.logprobs import sequence_logprobs
 from penstock.services.staleness import binding_version
 from penstock.services.trajectory import Completion, Group, Prompt, Sampling, Span, Trajectory
+from penstock.services.weights.files import WeightsMissing
 
 
 def tiny_model(seed: int = 0) -> Qwen3ForCausalLM:
@@ -54,6 +56,13 @@ class MemorySender:
         self.probes[version] = probe
         self.versions[version] = {name: tensor.clone() for name, tensor in tensors}
         self.published.append(version)
+
+    @contextmanager
+    def fetch(self, version):
+        """As a receiver would."""
+        if version not in self.versions:
+            raise WeightsMissing(f"version {version} was deleted")
+        yield self.versions[version]
 
     def retire(self, keep):
         gone = [version for version in self.versions if version not in keep]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-
 import builders
 import numpy as np
 import pytest
@@ -19,7 +17,6 @@ from penstock.services.logprob_model import LogprobModel
 from penstock.services.metrics import describe
 from penstock.services.store.memory import MemoryStore
 from penstock.services.versions import Version
-from penstock.services.weights.files import WeightsMissing
 
 
 def batch_of(sampler, learner, lags, mask=None):
@@ -92,12 +89,6 @@ class Remembering(MemorySender):
         super().publish(version, tensors, probe)
         self.ever[version] = self.versions[version]
         self.most = max(self.most, len(self.versions))
-
-    @contextmanager
-    def fetch(self, version):
-        if version not in self.versions:
-            raise WeightsMissing(f"version {version} was deleted")
-        yield self.versions[version]
 
 
 def plain(weights, batch):

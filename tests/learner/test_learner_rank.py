@@ -24,6 +24,8 @@ from penstock.learner.config import (
 )
 from penstock.learner.learner import LearnerPlan, LearnerRank
 from penstock.services.contracts import LedgerRules, PenstockError
+from penstock.services.logprob_model import LogprobModel
+from penstock.services.logprobs import sequence_logprobs
 from penstock.services.model_config import ModelSection
 from penstock.services.store.memory import MemoryStore
 from penstock.services.versions import Version
@@ -47,8 +49,8 @@ def plan(folder: Path, address: str, request: str, resume=None) -> LearnerPlan:
         algorithm=AlgorithmSection(),
         staleness=StalenessSection(max_lag=1, take_deadline=120.0),
         checkpoint=CheckpointSection(every=2, keep_last=1, keep_best="reward/mean"),
-        archive=ArchiveSection(every=2, keep_last=1),
-        audit=AuditSection(),
+        archive=ArchiveSection(every=2, keep_last=1, weights=True),
+        audit=AuditSection(every=2, sequences=4),
         meet_at=address,
         checkpoints=folder / "checkpoints",
         archives=folder / "archive",
@@ -77,6 +79,7 @@ def one_rank(rank, address, folder):
             store if rank == 0 else None,
             sender if rank == 0 else None,
             lambda step, tokens, steps=steps: "limits.steps" if step >= steps else "",
+            sender if rank == 0 else None,
         )
         if rank == 0:
             if number == 0:
@@ -183,6 +186,23 @@ def test_the_archive_holds_every_row_with_the_learners_own_log_probs(run):
     fresh = batch.mask & (batch.lags == 0)
     assert np.abs(batch.logp_learner - batch.logp_sampler)[fresh].max(initial=0.0) < 1e-4
     assert facts["learner"]["groups_per_step"] == 4
+
+
+def test_the_archive_holds_the_whole_weights_of_sharded_ranks(run):
+    folder, _ = run
+    (kept,) = (folder / "archive").iterdir()
+    _, batch, _ = archive.read(kept)
+    model = AutoModelForCausalLM.from_pretrained(kept / archive.POLICY)
+    expected = sequence_logprobs(LogprobModel(model), batch.rows())
+    np.testing.assert_allclose(batch.logp_learner, np.concatenate(expected), atol=1e-5)
+
+
+def test_audits_of_sharded_ranks_find_what_the_step_has_measured(run):
+    for metrics in (run[1]["0"]["steps"][1], run[1]["0"]["steps"][3], run[1]["1"]["steps"][1]):
+        assert metrics["audit/sequences"] == 4
+        assert metrics["audit/residual"] < 2e-5
+        assert metrics["kl/mismatch"] < 1e-8
+        assert metrics["audit/kl_update"] > 0
 
 
 def test_a_checkpoint_of_another_layout_is_refused_with_the_remedy(run):
