@@ -2,8 +2,9 @@
 
 One JSON line per row of the table and shape: seconds of a train step from groups to new weights, and the share of them
 spent in the maths: advantages, denominators, what is computed before the first update, trust, objective, KL, entropy,
-diagnostics. The functions are the learner's own; a plain torch model and AdamW stand in for DeepSpeed. Rows take turns,
-so that a busy machine slows all of them alike, and the median of their rounds is reported.
+diagnostics. The functions are the learner's own; a plain torch model and AdamW stand in for DeepSpeed, in one thread.
+Times are of the processor, which other programs on the machine hardly lengthen; rows take turns, and the median of
+their rounds is reported.
 """
 
 from __future__ import annotations
@@ -76,13 +77,13 @@ class Clock:
 
     @contextlib.contextmanager
     def on(self, what: str) -> Iterator[None]:
-        before, began = sum(self.seconds.values()), time.perf_counter()
+        before, began = sum(self.seconds.values()), time.process_time()
         try:
             yield
         finally:
             # What was counted elsewhere meanwhile is not counted twice.
             within = sum(self.seconds.values()) - before
-            self.seconds[what] += time.perf_counter() - began - within
+            self.seconds[what] += time.process_time() - began - within
 
     def around(self, what: str, function: Callable[..., Any]) -> Callable[..., Any]:
         """The function, timed."""
@@ -242,7 +243,7 @@ class Case:
         """One train step, from groups to new weights."""
         clock = self._clock
         clock.seconds.clear()
-        began = time.perf_counter()
+        began = time.process_time()
         moment = Moment(NOW, {}, 4, False)
         with clock.on("rows"):
             batch = assemble(self._groups, self._timed_advantages(), moment)
@@ -261,7 +262,7 @@ class Case:
             result = step.train_step(self._engines, share, self._algorithm, self._learner, ALONE)
         with clock.on("diagnostics"):
             step_metrics(result.tally.over(ALONE), share.updates)
-        self.rounds.append({**clock.seconds, "step": time.perf_counter() - began})
+        self.rounds.append({**clock.seconds, "step": time.process_time() - began})
 
     def line(self) -> Line:
         """The median of all rounds but the first, in which everything is cold."""
