@@ -16,7 +16,7 @@ export TORCH_EXTENSIONS_DIR ?= $(HOME)/.cache/penstock/torch_extensions
 export DS_ACCELERATOR ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu)
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help setup demo test engines runs check unit lint types imports exact curve constraints clean
+.PHONY: help setup demo test engines runs check exact proofs unit lint types imports exact curve constraints clean
 
 help: ## list these commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -54,6 +54,11 @@ unit:
 
 exact: setup ## compare every estimator's expectation with the exact gradient: docs/exact-gradients.md
 	@$(BIN)/python -m benchmarks.exact
+
+proofs: setup ## the long measurements behind docs/: learning curves of every row, the staleness study, audits (hours)
+	@$(BIN)/python -m benchmarks.staleness_study
+	@$(BIN)/python -m benchmarks.learning
+	@$(BIN)/python -m benchmarks.audit
 
 curve: setup ## run the demo for several seeds and draw docs/learning-curve.png (SEEDS="0 1 2")
 	@$(BIN)/python $(RECIPE)/demo.py --seeds $(SEEDS) --curve docs/learning-curve.png
