@@ -16,7 +16,7 @@ export TORCH_EXTENSIONS_DIR ?= $(HOME)/.cache/penstock/torch_extensions
 export DS_ACCELERATOR ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu)
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help setup demo test engines runs check exact proofs unit lint types imports exact curve constraints clean
+.PHONY: help setup demo test engines runs check exact proofs unit lint types imports curve constraints clean
 
 help: ## list these commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
