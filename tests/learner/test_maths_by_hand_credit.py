@@ -218,7 +218,7 @@ def test_an_unclipped_value_loss_is_half_the_squared_error_and_ignores_the_rest(
 
 def test_a_value_that_has_not_left_its_interval_is_not_counted_as_clipped_for_rounding():
     new, old = row(0.3), row(0.8)  # 0.8 + (0.3 − 0.8) is a little more than 0.3 in doubles
-    _, facts = values.value_loss(new, old, row(-1.0), torch.tensor([[True]]), 0.6)
+    _, facts = values.value_loss(new, old, row(0.0), torch.tensor([[True]]), 0.6)
     assert facts["critic/clipfrac"].item() == 0
 
 
