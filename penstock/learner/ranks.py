@@ -138,6 +138,11 @@ def join(rank: int, size: int, meet_at: str, timeout: float) -> Team:
     Waits at most `timeout` seconds for the others. Raises DeadlinePassed when they do not come. A process that
     has joined before keeps its group, which must be the same one.
     """
+    if dist.is_initialized() and (dist.get_rank(), dist.get_world_size()) != (rank, size):
+        raise PenstockError(
+            f"this process is rank {dist.get_rank()} of {dist.get_world_size()} already and cannot become rank "
+            f"{rank} of {size}"
+        )
     # DeepSpeed reads its place from the environment; one device per process is visible, so the local rank is 0.
     host, _, port = meet_at.rpartition(":")
     os.environ.update(
@@ -154,11 +159,6 @@ def join(rank: int, size: int, meet_at: str, timeout: float) -> Team:
                 f"learner rank {rank} of {size} waited {time.monotonic() - began:.0f} s for all ranks to meet at "
                 f"{meet_at}: {error}"
             ) from error
-    if (dist.get_rank(), dist.get_world_size()) != (rank, size):
-        raise PenstockError(
-            f"this process is rank {dist.get_rank()} of {dist.get_world_size()} already and cannot become rank "
-            f"{rank} of {size}"
-        )
     group = dist.new_group(backend="gloo", timeout=limit) if size > 1 else None
     return Team(rank, size, timeout, group)
 

@@ -144,4 +144,5 @@ def test_a_rank_that_nobody_joins_says_for_whom_it_waited():
 def test_a_process_cannot_change_its_place(team):
     with pytest.raises(PenstockError, match="rank 0 of 1 already and cannot become rank 1 of 2"):
         ranks.join(1, 2, "127.0.0.1:1", 1.0)
+    assert os.environ["WORLD_SIZE"] == "1"
     assert issubclass(DeadlinePassed, PenstockError)
