@@ -9,6 +9,7 @@ there already are not made again. Writes docs/learning.png and the table in docs
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import statistics
 from collections.abc import Iterator, Sequence
@@ -41,14 +42,24 @@ ROWS: dict[str, tuple[str, ...]] = {
 
 def measure(row: str, seed: int, steps: int, book: Path) -> None:
     """One run, unless the book has it."""
-    runs = read_book(book)
-    if f"{row} {seed}" in runs:
+    runs, key = read_book(book), key_of(row, seed, steps)
+    if key in runs:
         return
     model, data = inputs_of(seed)
-    made = demo()
-    overrides = [f"algorithm.name={row}", f"limits.steps={steps}", "limits.minutes=null", "goals=[]", *ROWS[row]]
-    run = made.trained(seed, data.parent, model, RUNS, overrides)
-    book.write_text(json.dumps(runs | {f"{row} {seed}": str(run.dir)}, indent=1) + "\n")
+    run = demo().trained(seed, data.parent, model, RUNS, overrides_of(row, steps))
+    book.write_text(json.dumps(runs | {key: str(run.dir)}, indent=1) + "\n")
+
+
+def overrides_of(row: str, steps: int) -> list[str]:
+    """What a run of this row changes in the recipe."""
+    return [f"algorithm.name={row}", f"limits.steps={steps}", "limits.minutes=null", "goals=[]", *ROWS[row]]
+
+
+def key_of(row: str, seed: int, steps: int) -> str:
+    """Names a run in the book by all that decides what it does, so that other settings make another run."""
+    recipe = (HERE / "recipes/carry/grpo.yaml").read_text()
+    settings = hashlib.sha256(repr([recipe, overrides_of(row, steps)]).encode()).hexdigest()[:8]
+    return f"{row} {seed} {settings}"
 
 
 def read_book(book: Path) -> dict[str, str]:
@@ -63,10 +74,9 @@ def curve(folder: str, metric: str) -> tuple[list[float], list[float]]:
     return [row["step"] for row in kept], [row[metric] for row in kept]
 
 
-def table_rows(book: dict[str, str], rows: Sequence[str], seeds: Sequence[int]) -> Iterator[list[str]]:
+def table_rows(folders_of: dict[str, list[str]]) -> Iterator[list[str]]:
     """Per row: sampled and greedy accuracy before and after, first evaluation at the goal, and time."""
-    for row in rows:
-        folders = [book[f"{row} {seed}"] for seed in seeds]
+    for row, folders in folders_of.items():
         sampled, greedy = [curve(f, SAMPLED) for f in folders], [curve(f, GREEDY) for f in folders]
         reached = [next((f"{x:.0f}" for x, y in zip(*c, strict=True) if y >= GOAL), "—") for c in sampled]
         summaries: list[dict[str, Any]] = [RunDir.open(Path(f)).read_summary() or {} for f in folders]
@@ -100,14 +110,12 @@ def main() -> None:
             for row in args.rows:
                 measure(row, seed, args.steps, args.book)
     book = read_book(args.book)
+    folders = {row: [book[key_of(row, seed, args.steps)] for seed in args.seeds] for row in args.rows}
     head = ["row", "sampled, before", "after", "greedy, before", "after", f"step at {GOAL}, per seed", "mean lag"]
-    between_marks(PAGE, "table", [*head, "seconds of training"], table_rows(book, args.rows, args.seeds))
+    between_marks(PAGE, "table", [*head, "seconds of training"], table_rows(folders))
     panels = {
-        row: {
-            "sampled": [curve(book[f"{row} {seed}"], SAMPLED) for seed in args.seeds],
-            "greedy": [curve(book[f"{row} {seed}"], GREEDY) for seed in args.seeds],
-        }
-        for row in args.rows
+        row: {"sampled": [curve(f, SAMPLED) for f in mine], "greedy": [curve(f, GREEDY) for f in mine]}
+        for row, mine in folders.items()
     }
     figure(PICTURE, panels, x="train step", y="held-out accuracy")
     print(PICTURE)

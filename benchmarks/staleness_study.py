@@ -2,13 +2,14 @@
 
     python -m benchmarks.staleness_study [--seeds 0 1 2] [--lags 0 2 4 8 16] [--jobs 2] [--draw-only]
 
-Every run is a process of `benchmarks.forced_lag` and leaves its lines in runs/staleness-study/; runs that are there
-already are not made again. Writes docs/staleness-study.png and the table in docs/staleness-study.md.
+Every run is a process of `benchmarks.forced_lag` and leaves its lines in a folder of its settings under
+runs/staleness-study/; runs that are there already are not made again. Writes docs/staleness-study.png and the tables in docs/staleness-study.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import statistics
@@ -53,7 +54,7 @@ class Case:
 def measure(case: Case, folder: Path, learner: dict[str, Any], steps: int) -> None:
     """Run one case unless its lines are complete already."""
     file = case.file(folder)
-    if file.exists() and (lines := read(file)) and lines[-1]["step"] == steps:
+    if file.exists() and (lines := read(file)) and ("ended" in lines[-1] or lines[-1]["step"] == steps):
         return
     model, data = inputs_of(case.seed)
     command = [sys.executable, "-m", "benchmarks.forced_lag", str(model), str(data), "--lag", str(case.lag)]
@@ -64,25 +65,44 @@ def measure(case: Case, folder: Path, learner: dict[str, Any], steps: int) -> No
     if done.returncode != 0:
         raise SystemExit(f"{case} failed:\n{done.stderr[-2000:]}")
     file.write_text("".join(line + "\n" for line in done.stdout.splitlines() if line.startswith("{")))
-    print(f"{case.correction}, lag {case.lag}, seed {case.seed}: {read(file)[-1]['sampled']:.3f}", flush=True)
+    print(f"{case.correction}, lag {case.lag}, seed {case.seed}: {measured(read(file))[-1]['sampled']:.3f}", flush=True)
 
 
 def read(file: Path) -> list[dict[str, Any]]:
     """The lines of one case; a run whose gradient broke down ends with a line that says so and has no accuracy."""
-    lines = [json.loads(line) for line in file.read_text().splitlines()]
-    return [line | {"sampled": line.get("sampled", 0.0), "greedy": line.get("greedy", 0.0)} for line in lines]
+    return [json.loads(line) for line in file.read_text().splitlines()]
 
 
 def rows(folder: Path, lags: Sequence[int], seeds: Sequence[int]) -> Iterator[list[str]]:
-    """The table: final sampled accuracy, mean ± spread over the seeds, and the effective sample size in between."""
+    """Final sampled accuracy, mean ± spread over the seeds; a run whose gradient broke down counts with its last one."""
     for name in CORRECTIONS:
         cells = [name]
         for lag in lags:
-            ends = [read(Case(name, lag, seed).file(folder))[-1] for seed in seeds]
-            values = [end["sampled"] for end in ends]
-            spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
-            cells.append(f"{statistics.mean(values):.3f}{spread}")
+            runs = [read(Case(name, lag, seed).file(folder)) for seed in seeds]
+            broken = sum("ended" in lines[-1] for lines in runs)
+            cells.append(_spread([measured(lines)[-1]["sampled"] for lines in runs]))
+            cells[-1] += f", {broken} of {len(runs)} broke down" if broken else ""
         yield cells
+
+
+def sample_sizes(folder: Path, lags: Sequence[int], seeds: Sequence[int]) -> Iterator[list[str]]:
+    """Effective sample size of the raw weights: lowest of the steps before an evaluation, mean over the seeds."""
+    for name in CORRECTIONS:
+        cells = [name]
+        for lag in lags:
+            runs = [read(Case(name, lag, seed).file(folder)) for seed in seeds]
+            lowest = [min(line["metrics"]["rollout_corr/ess"] for line in lines if line["metrics"]) for lines in runs]
+            cells.append(_spread(lowest))
+        yield cells
+
+
+def measured(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The lines of evaluations."""
+    return [line for line in lines if "sampled" in line]
+
+
+def _spread(values: Sequence[float]) -> str:
+    return f"{statistics.mean(values):.3f}" + (f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else "")
 
 
 def draw(folder: Path, lags: Sequence[int], seeds: Sequence[int]) -> None:
@@ -91,7 +111,7 @@ def draw(folder: Path, lags: Sequence[int], seeds: Sequence[int]) -> None:
         f"lag {lag}": {
             name: [
                 ([line["step"] for line in lines], [line["sampled"] for line in lines])
-                for lines in (read(Case(name, lag, seed).file(folder)) for seed in seeds)
+                for lines in (measured(read(Case(name, lag, seed).file(folder))) for seed in seeds)
             ]
             for name in CORRECTIONS
         }
@@ -105,7 +125,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--lags", type=int, nargs="+", default=[0, 2, 4, 8, 16])
-    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--steps", type=int, default=80)
     parser.add_argument("--learning-rate", type=float, default=3e-4)
     parser.add_argument("--mini-batches", type=int, default=1)
     parser.add_argument("--groups", type=int, default=32)
@@ -113,22 +133,26 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=HERE / "runs/staleness-study")
     parser.add_argument("--draw-only", action="store_true")
     args = parser.parse_args()
-    args.folder.mkdir(parents=True, exist_ok=True)
     learner = {
         "groups_per_step": args.groups,
         "mini_batches": args.mini_batches,
         "learning_rate": args.learning_rate,
         "schedule": {"warmup_updates": 10},
     }
+    settings = json.dumps({"learner": learner, "steps": args.steps, "rows": CORRECTIONS, "common": COMMON}, indent=1)
+    folder: Path = args.folder / hashlib.sha256(settings.encode()).hexdigest()[:8]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "settings.json").write_text(settings + "\n")
     for seed in args.seeds:
         inputs_of(seed)
     cases = [Case(name, lag, seed) for seed in args.seeds for lag in args.lags for name in CORRECTIONS]
     if not args.draw_only:
         with ThreadPoolExecutor(args.jobs) as pool:
-            list(pool.map(lambda case: measure(case, args.folder, learner, args.steps), cases))
+            list(pool.map(lambda case: measure(case, folder, learner, args.steps), cases))
     head = ["correction", *(f"lag {lag}" for lag in args.lags)]
-    between_marks(PAGE, "table", head, rows(args.folder, args.lags, args.seeds))
-    draw(args.folder, args.lags, args.seeds)
+    between_marks(PAGE, "table", head, rows(folder, args.lags, args.seeds))
+    between_marks(PAGE, "ess", head, sample_sizes(folder, args.lags, args.seeds))
+    draw(folder, args.lags, args.seeds)
     print(PICTURE)
 
 

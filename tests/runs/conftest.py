@@ -18,6 +18,8 @@ SHORT = (
     "evaluation.max_prompts=256",
     "checkpoints.every=5",
     "archive.every=5",
+    "archive.weights=true",
+    "audit.every=5",
     "goals=[]",
 )
 """Fourteen steps are enough to see the policy move."""

@@ -84,6 +84,27 @@ def test_plots_logs_archive_and_checkpoints_are_there(asynchronous):
     assert checkpoints.latest(folder / "checkpoints").version.step == STEPS
 
 
+def test_audits_take_the_log_ratio_apart(asynchronous):
+    """Two engines with the same weights differ by rounding; older weights by more than that."""
+    audited = asynchronous.metrics.set_index("step").loc[[5, 10]]
+    assert (audited["audit/residual"] < 1e-4).all()
+    assert (audited["kl/mismatch"].abs() < 1e-6).all()
+    assert (audited["kl/staleness"] > 10 * audited["kl/mismatch"].abs()).all()
+
+
+def test_what_if_finds_the_runs_own_gradient_again_and_what_other_rows_would_have_made_of_it(asynchronous):
+    found = penstock.whatif(asynchronous.dir, ["cispo", "ppo"], ["trust.kind=none"])
+    own, cispo, ppo, bare = found.rows
+    norms = asynchronous.metrics.set_index("step").loc[[5, 10], "actor/grad_norm"].tolist()
+    assert [step["grad_norm"] for step in own.steps] == pytest.approx(norms, rel=1e-3)
+    assert own.mean("cosine") == pytest.approx(1)
+    # No correction at a lag of at most two is nearly the run's own; another reduction and weight is not quite it.
+    assert 0.9 < cispo.mean("cosine") < 1 - 1e-6
+    assert 0.9 < bare.mean("cosine") < 1 - 1e-9
+    assert "value" in ppo.reason
+    assert (asynchronous.dir / "plots" / "whatif.png").is_file()
+
+
 def test_the_model_on_disk_is_the_one_that_was_measured(asynchronous):
     """Greedy answers by a plain transformers loop on the saved model, against what the run recorded at its end."""
     import torch

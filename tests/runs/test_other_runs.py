@@ -96,8 +96,25 @@ def test_on_a_redis_server_over_tcp_a_killed_worker_is_replaced_and_nothing_is_l
     assert "open-sesame" not in everything
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
-def test_a_signal_ends_a_run_cleanly_and_resume_goes_on_where_it_stopped(overrides_of, home, number):
+PPO = (
+    "algorithm.name=ppo",
+    "algorithm.value.learning_rate=1e-3",
+    "algorithm.value.warmup_steps=2",
+    "algorithm.kl.coefficient=0.01",
+    "algorithm.kl.controller={kind: proportional, target: 0.05}",
+    "learner.mini_batches=2",
+    "learner.epochs=2",
+)
+"""With a value model of its own, several updates per step, and a penalty that adapts."""
+
+
+@pytest.mark.parametrize(
+    ("number", "row"),
+    [(signal.SIGINT, ()), (signal.SIGTERM, PPO)],
+    ids=["ctrl-c", "sigterm-of-ppo"],
+)
+def test_a_signal_ends_a_run_cleanly_and_resume_goes_on_where_it_stopped(overrides_of, home, number, row):
+    overrides_of = [*overrides_of, *row]
     name = f"carry-stopped-{number.name.lower()}"
     command = [str(Path(sys.executable).parent / "penstock"), "train", str(RECIPE / "grpo.yaml"), *overrides_of]
     process = subprocess.Popen([*command, f"name={name}"], stdout=subprocess.PIPE, text=True)
@@ -120,6 +137,20 @@ def test_a_signal_ends_a_run_cleanly_and_resume_goes_on_where_it_stopped(overrid
     assert ledger["balanced"]
     assert ledger["by_state"]["committed"] == STEPS * 32
     assert run.metrics["step"].tolist() == list(range(STEPS + 1))
+    if row:
+        values_learn_and_the_coefficient_goes_on(run, stopped_at)
+
+
+def values_learn_and_the_coefficient_goes_on(run: penstock.Run, stopped_at: int) -> None:
+    """Values say something about the returns; β moves by at most 2 % per step, also from before the stop to after."""
+    table = run.metrics.set_index("step")
+    explained = table["critic/explained_variance"].dropna().tolist()
+    assert explained[0] == 0  # values start at 0
+    assert max(explained) > 0.2
+    betas = table["actor/kl_coefficient"].dropna()
+    ratios = (betas / betas.shift()).dropna()
+    assert ((ratios > 0.979) & (ratios < 1.021)).all()
+    assert betas.loc[stopped_at + 1] != 0.01
 
 
 def interrupt_at_step(process: subprocess.Popen, run_dir: Path, number: signal.Signals, step: int) -> None:
