@@ -3,7 +3,8 @@
     python -m benchmarks.staleness_study [--seeds 0 1 2] [--lags 0 2 4 8 16] [--jobs 2] [--draw-only]
 
 Every run is a process of `benchmarks.forced_lag` and leaves its lines in a folder of its settings under
-runs/staleness-study/; runs that are there already are not made again. Writes docs/staleness-study.png and the tables in docs/staleness-study.md.
+runs/staleness-study/; runs that are there already are not made again. Writes docs/staleness-study.png and the tables
+in docs/staleness-study.md.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ def read(file: Path) -> list[dict[str, Any]]:
 
 
 def rows(folder: Path, lags: Sequence[int], seeds: Sequence[int]) -> Iterator[list[str]]:
-    """Final sampled accuracy, mean ± spread over the seeds; a run whose gradient broke down counts with its last one."""
+    """Final sampled accuracy, mean ± spread over the seeds; one that broke down counts with its last."""
     for name in CORRECTIONS:
         cells = [name]
         for lag in lags:
