@@ -11,6 +11,7 @@ A step is written beside its place and put there by one rename; `prune` takes th
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -103,16 +104,27 @@ def read_groups(folder: Path) -> list[Group]:
 
 
 def steps(folder: Path) -> list[Path]:
-    """The archived steps in `folder`, oldest first."""
+    """The archived steps in `folder`, oldest first. The run may prune meanwhile: what goes is no step."""
     if not folder.is_dir():
         return []
-    whole = [path for path in folder.iterdir() if not path.name.startswith(".") and (path / _FILE).is_file()]
-    return sorted(whole, key=lambda path: ((path / _FILE).stat().st_mtime_ns, path.name))
+    found: list[tuple[int, str, Path]] = []
+    for path in folder.iterdir():
+        if not path.name.startswith("."):
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                found.append(((path / _FILE).stat().st_mtime_ns, path.name, path))
+    return [path for _, _, path in sorted(found)]
 
 
 def has_weights(step: Path) -> bool:
     """Whether an archived step can be computed anew."""
     return (step / POLICY / WEIGHTS).is_file() and (step / _GROUPS).is_file()
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Delete what a process that has died was writing or deleting. Only while nobody else writes into `folder`."""
+    for pattern in (".*.writing", ".*.deleting"):
+        for left in folder.glob(pattern):
+            shutil.rmtree(left)
 
 
 def prune(folder: Path, keep_last: int) -> None:

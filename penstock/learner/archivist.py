@@ -28,7 +28,7 @@ class Archivist:
     """Keeps the steps that `archive.every` asks for. Only rank 0 has one.
 
     `configs` are the config.json of the models whose weights are kept, by `archive.POLICY` and `archive.VALUE`;
-    `facts` go into every step.
+    `facts` go into every step. What an earlier process of the run has left half written is removed.
     """
 
     def __init__(
@@ -46,6 +46,7 @@ class Archivist:
         self._held: dict[str, Tensors] = {}
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
+        archive.remove_unfinished(folder)
 
     def due(self, version: Version) -> bool:
         """Whether the step that ends in `version` is to be archived."""

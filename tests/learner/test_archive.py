@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import pathlib
+import shutil
 import threading
 import time
 
@@ -56,7 +58,7 @@ def test_what_is_half_written_or_half_deleted_is_no_step(tmp_path):
         archive.write(tmp_path / name, Version(0, 1), BATCH, {})
     assert archive.steps(tmp_path) == [tmp_path / "step"]
     archive.prune(tmp_path, keep_last=1)
-    assert sorted(p.name for p in tmp_path.iterdir()) == [".step-2.writing", "step"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".step-2.writing", "step"]  # that may be going on
     assert archive.steps(tmp_path / "nowhere") == []
     with pytest.raises(BatchError, match=r"batch\.safetensors is missing"):
         archive.read(tmp_path / "nowhere")
@@ -70,9 +72,57 @@ def test_the_oldest_are_pruned(tmp_path):
     assert [p.name for p in archive.steps(tmp_path)] == ["step-1", "step-2"]
 
 
+def test_who_lists_steps_while_they_are_pruned_sees_only_whole_ones(tmp_path):
+    names = [f"step-{number:03}" for number in range(60)]
+    for number, name in enumerate(names):
+        archive.write(tmp_path / name, Version(0, number), BATCH, {})
+    failures: list[BaseException] = []
+
+    def lists():
+        try:
+            while found := archive.steps(tmp_path):
+                assert [path.name for path in found] == sorted(path.name for path in found)
+        except BaseException as error:
+            failures.append(error)
+
+    readers = [threading.Thread(target=lists) for _ in range(2)]
+    for reader in readers:
+        reader.start()
+    for left in range(59, -1, -1):
+        archive.prune(tmp_path, keep_last=left) if left else shutil.rmtree(tmp_path / names[-1])
+    for reader in readers:
+        reader.join(30)
+    assert failures == []
+
+
+def test_a_step_that_goes_while_steps_are_listed_is_none(tmp_path, monkeypatch):
+    for number in range(3):
+        archive.write(tmp_path / f"step-{number}", Version(0, number), BATCH, {})
+    seen = pathlib.Path.stat
+
+    def stat(path, **given):
+        """Pruned by the run between the name and a look at it, whichever look that is."""
+        found = seen(path, **given)
+        if path.parent.name == "step-1" and (tmp_path / "step-1").exists():
+            (tmp_path / "step-1").rename(tmp_path / ".step-1.deleting")
+        return found
+
+    monkeypatch.setattr(pathlib.Path, "stat", stat)
+    archive.steps(tmp_path)
+    assert [path.name for path in archive.steps(tmp_path)] == ["step-0", "step-2"]
+
+
 def archivist(folder, deadline=10.0, **section):
     configs = {archive.POLICY: MODEL.config}
     return Archivist(folder, ArchiveSection(**({"every": 2} | section)), configs, {"learner": {}}, deadline)
+
+
+def test_what_a_dead_process_has_left_half_written_is_removed_by_the_next(tmp_path):
+    for name in ("step-1", ".step-2.writing", ".step-0.deleting"):
+        archive.write(tmp_path / name, Version(0, 1), BATCH, {})
+    archivist(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-1"]
+    archivist(tmp_path / "not there yet")
 
 
 def test_only_the_weights_that_an_archived_step_starts_from_are_wanted(tmp_path):
