@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
@@ -39,7 +41,10 @@ def test_every_row_of_the_table_is_shown_as_it_is_on_policy_and_stale():
 
 
 def test_the_page_is_what_the_command_makes():
-    assert exact.PAGE.read_text(encoding="utf-8") == exact.page(), "docs/exact-gradients.md is old; run: make exact"
+    """Word by word; numbers by their value, whose last digit another processor's rounding may turn."""
+    old, new = (re.split(r"(-?\d+\.\d+)", text) for text in (exact.PAGE.read_text(encoding="utf-8"), exact.page()))
+    assert old[::2] == new[::2], "docs/exact-gradients.md is old; run: make exact"
+    assert [float(x) for x in old[1::2]] == pytest.approx([float(x) for x in new[1::2]], rel=0.011)
 
 
 @pytest.mark.parametrize("world", WORLDS, ids=lambda world: world.name)
