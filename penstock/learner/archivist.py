@@ -70,8 +70,11 @@ class Archivist:
         coefficients: Mapping[str, float],
     ) -> None:
         """Write the step that was made at `moment` from `groups`. Returns at once, unless the one before is not
-        written yet. Raises PenstockError when that one could not be written."""
-        self.wait()
+        written yet; when that one could not be, nothing more is, and `wait` says so: the step that was just made
+        is to be saved before anyone hears of it."""
+        self._join()
+        if self._failure is not None:
+            return
         version = moment.now.next()
         facts = {
             **self._facts,
@@ -91,23 +94,35 @@ class Archivist:
         )
         self._thread.start()
 
+    @property
+    def failed(self) -> bool:
+        """Whether `wait` would raise."""
+        return self._failure is not None
+
     def wait(self) -> None:
         """Until nothing is being written. Raises PenstockError when it could not be, DeadlinePassed when it hangs."""
+        self._join()
+        failure, self._failure = self._failure, None
+        if isinstance(failure, DeadlinePassed):
+            raise failure
+        if failure is not None:
+            raise PenstockError(f"a step could not be archived in {self._folder}: {failure}") from failure
+
+    def _join(self) -> None:
+        """Until nothing is being written, or it hangs, which is a failure, too."""
         began = time.monotonic()
-        while self._thread is not None:
+        while self._thread is not None and self._failure is None:
             self._thread.join(timeout=0.5)
             if not self._thread.is_alive():
                 self._thread = None
             elif time.monotonic() - began > self._deadline:
-                raise DeadlinePassed(
+                self._failure = DeadlinePassed(
                     f"{self._thread.name} has been written to {self._folder} for {self._deadline:.0f} s; "
                     "the disk does not answer"
                 )
+                return
             else:
                 self._alive("writing the archive")
-        failure, self._failure = self._failure, None
-        if failure is not None:
-            raise PenstockError(f"a step could not be archived in {self._folder}: {failure}") from failure
 
     def _write(
         self,

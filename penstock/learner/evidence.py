@@ -87,6 +87,11 @@ class Evidence:
         self._after, self._learned = {}, None
         return found
 
+    @property
+    def failed(self) -> bool:
+        """Whether something could not be written: there is no sense in going on, and `finish` says why."""
+        return self._archivist.failed
+
     def finish(self) -> None:
         """Returns when everything is written. Raises PenstockError when it could not be."""
         self._archivist.wait()

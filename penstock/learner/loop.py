@@ -127,7 +127,7 @@ class LearnerLoop:
     def run(self) -> str:
         """Until a reason to stop; returns it. Ends with a checkpoint and the model on disk."""
         self._start()
-        while not (why := self._should_stop(self.version.step, self.tokens)):
+        while not (why := self._why_stop()):
             began = time.monotonic()
             self._beat("waiting for groups")
             fed = self._feed.next(self.version, self._while_waiting)
@@ -174,15 +174,20 @@ class LearnerLoop:
         self._wait_for_publication()
         self._report({"kind": "started", "version": str(self.version), "at": time.time()})
 
+    def _why_stop(self) -> str:
+        """Reason to end here, or nothing. What could not be archived is told by `_finish`, when all else is saved."""
+        return "archive" if self._evidence.failed else self._should_stop(self.version.step, self.tokens)
+
     def _finish(self, why: str) -> None:
         self._wait_for_publication()
-        self._evidence.finish()
         if self._saved != self.version:
             self._checkpoint()
         weights = self._crew.snapshot()
         self._beat("writing the model")
         self._save_model(self._settings.model, weights)
         self._beat("wrote the model")
+        # Last, since it may fail, and that must cost neither the checkpoint nor the model.
+        self._evidence.finish()
         self._crew.end()
         self._report({"kind": "ended", "version": str(self.version), "why": why, "at": time.time()})
         self._beat("ended")
@@ -276,7 +281,7 @@ class LearnerLoop:
             # Applied groups are kept until a checkpoint has them; they may hold the space that new ones need.
             if self._saved != self.version and (self._asked_for_checkpoint or self._store.gate() == "memory"):
                 self._checkpoint()
-        return self._should_stop(self.version.step, self.tokens)
+        return self._why_stop()
 
     # --- checkpoints and reports --------------------------------------------------------------------
 

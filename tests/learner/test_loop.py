@@ -11,7 +11,7 @@ from loop_parts import loop_of, many_small_tokens, run_with_worker
 from penstock.learner import archive, checkpoints
 from penstock.learner.diagnostics import BUCKETS
 from penstock.learner.metrics import METRICS
-from penstock.services.contracts import LedgerRules
+from penstock.services.contracts import LedgerRules, PenstockError
 from penstock.services.metrics import describe
 from penstock.services.store.memory import MemoryStore
 from penstock.services.versions import Version
@@ -169,3 +169,18 @@ def test_the_archived_batch_is_the_one_that_was_trained_on(team, tmp_path):
     assert metrics["actor/pg_loss"] == pytest.approx(loss, abs=1e-5)
     assert np.abs(batch.logp_learner - batch.logp_sampler).max() < 1e-4
     assert facts["metrics"]["actor/pg_loss"] == metrics["actor/pg_loss"]
+
+
+@pytest.mark.parametrize("steps", [2, 9])
+def test_an_archive_that_cannot_be_written_ends_the_run_but_costs_neither_checkpoint_nor_model(team, tmp_path, steps):
+    (tmp_path / "archive").write_text("a file where the folder should be")
+    store, sender, reports = MemoryStore(), MemorySender(), []
+    loop = loop_of(team, store, sender, tmp_path, steps=steps, reports=reports)
+    with pytest.raises(PenstockError, match="could not be archived"):
+        run_with_worker(loop, store, sender)
+    # Written at step 2: what was trained until it was known, at the latest when step 4 was to be written.
+    assert 2 <= loop.version.step <= 4
+    assert checkpoints.latest(tmp_path / "checkpoints").version == loop.version
+    assert [folder for folder, _ in loop.saved] == [tmp_path / "model"]
+    assert [r["kind"] for r in reports].count("step") == loop.version.step
+    assert store.counts().balanced
