@@ -185,7 +185,7 @@ def discounted_return(rewards, actions, advantage, gamma):
     steps = falling(rewards, actions)
     found = [0.0] * len(rewards)
     for i, (t, _) in enumerate(steps):
-        found[t] = sum(gamma**k * r for k, (_, r) in enumerate(steps[i:])) - (sum(rewards) - advantage)
+        found[t] = sum(gamma**k * r for k, (_, r) in enumerate(steps[i:])) - (sum(r for _, r in steps) - advantage)
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -38,6 +39,9 @@ ADAPTIVE_KL = {
         "controller": {"kind": "doubling", "target": 0.01},
     },
 }
+
+
+DOUBLING = partial(doubling, target=0.1, min_coefficient=1e-6, max_coefficient=1e3)
 
 
 class ScriptedCrew:
@@ -164,8 +168,8 @@ def test_while_the_values_warm_up_the_policy_and_its_coefficients_stand_still(tm
 def test_each_coefficient_follows_its_own_metric():
     both = Coefficients(
         {
-            KL_COEFFICIENT: Adaptive(1.0, "kl/reference", lambda now, kl: doubling(now, kl, target=0.1)),
-            OBJECTIVE_COEFFICIENT: Adaptive(1.0, "kl/update", lambda now, kl: doubling(now, kl, target=0.1)),
+            KL_COEFFICIENT: Adaptive(1.0, "kl/reference", DOUBLING),
+            OBJECTIVE_COEFFICIENT: Adaptive(1.0, "kl/update", DOUBLING),
         },
         {},
     )

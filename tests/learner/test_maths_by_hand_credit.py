@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import pytest
@@ -98,6 +99,13 @@ def test_discounted_returns_skip_a_tools_tokens_and_keep_what_falls_to_them():
     # An advantage of 5 on rewards of 7 says that the baseline is 2.
     found = credit.discounted_return(flat(1, 0, 2, 4), actions, 5.0, 0.5)
     assert found.tolist() == pytest.approx([1, 2, 0, 2])
+
+
+def test_what_falls_to_tokens_before_the_first_action_is_in_no_return_and_in_no_baseline():
+    # Token 0 is not the policy's. Rewards 8, 1, 2, an advantage of 2.5: b = 1 + 2 − 2.5, and 3 − b = 2.5, 2 − b = 1.5.
+    actions = torch.tensor([False, True, True])
+    found = credit.discounted_return(flat(8, 1, 2), actions, 2.5, 1.0)
+    assert found.tolist() == pytest.approx([0, 2.5, 1.5])
 
 
 def test_undiscounted_with_the_outcome_alone_every_action_gets_the_answers_advantage():
@@ -242,15 +250,42 @@ def test_a_constant_explains_nothing_and_equal_returns_have_nothing_to_explain()
 
 # --- controllers ----------------------------------------------------------------------------------
 
+WIDE = {"min_coefficient": 1e-9, "max_coefficient": 1e9}
+RULES = [
+    functools.partial(controllers.doubling, target=0.1),
+    functools.partial(controllers.proportional, target=0.1, gain=1.0),
+]
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_coefficient_stays_within_its_bounds_and_comes_back_from_them(rule):
+    def after(start, measured, times):
+        for _ in range(times):
+            start = rule(start, measured, min_coefficient=0.01, max_coefficient=5.0)
+        return start
+
+    assert after(1.0, 0.0, 2000) == 0.01
+    assert after(1.0, 99.0, 2000) == 5.0
+    assert after(0.01, 99.0, 1) > 0.01
+    assert after(5.0, 0.0, 1) < 5.0
+    # One that the run began with beyond a bound stays there until it is to come back.
+    assert (after(0.001, 0.0, 1), after(9.0, 99.0, 1)) == (0.001, 9.0)
+    assert after(9.0, 0.0, 1) < 9.0
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_measurement_that_is_no_number_moves_nothing(rule):
+    assert rule(0.2, math.nan, **WIDE) == 0.2
+
 
 @pytest.mark.parametrize(("measured", "expected"), [(0.16, 0.4), (0.14, 0.2), (0.07, 0.2), (0.06, 0.1)])
 def test_the_coefficient_doubles_above_one_and_a_half_targets_and_halves_below_two_thirds(measured, expected):
-    assert controllers.doubling(0.2, measured, target=0.1) == pytest.approx(expected)
+    assert controllers.doubling(0.2, measured, 0.1, **WIDE) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(("measured", "expected"), [(0.11, 0.2 * 1.01), (0.5, 0.2 * 1.02), (0.0, 0.2 * 0.98)])
 def test_the_proportional_rule_follows_the_relative_error_up_to_a_fifth(measured, expected):
-    assert controllers.proportional(0.2, measured, target=0.1, gain=0.1) == pytest.approx(expected)
+    assert controllers.proportional(0.2, measured, 0.1, 0.1, **WIDE) == pytest.approx(expected)
 
 
 def test_a_fixed_coefficient_stays():

@@ -158,7 +158,7 @@ class ValueCredit(CreditCell):
     """Whether π_prox/μ is in its advantages already."""
     bootstrap_truncated: bool = False
     """Take an answer that was cut at its token budget to go on with the value of its last state, instead of ending
-    there."""
+    there. One that was cut since it had outlived max_lag counts as ended either way."""
 
 
 class Outcome(CreditCell):

@@ -50,11 +50,13 @@ def discounted_return(
 ) -> Float[Tensor, " tokens"]:
     """A_t = Σ_k γ^k R_{t+k} − b at every action, 0 elsewhere; b = Σ R − advantage is the answer's baseline.
 
+    R are the rewards from the first action on: what falls to earlier tokens is nobody's doing, and in no return.
     Unbiased as long as b depends on nothing that the answer did.
     """
     # Plain numbers: of one answer at a time, tensors cost more to call than the sums take.
     values, counts, found = rewards.tolist(), actions.tolist(), [0.0] * len(rewards)
-    baseline = sum(values) - advantage
+    first = counts.index(True) if any(counts) else len(counts)
+    baseline = sum(values[first:]) - advantage
     following = falling = 0.0
     for t in range(len(values) - 1, -1, -1):
         falling += values[t]
@@ -78,8 +80,8 @@ def gae(
     and 16).
 
     `values` are V before each token, of the model at the start of the step; `last_values` what follows an answer's
-    last token: 0 where it ended, V of its last state where it was cut and is taken to go on. Masked values may hold
-    anything; rewards on masked tokens count. Both results are 0 outside of the mask and carry no gradient. λ = 1 is
+    last token: 0 where it ended, V of its last state where it was cut and is taken to go on. Only an answer cut at its
+    token budget may be; one cut as stale counts as ended. Masked values may hold anything; rewards on masked tokens count. Both results are 0 outside of the mask and carry no gradient. λ = 1 is
     unbiased with any V, λ < 1 as far as V is right.
     """
     held, following = _values(values, last_values, mask)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import importlib
 from collections.abc import Callable
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -25,22 +25,37 @@ class Fixed(Cell):
     kind: Literal["fixed"] = "fixed"
 
 
-class Doubling(Cell):
+class Moving(Cell):
+    """A coefficient that follows a measured KL, between two bounds."""
+
+    target: float = Field(gt=0, le=100)
+    """KL per token that is aimed at, in nats."""
+    min_coefficient: float = Field(1e-6, gt=0, le=1000)
+    """It falls no further, so that it is back within a few steps once the KL grows. Above 0, which never grows."""
+    max_coefficient: float = Field(1000.0, gt=0, le=1e6)
+    """It rises no further: a penalty that dwarfs every advantage leaves nothing else to learn."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.min_coefficient > self.max_coefficient:
+            raise ValueError(
+                f"min_coefficient ({self.min_coefficient}) exceeds max_coefficient ({self.max_coefficient})"
+            )
+        return self
+
+
+class Doubling(Moving):
     """PPO's rule: doubled when the step's KL exceeds 1.5 times the target, halved when below the target over 1.5."""
 
     function = f"{HERE}.controllers:doubling"
     kind: Literal["doubling"] = "doubling"
-    target: float = Field(gt=0, le=100)
-    """KL per token that is aimed at, in nats."""
 
 
-class Proportional(Cell):
+class Proportional(Moving):
     """Ziegler et al.'s rule: changed in proportion to the relative error, which is cut at ±20 %."""
 
     function = f"{HERE}.controllers:proportional"
     kind: Literal["proportional"] = "proportional"
-    target: float = Field(gt=0, le=100)
-    """KL per token that is aimed at, in nats."""
     gain: float = Field(0.1, gt=0, le=1)
     """Relative change of the coefficient per step and unit of relative error."""
 
@@ -274,7 +289,8 @@ class KL(Section):
     """Of KL(π‖π_ref), from sampled tokens. k1 has no gradient in expectation and so fits the reward only; unbiased is
     DeepSeek-V3.2's (π/μ)·k3."""
     placement: Literal["loss", "reward"] = "loss"
-    """`loss` adds β·estimator to every token's loss; `reward` takes β·log(μ/π_ref) off every token's reward."""
+    """`loss` adds β·estimator to every token's loss; `reward` takes β·log(μ/π_ref) off every token's reward. That is
+    the KL of what sampled the token, not of the policy: biased as far as the two differ."""
     controller: Controller = Fixed()
     """How β moves, by the step's kl/reference."""
 
