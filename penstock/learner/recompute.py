@@ -87,20 +87,30 @@ class Models:
     @classmethod
     def load(cls, step: Path, section: ModelSection, device: torch.device) -> Models:
         """`section` is the run's. Raises FileNotFoundError and ModelError."""
-        values = load_file(step / archive.VALUE / archive.WEIGHTS) if (step / archive.VALUE).is_dir() else {}
+        values = _values(step)
         head = bool(values) and all(name.startswith(HEAD) for name in values)
         policy = LogprobModel(_policy(step, section), value_head=head)
-        critic = None
-        if head:
-            load_weights(policy.value_head, {name.removeprefix(HEAD): tensor for name, tensor in values.items()})
-        elif values:
-            critic = _critic(step / archive.VALUE, section)
-            load_weights(critic, values)
-        return cls(policy.to(device), None if critic is None else critic.to(device), device)
+        critic = _critic(step / archive.VALUE, section) if values and not head else None
+        models = cls(policy.to(device), None if critic is None else critic.to(device), device)
+        models._put_values(values)
+        return models
 
     def advance(self, step: Path) -> None:
-        """Put the weights that the step in `step` started from into the policy."""
+        """Put the weights that the step in `step` started from into policy and value model."""
         load_weights(self.policy.model, load_file(step / archive.POLICY / archive.WEIGHTS))
+        self._put_values(_values(step))
+
+    def _put_values(self, values: Mapping[str, Tensor]) -> None:
+        if self.critic is not None:
+            load_weights(self.critic, values)
+        elif self.policy.value_head is not None:
+            load_weights(self.policy.value_head, {name.removeprefix(HEAD): tensor for name, tensor in values.items()})
+
+
+def _values(step: Path) -> dict[str, Tensor]:
+    """Weights of the step's value model or value head; empty where it has neither."""
+    file = step / archive.VALUE / archive.WEIGHTS
+    return load_file(file) if file.parent.is_dir() else {}
 
 
 def _policy(step: Path, section: ModelSection) -> Any:

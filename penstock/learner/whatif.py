@@ -16,7 +16,9 @@ from typing import Any, Literal
 import torch
 
 from penstock.learner import archive
+from penstock.learner.algorithms.cells import NoValue
 from penstock.learner.algorithms.contradictions import Sizes, contradictions
+from penstock.learner.archivist import moment_of
 from penstock.learner.batch import BatchError
 from penstock.learner.config import AlgorithmSection, LearnerSection
 from penstock.learner.recompute import Models, Step, Unfit, cosine, norm, outcome
@@ -117,9 +119,10 @@ def compare(
         work.look_at(folder, folders[place + 1 :], functools.partial(progress, place, len(folders)))
     if not work.steps:
         raise PenstockError(_nothing(archives, at, work.gone))
-    notes = [*work.gone, *_notes(work.steps, at)]
-    recorded = [step.facts["metrics"].get("actor/grad_norm", math.nan) for step in work.steps]
-    return Comparison(str(run), at, [str(s.version) for s in work.steps], list(work.rows.values()), recorded, notes)
+    facts = [each for _, each in work.steps]
+    notes = [*work.gone, *_notes(facts, at)]
+    recorded = [each["metrics"].get("actor/grad_norm", math.nan) for each in facts]
+    return Comparison(str(run), at, [str(v) for v, _ in work.steps], list(work.rows.values()), recorded, notes)
 
 
 class _Work:
@@ -131,8 +134,8 @@ class _Work:
         self._variants: list[Variant] = []
         self.rows: dict[str, Row] = {}
         """By label; what could not be computed has its reason."""
-        self.steps: list[Step] = []
-        """Those that were evaluated."""
+        self.steps: list[tuple[Version, Mapping[str, Any]]] = []
+        """Those that were evaluated: the version each ended in, and its facts. Batches and groups are let go."""
         self.gone: list[str] = []
         """What became of the others."""
 
@@ -149,7 +152,7 @@ class _Work:
                 raise
             self.gone.append(f"{folder.name} was pruned while it was read")
             return
-        self.steps.append(step)
+        self.steps.append((step.version, step.facts))
         for label, metrics in found.items():
             self.rows[label].steps.append(metrics)
 
@@ -234,9 +237,10 @@ def _nothing(archives: Path, at: At, gone: Sequence[str]) -> str:
     return f"no archived step in {archives} could be read: " + "; ".join(gone)
 
 
-def _notes(steps: Sequence[Step], at: At) -> Iterator[str]:
-    """What a reader of the table should know."""
-    learner = LearnerSection.model_validate(steps[0].facts["learner"])
+def _notes(facts: Sequence[Mapping[str, Any]], at: At) -> Iterator[str]:
+    """What a reader of the table should know of the steps with these facts."""
+    learner = LearnerSection.model_validate(facts[0]["learner"])
+    algorithms = [AlgorithmSection.model_validate(each["algorithm"]) for each in facts]
     if at == "start":
         yield "at the start of a step π is π_prox, so bounds on π/π_prox cut nothing yet; see --at next"
     if learner.mini_batches * learner.epochs > 1:
@@ -246,8 +250,17 @@ def _notes(steps: Sequence[Step], at: At) -> Iterator[str]:
         )
     if learner.dtype != "float32":
         yield f"the run computes in {learner.dtype}, this in float32: norms differ by rounding"
-    filters = {AlgorithmSection.model_validate(step.facts["algorithm"]).group_filter for step in steps}
-    if "signal" in filters:
+    warming = [
+        str(moment.now.next())
+        for moment, value in zip(map(moment_of, facts), (each.value for each in algorithms), strict=True)
+        if not isinstance(value, NoValue) and moment.now.step < value.warmup_steps
+    ]
+    if warming:
+        yield (
+            f"{len(warming)} of {len(facts)} steps were made while the values warmed up ({', '.join(warming)}): the run "
+            "itself did not move its policy there, and this is the gradient that its policy would have had"
+        )
+    if "signal" in {each.group_filter for each in algorithms}:
         yield "the groups are those that the run kept: groups without signal are not among them, whatever the row"
 
 

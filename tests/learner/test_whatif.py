@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import json
 import shutil
 import subprocess
 import sys
+import threading
+import time
+import weakref
 
 import numpy as np
 import pytest
@@ -19,6 +23,7 @@ from typer.testing import CliRunner
 import penstock
 from penstock.cli.main import app
 from penstock.learner import archive
+from penstock.learner.recompute import HEAD, Models, Step
 from penstock.learner.whatif import OWN, compare
 from penstock.services.contracts import PenstockError
 from penstock.services.model_config import ModelSection
@@ -81,6 +86,30 @@ def test_a_value_head_is_archived_and_its_run_found_again(team, tmp_path):
     norms = [step["grad_norm"] for step in rows[OWN].steps]
     assert norms == pytest.approx([r["metrics"]["actor/grad_norm"] for r in reports], rel=1e-4)
     assert rows["ppo"].reason == ""
+
+
+@pytest.mark.parametrize(("name", "warmup"), [("a2c", 1), ("ppo", 0)])
+def test_at_the_next_weights_the_values_have_moved_too(team, tmp_path, name, warmup):
+    from safetensors.torch import load_file
+
+    value = {"kind": {"a2c": "head", "ppo": "own"}[name], "warmup_steps": warmup}
+    made(team, tmp_path, steps=2, name=name, value=value)
+    first, second = archive.steps(tmp_path / "archive")
+    models = Models.load(first, ModelSection(path="unused"), torch.device("cpu"))
+    held = models.policy.value_head if models.critic is None else models.critic
+    before = "" if models.critic else HEAD
+
+    def loaded(step):
+        wanted = load_file(step / archive.VALUE / archive.WEIGHTS)
+        return all(torch.equal(tensor, wanted[before + key]) for key, tensor in held.state_dict().items())
+
+    assert (loaded(first), loaded(second)) == (True, False)
+    models.advance(second)
+    assert (loaded(first), loaded(second)) == (False, True)
+    found, rows = compared(tmp_path, name, at="next")
+    assert rows[name].steps
+    told = [note for note in found.notes if "1 of 1 steps were made while the values warmed up (0.1)" in note]
+    assert len(told) == warmup
 
 
 def test_a_row_that_needs_values_says_so_where_there_are_none(run):
@@ -167,6 +196,54 @@ def test_steps_that_are_pruned_meanwhile_are_left_out(run, tmp_path):
     assert found.steps == ["0.1", "0.2"]
     assert "step-000003-lineage-0 was pruned while it was read" in found.notes
     assert len(rows["cispo"].steps) == 2
+
+
+@pytest.fixture(scope="module")
+def critic_run(team, tmp_path_factory):
+    """Folder of a PPO run of three steps."""
+    folder = tmp_path_factory.mktemp("critic")
+    made(team, folder, name="ppo")
+    return folder
+
+
+@pytest.mark.parametrize("at", ["start", "next"])
+def test_a_running_run_may_prune_at_any_moment(critic_run, tmp_path, at):
+    began = time.monotonic()
+    compared(critic_run, "ppo", at=at)
+    whole = time.monotonic() - began
+    outcomes = set()
+    for moment in range(12):
+        folder = tmp_path / str(moment)
+        shutil.copytree(critic_run / "archive", folder / "archive")
+
+        def prune(folder=folder, pause=whole * moment / 24):
+            for keep in (2, 1):
+                time.sleep(pause)
+                archive.prune(folder / "archive", keep_last=keep)
+
+        thread = threading.Thread(target=prune)
+        thread.start()
+        try:
+            outcomes.add(len(compared(folder, "ppo", at=at)[0].steps))
+        except PenstockError as error:
+            assert "could be read" in str(error) or "follow each other" in str(error)
+        thread.join()
+    assert outcomes
+
+
+def test_a_step_is_let_go_before_the_next_is_read(run, monkeypatch):
+    read, seen = Step.read.__func__, []
+
+    def noted(cls, folder):
+        gc.collect()
+        alive.append(sum(each() is not None for each in seen))
+        seen.append(weakref.ref(step := read(cls, folder)))
+        return step
+
+    alive = []
+    monkeypatch.setattr(Step, "read", classmethod(noted))
+    compared(run[0], "cispo")
+    assert alive == [0, 0, 0]
 
 
 def test_damage_is_not_taken_for_pruning(run, tmp_path):
