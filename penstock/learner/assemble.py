@@ -31,13 +31,6 @@ class Moment:
     """Leave tokens out of the loss that lag more than max_lag (`outlived: mask`)."""
 
 
-def task_reward(trajectory: Trajectory) -> float | None:
-    """What an answer earns in all: its reward, and how good it is after its last judged step. None where unscored."""
-    if trajectory.reward is None or not trajectory.steps:
-        return trajectory.reward
-    return trajectory.reward + trajectory.steps[-1].score
-
-
 def signal_in(group: Group) -> bool:
     """Whether the scored members of a group differ in task reward."""
     rewards, scored = _rewards(group)
@@ -129,7 +122,7 @@ class _Rows:
             "temperatures": group.sampling.temperature,
             "groups": group.prompt.index,
             "members": member,
-            "rewards": task_reward(trajectory),
+            "rewards": trajectory.task_reward,
             "truncated": completion.finish == "length",
         }
         self.add_columns(**{name: np.asarray([value]) for name, value in per_row.items()})
@@ -180,7 +173,7 @@ _ALWAYS = (
 
 def _rewards(group: Group) -> tuple[torch.Tensor, torch.Tensor]:
     """Task rewards [members] in float64, 0 where unscored, and which members are scored."""
-    values = [task_reward(t) for t in group.trajectories]
+    values = [t.task_reward for t in group.trajectories]
     rewards = torch.tensor([0.0 if v is None else v for v in values], dtype=torch.float64)
     return rewards, torch.tensor([v is not None for v in values])
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from penstock.learner.algorithms.bound import BoundAlgorithm
-from penstock.learner.assemble import signal_in, task_reward
+from penstock.learner.assemble import signal_in
 from penstock.services.codec import CodecError, decode
 from penstock.services.contracts import DeadlinePassed, ReplayStore, Stored
 from penstock.services.trajectory import Group
@@ -111,8 +111,8 @@ class Feed:
         useless = sum(fed.dropped[reason] for reason in ("no_signal", "unscored", "damaged"))
         if useless < self._most_refills:
             return ""
-        best = max((max(task_reward(t) or 0.0 for t in g.scored) for g in fed.passed_over), default=0.0)
-        solved = sum(all(task_reward(t) == best for t in g.scored) for g in fed.passed_over)
+        best = max((max(t.task_reward or 0.0 for t in g.scored) for g in fed.passed_over), default=0.0)
+        solved = sum(all(t.task_reward == best for t in g.scored) for g in fed.passed_over)
         counts = ", ".join(f"{n} {reason}" for reason, n in sorted(fed.dropped.items()) if n)
         return (
             f"no_signal: the step from version {fed.version} found {len(fed.groups)} of {self._want} groups with "

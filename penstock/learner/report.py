@@ -27,7 +27,7 @@ def group_metrics(fed: Fed) -> dict[str, float]:
     seen = fed.groups + fed.passed_over
     answers = [t for group in seen for t in group.trajectories]
     scored = [t for t in answers if t.reward is not None]
-    rewards = np.asarray([t.reward for t in scored], np.float64)
+    rewards = np.asarray([t.task_reward for t in scored], np.float64)
     lengths = np.asarray([len(t.completion.tokens) for t in answers], np.float64)
     metrics = {
         "reward/mean": float(rewards.mean()),

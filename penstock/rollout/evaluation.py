@@ -48,6 +48,7 @@ class EvaluationSample:
     row: int
     greedy: bool
     reward: float | None
+    """In all, with what steps earn."""
     parts: dict[str, float | None]
     unscored: str | None
     tokens: int
@@ -182,7 +183,7 @@ def _sample(prompt: Prompt, greedy: bool, trajectory: Trajectory) -> EvaluationS
         source=prompt.source,
         row=prompt.row,
         greedy=greedy,
-        reward=trajectory.reward,
+        reward=trajectory.task_reward,
         parts=trajectory.parts,
         unscored=trajectory.unscored,
         tokens=len(completion.tokens),

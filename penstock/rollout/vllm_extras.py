@@ -89,7 +89,9 @@ class MasksFromEngine:
 
     def read(self, _engine: Any, output: Any) -> list[KeptSet]:
         mask = output.outputs[0].sampling_mask
-        given = mask.token_ids if mask is not None else []
+        if mask is None:
+            return [None] * len(output.outputs[0].token_ids)
+        given = mask.token_ids
         return [None if len(ids) > self._most else np.sort(np.asarray(ids, np.int32)) for ids in given]
 
 
@@ -138,7 +140,10 @@ class RoutesByHook:
 
 class RoutesFromEngine:
     """vLLM's own `enable_return_routed_experts`. It hands them out with the last output of a request, for all layers of
-    the model; those of a request that is cut short lie ready in the output processor."""
+    the model; those of a request that is cut short lie ready in the output processor.
+
+    Of a position that is computed again it is the engine who decides which time counts; nothing of Penstock's sees both.
+    """
 
     def __init__(self) -> None:
         self._layers: list[int] = []

@@ -212,7 +212,7 @@ class Trajectory(Record, frozen=True, kw_only=True, eq=False):
 
     completion: Completion
     reward: float | None
-    """Weighted sum of the parts; None when any part that counts failed."""
+    """Weighted sum of the parts, without what their steps say; None when any part that counts failed."""
     parts: dict[str, float | None]
     """Reward by rule name, unweighted; None where that rule failed or abstained."""
     unscored: str | None = None
@@ -240,6 +240,14 @@ class Trajectory(Record, frozen=True, kw_only=True, eq=False):
             )
         if not all(np.isfinite(step.score) for step in self.steps):
             raise RecordError(f"Trajectory.steps: expected finite scores, found {[s.score for s in self.steps]}")
+
+    @property
+    def task_reward(self) -> float | None:
+        """What the answer earns in all: its reward, and how good it is after its last judged step. None where
+        unscored."""
+        if self.reward is None or not self.steps:
+            return self.reward
+        return self.reward + self.steps[-1].score
 
 
 class Group(Record, frozen=True, kw_only=True, eq=False):

@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 
 from penstock.learner.algorithms.bound import bind
-from penstock.learner.assemble import Moment, assemble, signal_in, task_reward
+from penstock.learner.assemble import Moment, assemble, signal_in
 from penstock.learner.config import AlgorithmSection
+from penstock.learner.feed import Fed
+from penstock.learner.report import group_metrics
 from penstock.services.codec import decode, encode
 from penstock.services.trajectory import Group, Sampling, StepScore, Trajectory
-from penstock.services.versions import FIRST
+from penstock.services.versions import FIRST, Version
 
 NOW = Moment(FIRST, {}, 1, mask_beyond=False)
 RETURNS = {
@@ -77,9 +79,16 @@ def test_what_steps_earn_in_all_decides_whether_a_group_has_signal(answers, expe
 
 
 def test_the_task_reward_of_an_answer_ends_with_its_last_step():
-    assert task_reward(answer(1.0, (0, 9.0), (2, 0.25))) == 1.25
-    assert task_reward(answer(1.0)) == 1.0
-    assert task_reward(answer(None)) is None
+    assert answer(1.0, (0, 9.0), (2, 0.25)).task_reward == 1.25
+    assert answer(1.0).task_reward == 1.0
+    assert answer(None).task_reward is None
+
+
+def test_what_steps_earn_is_in_the_rewards_that_are_reported():
+    fed = Fed(Version(0, 1))
+    fed.groups = [group(answer(0.0, (1, 0.5)), answer(0.0, (0, 0.25), (3, 1.0)), answer(None))]
+    found = group_metrics(fed)
+    assert (found["reward/mean"], found["reward/std"], found["reward/solved"]) == (0.75, 0.25, 0.5)
 
 
 def test_steps_survive_the_way_through_the_store():

@@ -6,8 +6,10 @@ import json
 import time
 from concurrent.futures import Future
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from builders import completion, prompt, spans, trajectory
@@ -25,10 +27,11 @@ from penstock.rollout.metrics import METRICS
 from penstock.rollout.patience import patiently
 from penstock.rollout.probe import judge, judge_change
 from penstock.rollout.recorder import Track
+from penstock.rollout.vllm_extras import MasksFromEngine
 from penstock.services.contracts import DeadlinePassed, Request, StoreError, SwapReport, Ticket, WeightsError
 from penstock.services.data import PromptRow
 from penstock.services.metrics import describe
-from penstock.services.trajectory import PartialGroup, Sampling, Unfinished
+from penstock.services.trajectory import PartialGroup, Sampling, StepScore, Unfinished
 from penstock.services.versions import Version
 from penstock.services.weights.manifest import Manifest, ProbeRecord, TensorEntry
 
@@ -250,6 +253,33 @@ def test_an_evaluation_alone_gives_greedy_answers_that_are_the_same_every_time()
     sampled = [[s.text for s in report.samples if not s.greedy] for report in (one, other)]
     assert greedy[0] == greedy[1] and len(greedy[0]) == 6
     assert sampled[0] != sampled[1] and len(sampled[0]) == 12
+
+
+def test_an_evaluation_counts_what_steps_earn():
+    class Judge:
+        def submit(self, asked: Any, answers: Any) -> Future[Any]:
+            result: Future[Any] = Future()
+            judged = [trajectory(0.5, tokens=a.tokens.tolist()) for a in answers]
+            result.set_result(
+                tuple(msgspec.structs.replace(t, steps=(StepScore(token=0, score=0.25),)) for t in judged)
+            )
+            return result
+
+        def close(self) -> None: ...
+
+    job = EvaluationJob((prompt(0, [3]),), SAMPLING, samples=2)
+    report = evaluate(FakeGenerator(seed=1, end=-1), Judge(), job, slots=5)
+    assert [s.reward for s in report.samples] == [0.75] * 3
+    assert report.metrics["eval/sampled/reward"] == report.metrics["eval/greedy/reward"] == 0.75
+
+
+@pytest.mark.parametrize("told", [2, None])
+def test_where_the_engine_says_nothing_of_its_masks_they_are_unknown(told: int | None) -> None:
+    """None is what vLLM's output holds where it made no mask."""
+    ids = None if told is None else SimpleNamespace(token_ids=[[5, 3], [1, 2, 4]])
+    output = SimpleNamespace(outputs=[SimpleNamespace(token_ids=[3, 4], sampling_mask=ids)])
+    sets = MasksFromEngine(2).read(None, output)
+    assert [None if each is None else each.tolist() for each in sets] == [None if told is None else [3, 5], None]
 
 
 def test_evaluation_prompts_are_fixed_and_each_row_comes_once():
