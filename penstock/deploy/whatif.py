@@ -47,7 +47,7 @@ def _draw(comparison: Comparison, directory: RunDir) -> None:
         panel("Gradient", "norm", "grad_norm", own.mean("grad_norm")),
         panel("Direction", "cosine to the run's own", "cosine", ceiling=1.0),
         panel("Effective sample size", "share of tokens", "whatif/ess", ceiling=1.0),
-        Bars("Clipped or left out", "share of tokens", cut, [float("nan")] * len(rows)),
+        Bars("Cut by a bound or left out", "share of tokens", cut, [float("nan")] * len(rows)),
     )
     steps = len(comparison.steps)
     where = "started from" if comparison.at == "start" else "led to"

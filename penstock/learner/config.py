@@ -134,7 +134,8 @@ class ArchiveSection(Section):
     """How many batches are kept."""
     weights: bool = on_resume(False)
     """Also keep the weights that the step started from and the groups it was fed, from which `penstock whatif` computes
-    what another algorithm would have done: four bytes per parameter and archived step."""
+    what another algorithm would have done: per archived step four bytes per parameter (two in bfloat16; twice as much
+    with a value model of its own) and the groups again."""
 
 
 class AuditSection(Section):

@@ -184,7 +184,7 @@ def _algorithm(step: Step, models: Models, section: AlgorithmSection) -> BoundAl
         return algorithm
     if not models.has_values:
         raise Unfit("it needs values, and the archive has no value model")
-    if section.value.kind == "own" and models.critic is None:
+    if section.value.own_backbone and models.critic is None:
         # Values of a head stand in for those of a model of its own, whose loss would not move the policy.
         return replace(algorithm, value=replace(algorithm.value, coefficient=0.0))
     return algorithm

@@ -33,8 +33,8 @@ COLUMNS = {
     "grad_norm": ("gradient norm", "norm of the policy's gradient, whole batch, before clipping"),
     "cosine": ("cosine", "of the angle to the gradient of the run's own algorithm"),
     "whatif/ess": ("ESS", "(Σw)²/(n Σw²) of the weights that tokens really get: |∂L/∂log π| over reduction and |A|"),
-    "actor/pg_clipfrac_low": ("clip low", "share of tokens whose gradient the lower bound cut off"),
-    "actor/pg_clipfrac_high": ("clip high", "share of tokens whose gradient the upper bound cut off"),
+    "actor/pg_clipfrac_low": ("clip low", "share of tokens whose gradient (for CISPO: weight) the lower bound cut"),
+    "actor/pg_clipfrac_high": ("clip high", "share of tokens whose gradient (for CISPO: weight) the upper bound cut"),
     "rollout_corr/clipfrac": ("weight cut", "share of tokens whose weight was cut at its bound"),
     "rollout_corr/left_out": ("left out", "share of tokens that the correction or a rejection masked"),
     "actor/out_of_range": ("out of range", "share of tokens whose log-probs lie more than 80 nats apart"),
@@ -257,8 +257,8 @@ def _notes(facts: Sequence[Mapping[str, Any]], at: At) -> Iterator[str]:
     ]
     if warming:
         yield (
-            f"{len(warming)} of {len(facts)} steps were made while the values warmed up ({', '.join(warming)}): the run "
-            "itself did not move its policy there, and this is the gradient that its policy would have had"
+            f"{len(warming)} of {len(facts)} steps were made while the values warmed up ({', '.join(warming)}): the "
+            "policy's loss counted nothing in the run there, and does here"
         )
     if "signal" in {each.group_filter for each in algorithms}:
         yield "the groups are those that the run kept: groups without signal are not among them, whatever the row"

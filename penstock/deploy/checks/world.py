@@ -9,9 +9,8 @@ from pathlib import Path
 
 import psutil
 
-from penstock.deploy.checks.context import STAGES, Context, all_rules, rule
+from penstock.deploy.checks.context import STAGES, Context, all_rules, existing_folder, rule
 from penstock.deploy.findings import Finding
-from penstock.learner.algorithms.cells import OwnValue
 from penstock.learner.checkpoints import UNRATED
 from penstock.reward import check as reward_check
 from penstock.services import data_read, models
@@ -165,7 +164,7 @@ def the_store_answers(ctx: Context) -> Iterator[Finding]:
 @rule(stages=STAGES)
 def runs_can_be_written(ctx: Context) -> Iterator[Finding]:
     folder = Path(ctx.run_file.runs_dir)
-    existing = _existing(folder)
+    existing = existing_folder(folder)
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         yield ctx.error("runs_dir", f"{existing} is no folder that you may write to")
         return
@@ -174,14 +173,9 @@ def runs_can_be_written(ctx: Context) -> Iterator[Finding]:
         yield ctx.error("runs_dir", f"the disk of {existing} has {free / GIB:.1f} GiB free", allowed="1 GiB or more")
 
 
-def _existing(folder: Path) -> Path:
-    """The folder, or the nearest one above it that exists."""
-    return next(p for p in (folder, *folder.parents) if p.exists())
-
-
 def _trained(ctx: Context, parameters: int) -> int:
     """Parameters that are trained: the policy's, and again so many for a value model with a backbone of its own."""
-    return parameters * (2 if isinstance(ctx.run_file.algorithm.value, OwnValue) else 1)
+    return parameters * (2 if ctx.run_file.algorithm.value.own_backbone else 1)
 
 
 @rule("model", "checkpoints", "algorithm")
@@ -193,7 +187,7 @@ def checkpoints_fit_on_the_disk(ctx: Context) -> Iterator[Finding]:
     # for their evaluation. 16 bytes per parameter: weights, two moments, and the model in Hugging Face format.
     for_best = 0 if keep.keep_best is None else 1 + UNRATED
     wanted = 16 * _trained(ctx, ctx.model.parameters) * (keep.keep_last + for_best + 2)
-    free = shutil.disk_usage(_existing(Path(ctx.run_file.runs_dir))).free
+    free = shutil.disk_usage(existing_folder(Path(ctx.run_file.runs_dir))).free
     if LEAST_DISK <= free < wanted:  # below that another rule has spoken
         problem = f"the disk has {free / GIB:.1f} GiB free, checkpoints need about {wanted / GIB:.1f} GiB"
         yield ctx.warning("runs_dir", problem, remedy="lower checkpoints.keep_last, or choose another disk")

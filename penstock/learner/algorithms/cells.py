@@ -216,15 +216,23 @@ Credit = Annotated[Outcome | DiscountedReturn | GAE | VTrace, Field(discriminato
 # --- values ---------------------------------------------------------------------------------------
 
 
-class NoValue(Section):
+class ValueCell(Section):
+    """Where values come from."""
+
+    own_backbone: ClassVar[bool] = False
+    """Whether they have a model of their own beside the policy."""
+
+
+class NoValue(ValueCell):
     """No value model."""
 
     kind: Literal["none"] = "none"
 
 
-class OwnValue(Section):
+class OwnValue(ValueCell):
     """A value model with a backbone of its own, trained beside the policy with an optimizer of its own."""
 
+    own_backbone = True
     kind: Literal["own"] = "own"
     path: str | None = None
     """Folder or hub id of the model that its backbone starts from; by default the model the run starts from."""
@@ -236,7 +244,7 @@ class OwnValue(Section):
     """First train steps of the run in which only the value model learns."""
 
 
-class ValueHead(Section):
+class ValueHead(ValueCell):
     """A value head on the policy's own last hidden state: one more linear layer, one shared backbone."""
 
     kind: Literal["head"] = "head"
