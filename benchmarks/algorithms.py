@@ -66,8 +66,8 @@ SHAPES = {
     "small": Shape(hidden=128, layers=4, vocabulary=1024, answers=256, tokens=64),
     "medium": Shape(hidden=256, layers=8, vocabulary=4096, answers=64, tokens=256),
 }
-"""About 25 thousand, 0.9 million and 8 million parameters. The tiny one shows what calls alone cost: it misses the target,
-and is measured only when asked for."""
+"""About 25 thousand, 0.9 million and 8 million parameters. The tiny one shows what calls alone cost: it misses the
+target, and is measured only when asked for."""
 
 
 class Clock:
