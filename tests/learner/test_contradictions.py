@@ -25,6 +25,13 @@ def found_in(cells, **sizes):
         ({"name": "rloo"}, {"updates": 1, "group_size": 1}, "rollout.group_size", "has no other", "2 or more"),
         ({"name": "grpo", "quorum": 1}, {}, "algorithm.quorum", "one has no other", "2 or more"),
         ({"name": "ppo", "quorum": 9}, {}, "algorithm.quorum", "no group of 8", "up to 8"),
+        (
+            {"name": "grpo", "baseline": {"kind": "others_mean"}, "group_filter": "all"},
+            {"group_size": 1},
+            "algorithm.quorum",
+            "no group of 1 answers can have 2",
+            "up to 1",
+        ),
         ({"name": "ppo", "group_filter": "signal"}, {"group_size": 1}, "algorithm.group_filter", "for ever", "'all'"),
         (
             {"name": "decoupled_ppo"},
@@ -110,6 +117,25 @@ def test_a_contradiction_is_an_error_under_its_key(cells, sizes, key, problem, a
     assert found[key].level == "error"
     assert problem in found[key].problem
     assert allowed in found[key].allowed
+
+
+@pytest.mark.parametrize("trust", ["truncated_is", "masked_is", "decoupled"])
+def test_a_weight_per_token_beside_one_ratio_per_answer_is_a_warning(trust):
+    found = found_in({"name": "gspo", "trust": {"kind": trust}})
+    assert {key: each.level for key, each in found.items()} == {"algorithm.trust": "warning"}
+    assert f"{trust} weighs every token by itself" in found["algorithm.trust"].problem
+    assert found_in({"name": "gspo", "trust": {"kind": "none"}}) == {}
+
+
+def test_a_penalty_of_0_is_not_laid_on_a_controller_that_there_is_not():
+    cells = {"name": "ppo_kl", "objective": {"coefficient": 0, "controller": {"kind": "fixed"}}}
+    assert found_in(cells)["algorithm.objective.coefficient"].problem == "there would be no penalty"
+
+
+def test_a_group_of_one_is_not_told_of_twice():
+    assert set(found_in({"name": "grpo"}, group_size=1)) == {"rollout.group_size"}
+    both = found_in({"name": "grpo", "quorum": 9}, group_size=1)
+    assert set(both) == {"rollout.group_size", "algorithm.quorum"}
 
 
 @pytest.mark.parametrize(

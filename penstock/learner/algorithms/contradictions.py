@@ -64,7 +64,8 @@ def _groups(section: AlgorithmSection, sizes: Sizes) -> Iterator[Contradiction]:
     if compares and section.quorum < 2:
         problem = f"the baseline {baseline.kind} compares scored answers of a group, and one has no other"
         yield Contradiction("algorithm.quorum", problem, "2 or more")
-    if section.quorum > max(size, 2):
+    # Where a group of one is what is wrong, as said above, a quorum of 2 is right.
+    if section.quorum > (max(size, 2) if compares else size):
         problem = f"no group of {size} answers can have {section.quorum} scored ones"
         yield Contradiction("algorithm.quorum", problem, f"up to {size}")
     if section.whitening.over == "sequences" and size * sizes.groups_per_step < 2:
@@ -126,6 +127,9 @@ def _weights(section: AlgorithmSection) -> Iterator[Contradiction]:
     if traced and compares:
         problem = f"both the credit {credit.kind} and the objective {objective.kind} hold the ratio to the sampler"
         yield Contradiction("algorithm.objective", problem, remedy="use ppo_clip or policy_gradient, or credit gae")
+    if objective.ratio_of == "answer" and trust.weighs and trust.weight_of == "token":
+        problem = f"{trust.kind} weighs every token by itself, and {objective.kind} has one ratio for the whole answer"
+        yield Contradiction("algorithm.trust", problem, remedy="sequence_is, or none", level="warning")
     if section.reject.rejects and not (trust.weighs or traced or compares):
         problem = f"{section.reject.kind} leaves the worst tokens out, and nothing weighs those that stay"
         yield Contradiction("algorithm.trust", problem, remedy="truncated_is is usual", level="warning")
@@ -149,7 +153,8 @@ def _updates(section: AlgorithmSection, sizes: Sizes) -> Iterator[Contradiction]
     objective, trust = section.objective, section.trust
     several = "learner.epochs or learner.mini_batches above 1"
     if isinstance(objective, loss_cells.PPOKL) and objective.coefficient == 0:
-        problem = "a controller multiplies it, and 0 stays 0: there would be no penalty"
+        moves = not isinstance(objective.controller, loss_cells.Fixed)
+        problem = f"{'a controller multiplies it, and 0 stays 0: ' if moves else ''}there would be no penalty"
         yield Contradiction("algorithm.objective.coefficient", problem, "more than 0")
     if sizes.updates == 1:
         if objective.with_one_update:

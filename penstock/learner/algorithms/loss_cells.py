@@ -72,6 +72,8 @@ class ObjectiveCell(Cell):
 
     ratio: ClassVar[Literal["none", "prox", "sampler"]] = "prox"
     """What the policy is compared with: nothing, the start of the step (π/π_prox), or what drew the token (π/μ)."""
+    ratio_of: ClassVar[Literal["token", "answer"]] = "token"
+    """Whether every token has a ratio of its own, or the answer has one for all of them."""
     reductions: ClassVar[tuple[str, ...]] = ()
     """Reductions with which it is the loss it is named after; none for any."""
     reductions_only: ClassVar[str] = ""
@@ -119,6 +121,7 @@ class GSPO(ObjectiveCell):
     """The clipped surrogate of one ratio per answer: the geometric mean of its tokens' ratios."""
 
     function = f"{HERE}.objectives:gspo"
+    ratio_of = "answer"
     reductions = ("sequence_mean",)
     kind: Literal["gspo"] = "gspo"
     clip_low: float = Field(3e-4, gt=0, le=1)
@@ -163,6 +166,8 @@ class TrustCell(Cell):
 
     weighs: ClassVar[bool] = True
     """Whether weights may differ from 1."""
+    weight_of: ClassVar[Literal["token", "answer"]] = "token"
+    """Whether every token has a weight of its own, or the answer has one for all of them."""
 
     def with_one_update(self) -> str:
         """What becomes of it in a step of a single update; empty where nothing is lost."""
@@ -201,6 +206,7 @@ class SequenceIS(TrustCell):
     """One weight per answer, from the product of its tokens' ratios, or from their geometric mean."""
 
     function = f"{HERE}.corrections:sequence_is"
+    weight_of = "answer"
     kind: Literal["sequence_is"] = "sequence_is"
     aggregate: Literal["product", "geometric_mean"] = "product"
     """`product` is the right weight of a whole answer and grows with its length; `geometric_mean` does not grow and
