@@ -91,6 +91,8 @@ class ModelFacts:
     eos_token_ids: tuple[int, ...]
     experts: int = 0
     """Experts that a layer chooses among; 0 where the model is no mixture of experts."""
+    experts_used: int = 0
+    """How many of them it chooses for a token; 0 where the configuration does not say."""
 
 
 def read_config(path: str, revision: str | None = None) -> dict[str, Any]:
@@ -139,6 +141,7 @@ def describe(path: str, revision: str | None = None) -> ModelFacts:
         kv_values_per_token=2 * int(text["num_hidden_layers"]) * kv_heads * head_dim,
         eos_token_ids=tuple(eos) if isinstance(eos, list) else () if eos is None else (int(eos),),
         experts=max(int(text.get(name) or 0) for name in _EXPERTS),
+        experts_used=int(text.get("num_experts_per_tok") or 0),
     )
 
 

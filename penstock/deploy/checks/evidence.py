@@ -8,25 +8,23 @@ from pathlib import Path
 
 from penstock.deploy.checks.context import Context, all_rules, existing_folder, rule
 from penstock.deploy.findings import Finding
-from penstock.learner.algorithms.cells import OwnValue
+from penstock.deploy.payload import payload_of
 from penstock.services.contracts import PenstockError
 
-ANSWER_TOKEN_BYTES = 60
-"""Of an archived answer's token: 38 bytes of columns in the batch; ids, log-probs and text in its group."""
-PROMPT_TOKEN_BYTES = 5
-"""Of a prompt's token, for every answer to it."""
+FACTS_BYTES = 8 * 1024
+"""Of sections and metrics in the header of an archived batch."""
 UNITS = ((1024**3, "GiB"), (1024**2, "MiB"), (1024, "KiB"))
 
 
 @rule("model", "data", "archive", "learner", "rollout", "engine", "algorithm")
 def an_archive_fits_on_the_disk(ctx: Context) -> Iterator[Finding]:
     run, archive = ctx.run_file, ctx.run_file.archive
-    if archive.every == 0 or (archive.weights and isinstance(ctx.model, PenstockError)):
+    if archive.every == 0 or isinstance(ctx.model, PenstockError):
         return
-    answers = run.learner.groups_per_step * run.rollout.group_size
-    longest = run.rollout.sampling.max_tokens
-    prompt = run.data.max_prompt_tokens or run.engine.max_model_len - longest
-    batch = answers * (longest * ANSWER_TOKEN_BYTES + prompt * PROMPT_TOKEN_BYTES)
+    payload = payload_of(run, ctx.model)
+    # The groups themselves are kept with the weights only.
+    per_group = payload.columns + (payload.group if archive.weights else 0)
+    batch = FACTS_BYTES + run.learner.groups_per_step * per_group
     weights = _weights(ctx, 4 if run.learner.dtype == "float32" else 2) if archive.weights else 0
     # One more is being written while the oldest is still there.
     whole = (batch + weights) * (archive.keep_last + 1)
@@ -43,8 +41,24 @@ def an_archive_fits_on_the_disk(ctx: Context) -> Iterator[Finding]:
 def _weights(ctx: Context, width: int) -> int:
     """Bytes of the weights that a step started from; with the value model where it has a backbone of its own."""
     assert not isinstance(ctx.model, PenstockError), "looked at before"
-    models = 2 if isinstance(ctx.run_file.algorithm.value, OwnValue) else 1
+    models = 2 if ctx.run_file.algorithm.value.own_backbone else 1
     return width * ctx.model.parameters * models
+
+
+@rule("model", "data", "store", "staleness", "learner", "rollout", "engine")
+def the_store_holds_what_may_be_outstanding(ctx: Context) -> Iterator[Finding]:
+    if isinstance(ctx.model, PenstockError):
+        return
+    run = ctx.run_file
+    groups, one = (run.staleness.max_lag + 1) * run.learner.groups_per_step, payload_of(run, ctx.model).group
+    if groups * one > run.store.max_bytes:
+        yield ctx.warning(
+            "store.max_bytes",
+            f"{groups} groups may be outstanding, (max_lag + 1) × groups_per_step, of up to {_size(one)} each: "
+            f"{_size(groups * one)}, and {_size(run.store.max_bytes)} are allowed. Rollout waits when these are full",
+            remedy=f"set it to {groups * one} if the store has the memory; or lower rollout.sampling.max_kept, "
+            "rollout.sampling.max_tokens or staleness.max_lag",
+        )
 
 
 @rule("archive")
