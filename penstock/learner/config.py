@@ -126,7 +126,7 @@ class CheckpointSection(Section):
 
 
 class ArchiveSection(Section):
-    """Whole encoded batches kept on disk, with the learner's log-probs and advantages."""
+    """Whole encoded batches kept on disk, with the learner's log-probs, and advantages but for those from values."""
 
     every: int = on_resume(0, ge=0)
     """Archive the batch of every N-th step; 0 archives none."""

@@ -14,7 +14,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from penstock.learner.algorithms.bound import STEP_KL
 from penstock.learner.algorithms.objectives import Facts, log_ratio
+from penstock.learner.algorithms.ranges import within_range
 from penstock.learner.tally import Tally, Totals
 
 if TYPE_CHECKING:
@@ -91,6 +93,14 @@ def observe(
     most = torch.cat([most, part.lags.reshape(1, -1).double()])
     found = nothing.expand(len(most), _NONE + 1).scatter_reduce(1, bucket.expand(len(most), -1), most, "amax")
     tally.highest_table(_HIGHEST, ("weight", "apart", "lag"), found[:, :_NONE].T)
+
+
+def observe_step(tally: Tally, part: MicroBatch, logp: Float[Tensor, "rows window"]) -> None:
+    """How far the whole step has moved the policy, which is at `logp` after its last update."""
+    assert part.logp_prox is not None, "laid into it at the start"
+    mask, _ = within_range(part.mask, logp, part.logp_prox)
+    moved = log_ratio(logp, part.logp_prox, mask).double()
+    tally.add(STEP_KL, moved.expm1() - moved, mask)
 
 
 def step_metrics(totals: Totals, updates: int, passes: int = 1) -> dict[str, float]:

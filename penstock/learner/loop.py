@@ -342,7 +342,7 @@ class LearnerLoop:
             "learner/updates": float(self._crew.engine.updates),
             "learner/tokens": float(self.tokens),
         }
-        return trained.metrics | seen | own
+        return seen | trained.metrics | own
 
     def _step_report(self, fed: Fed, batch: Batch, metrics: dict[str, float], seconds: float) -> None:
         metrics |= report.time_metrics(batch, metrics["time/forward_backward"], seconds)

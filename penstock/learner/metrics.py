@@ -77,6 +77,12 @@ _ALL: dict[str, Metric] = {
     "kl/reference": Metric("KL(π‖π_ref) of the policy from the frozen reference", "nat", "neither", "k3"),
     "kl/update": Metric(_UPDATE, "nat", "neither", "k3, tokens from μ, unweighted"),
     "kl/update/k1": Metric(_UPDATE, "nat", "neither", "k1, tokens from μ, unweighted"),
+    "kl/step": Metric(
+        f"{_WHOLE_UPDATE}, measured by a pass of its own; reported where the objective's β adapts",
+        "nat",
+        "neither",
+        "k3, tokens from μ, unweighted",
+    ),
     "kl/offpolicy": Metric(_OFFPOLICY, "nat", "down", "k3, tokens from μ"),
     "kl/offpolicy/k1": Metric(_OFFPOLICY, "nat", "down", "k1, tokens from μ"),
     "mismatch/mean": Metric(
@@ -140,7 +146,7 @@ _ALL: dict[str, Metric] = {
     "batch/unknown_mask": Metric(
         "tokens left out of the loss because what top-p and top-k had left was more than is recorded", "tokens", "down"
     ),
-    "batch/advantage_max": Metric("largest absolute advantage"),
+    "batch/advantage_max": Metric("largest absolute advantage, as the loss takes it"),
     "learner/tokens": Metric("response tokens trained on so far", "tokens"),
     "learner/updates": Metric("optimizer updates so far"),
     # --- time

@@ -40,6 +40,14 @@ class MicroBatch:
     """What the value model said at the start of the step; None without one."""
     returns: Float[Tensor, "rows window"] | None = None
     """What it is to say."""
+    within: Bool[Tensor, "rows window"] | None = None
+    """Tokens that got credit from values: those that count and whose log-ratio at the start is a number within range.
+    None without values."""
+
+    @property
+    def credited(self) -> Bool[Tensor, "rows window"]:
+        """Tokens with an advantage and, where there are values, a return."""
+        return self.mask if self.within is None else self.within
 
     @classmethod
     def of(cls, batch: Batch, rows: list[int], device: torch.device) -> MicroBatch:

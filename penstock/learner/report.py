@@ -49,7 +49,8 @@ def group_metrics(fed: Fed) -> dict[str, float]:
 
 
 def batch_metrics(batch: Batch, groups: Sequence[Group]) -> dict[str, float]:
-    """Sizes of the batch that was trained on, and what of its groups could not be."""
+    """Sizes of the batch that was trained on, and what of its groups could not be. Advantages from values are not
+    known here: the train step reports them in their place."""
     scored = [t.completion for group in groups for t in group.scored]
     return {
         "batch/unknown_mask": float(sum((c.actions & ~drawn_from_known(c)).sum() for c in scored)),

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from penstock.learner.algorithms.bound import BoundAlgorithm, ValueUse
+from penstock.learner.algorithms.ranges import within_range
 from penstock.learner.algorithms.values import error_sums, explained_variance
 from penstock.learner.critic import split_values
 from penstock.learner.deal import Share
@@ -36,7 +37,7 @@ class Start:
     bound: float
     """Of the rejection, on the square of a log-ratio; infinity where it needs none."""
     metrics: dict[str, float]
-    """Of the values, over all ranks."""
+    """Of the values and the advantages from them, over all ranks."""
 
 
 def begin(
@@ -55,6 +56,8 @@ def begin(
     metrics = _value_metrics(parts, team) if algorithm.value is not None else {}
     if algorithm.whiten_tokens_eps is not None:
         parts = _whitened(parts, algorithm.whiten_tokens_eps, team)
+    if algorithm.value is not None:
+        metrics["batch/advantage_max"] = _largest(parts, team)
     return Start(parts, _bound(parts, algorithm, team), metrics)
 
 
@@ -72,8 +75,12 @@ def _looked_at(models: Models, part: MicroBatch, value: ValueUse | None, alive: 
     values, after = split_values(found, part.rows)
     # An answer that ended has no state after it; one that was cut at its budget has, and may be taken to go on.
     after = torch.where(part.truncated, after, 0.0) if value.bootstrap_truncated else torch.zeros_like(after)
-    advantages, returns = value.credit(part.token_rewards, values, after, logp, part.logp_sampler, part.mask)
-    return replace(part, logp_prox=logp, old_values=values, advantages=advantages, returns=returns)
+    # Credit flows from token to token: one without a usable ratio must not reach its neighbours. The loss, which takes
+    # the whole mask, still sees what is undefined, and so the update is skipped.
+    mask, _ = within_range(part.mask, logp, part.logp_sampler)
+    mask = mask & (logp - part.logp_sampler).isfinite()
+    advantages, returns = value.credit(part.token_rewards, values, after, logp, part.logp_sampler, mask)
+    return replace(part, logp_prox=logp, old_values=values, advantages=advantages, returns=returns, within=mask)
 
 
 def _value_metrics(parts: Parts, team: Team) -> dict[str, float]:
@@ -81,7 +88,7 @@ def _value_metrics(parts: Parts, team: Team) -> dict[str, float]:
     sums = np.zeros(5)
     for part in itertools.chain(*parts):
         assert part.old_values is not None and part.returns is not None, "laid into it just before"
-        sums += error_sums(part.old_values, part.returns, part.mask).cpu().numpy()
+        sums += error_sums(part.old_values, part.returns, part.credited).cpu().numpy()
     count, errors, error_squares, returns, return_squares = team.sum(sums).tolist()
     if count == 0:
         return {}
@@ -90,12 +97,18 @@ def _value_metrics(parts: Parts, team: Team) -> dict[str, float]:
     return means if math.isnan(explained) else means | {"critic/explained_variance": explained}
 
 
+def _largest(parts: Parts, team: Team) -> float:
+    """The largest absolute advantage on all ranks."""
+    mine = [float(t.abs().max()) for t in _advantages(parts) if t.numel()]
+    return float(team.max(np.asarray([max(mine, default=0.0)]))[0])
+
+
 def _whitened(parts: Parts, eps: float, team: Team) -> Parts:
     """Advantages with mean 0 and standard deviation 1 (n − 1) over the tokens that count on all ranks; unchanged for
     fewer than two tokens. Two passes: the squares of a large mean would swallow a small deviation."""
 
     def total(of: Callable[[Tensor], Tensor]) -> float:
-        return float(team.sum(np.asarray([sum(float(of(t)) for t in _tokens(parts, _advantages))]))[0])
+        return float(team.sum(np.asarray([sum(float(of(t)) for t in _advantages(parts))]))[0])
 
     count = total(lambda t: torch.tensor(t.numel()))
     if count < 2:
@@ -105,7 +118,7 @@ def _whitened(parts: Parts, eps: float, team: Team) -> Parts:
 
     def whiten(part: MicroBatch) -> MicroBatch:
         centred = (part.advantages.double() - mean) / (deviation + eps)
-        return replace(part, advantages=torch.where(part.mask, centred, 0.0).to(part.advantages.dtype))
+        return replace(part, advantages=torch.where(part.credited, centred, 0.0).to(part.advantages.dtype))
 
     return _each(parts, whiten)
 
@@ -114,7 +127,7 @@ def _bound(parts: Parts, algorithm: BoundAlgorithm, team: Team) -> float:
     """The rejection's bound from the log-ratios of all ranks; the same number on each."""
     if algorithm.reject_bound is None:
         return math.inf
-    mine = [t.cpu().numpy() for t in _tokens(parts, _log_ratios)]
+    mine = [t.cpu().numpy() for t in _log_ratios(parts)]
     gathered = team.gather(np.concatenate([np.zeros(0), *mine]).tobytes())
     bound = math.inf
     if team.leads:
@@ -127,16 +140,14 @@ def _each(parts: Parts, change: Callable[[MicroBatch], MicroBatch]) -> Parts:
     return [[change(part) for part in mini] for mini in parts]
 
 
-def _tokens(parts: Parts, column: Callable[[MicroBatch], Tensor]) -> Iterator[Tensor]:
-    """A column's tokens that count [tokens], in doubles, micro-batch by micro-batch."""
+def _advantages(parts: Parts) -> Iterator[Tensor]:
+    """Of the tokens that have one [tokens], in doubles, micro-batch by micro-batch."""
     for part in itertools.chain(*parts):
-        yield column(part)[part.mask].double()
+        yield part.advantages[part.credited].double()
 
 
-def _advantages(part: MicroBatch) -> Tensor:
-    return part.advantages
-
-
-def _log_ratios(part: MicroBatch) -> Tensor:
-    assert part.logp_prox is not None, "laid into it at the start"
-    return part.logp_prox.double() - part.logp_sampler
+def _log_ratios(parts: Parts) -> Iterator[Tensor]:
+    """Of the tokens that count [tokens], in doubles, micro-batch by micro-batch."""
+    for part in itertools.chain(*parts):
+        assert part.logp_prox is not None, "laid into it at the start"
+        yield part.logp_prox[part.mask].double() - part.logp_sampler[part.mask]

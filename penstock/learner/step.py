@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
@@ -14,7 +15,7 @@ from torch import Tensor
 from penstock.learner.algorithms.composition import compose
 from penstock.learner.algorithms.reductions import weighted_sum
 from penstock.learner.critic import split_values
-from penstock.learner.diagnostics import observe
+from penstock.learner.diagnostics import observe, observe_step
 from penstock.learner.forward import policy_pass, value_pass
 from penstock.learner.start import Parts, begin
 from penstock.learner.tally import Tally
@@ -86,8 +87,18 @@ def train_step(
             applied, skipped = applied + bool(update), skipped + (not update)
             for name, value in update.items():
                 tally.add_number(name, value)
+    if algorithm.follows_step and not policy_frozen:
+        _look_back(engines, start.parts, tally, alive)
     kept = _by_row(share, start.parts) if keep_logprobs else np.zeros(0, np.float32)
     return StepResult(applied, skipped, tally, start.metrics, kept)
+
+
+def _look_back(models: Models, parts: Parts, tally: Tally, alive: Callable[[], None]) -> None:
+    """What the updates together have done to the policy: each of them was measured before it was made."""
+    for part in itertools.chain(*parts):
+        alive()
+        with torch.no_grad():
+            observe_step(tally, part, policy_pass(models.policy, part)[0])
 
 
 def micro_losses(
@@ -131,13 +142,13 @@ def micro_losses(
 
 
 def _value_loss(use: ValueUse, part: MicroBatch, found: Tensor, tally: Tally) -> Float[Tensor, ""]:
-    """Reduced as the policy's is, over all tokens that count: values are learned from what is rejected, too."""
+    """Reduced as the policy's is, over all tokens with a return: values are learned from what is rejected, too."""
     assert part.old_values is not None and part.returns is not None, "laid into it at the start"
     values, _ = split_values(found, part.rows)
-    losses, facts = use.loss(values, part.old_values, part.returns, part.mask)
+    losses, facts = use.loss(values, part.old_values, part.returns, part.credited)
     for name, value in facts.items():
-        tally.add(name, value, part.mask)
-    loss = weighted_sum(losses, part.mask, part.weights)
+        tally.add(name, value, part.credited)
+    loss = weighted_sum(losses, part.credited, part.weights)
     tally.add_number("critic/loss", loss.detach())
     return loss
 

@@ -71,6 +71,11 @@ def test_values_warm_up_learn_are_kept_and_come_back(team, tmp_path):
     assert "actor/grad_norm" not in first[0]
     assert "critic/grad_norm" in first[0]
     assert [m["learner/updates"] for m in first] == [0.0, 4.0, 8.0, 12.0]
+    assert "actor/lr" not in first[0]
+    assert [m["actor/lr"] for m in first[1:]] == pytest.approx([1e-3] * 3)
+    assert [m["critic/lr"] for m in first] == pytest.approx([1e-2] * 4)
+    # Of the advantages from values, which are whitened: more than one deviation for some token.
+    assert all(m["batch/advantage_max"] > 1 for m in first)
     assert first[0]["critic/value_mean"] == 0
     assert first[3]["critic/value_mean"] > 0.05
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -13,6 +14,7 @@ from learner_parts import tiny_model
 from penstock.learner.algorithms.bound import bind
 from penstock.learner.config import AlgorithmSection
 from penstock.learner.critic import ValueModel, split_values, window_values
+from penstock.learner.forward import policy_pass
 from penstock.learner.ranks import Team
 from penstock.learner.start import begin
 from penstock.services.logprobs import pad_rows
@@ -109,12 +111,48 @@ def test_explained_variance_and_means_are_over_all_tokens_that_count():
     rows = step_parts.plain_start(models, batch)
     values = np.array([v for row in rows for _, v, _, _ in row.values()])
     returns = np.array([g for row in rows for _, _, _, g in row.values()])
+    advantages = np.array([a for row in rows for _, _, a, _ in row.values()])
     expected = {
+        "batch/advantage_max": np.abs(advantages).max(),
         "critic/explained_variance": 1 - (returns - values).var() / returns.var(),
         "critic/value_mean": values.mean(),
         "critic/return_mean": returns.mean(),
     }
     assert start.metrics == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("credit", ["gae", "vtrace"])
+@pytest.mark.parametrize("apart", [200.0, -math.inf], ids=["out of range", "impossible under both"])
+def test_a_token_without_a_usable_ratio_gets_no_credit_and_leaves_that_of_its_neighbours_alone(
+    monkeypatch, credit, apart
+):
+    models, batch = step_parts.bare_models("own"), step_parts.batch_of()
+    trust = {"trust": {"kind": "none"}} if credit == "vtrace" else {}
+    section = step_parts.ppo("own", credit={"kind": credit, "gamma": 0.9, "lam": 0.8}, **trust)
+    row, token = 3, 3
+    place = int(batch.lengths[:row].sum()) + token
+    assert batch.mask[[place - 1, place, place + 1]].all()
+    without = batch.mask.copy()
+    without[place] = False
+    expected = started(section, models, batch=dataclasses.replace(batch, mask=without))
+    sampler = batch.logp_sampler.copy()
+    sampler[place] = -math.inf if apart < 0 else sampler[place] - apart
+    if apart < 0:
+
+        def impossible(model, part):
+            found = policy_pass(model, part)
+            return found._replace(logp=found.logp.masked_fill(part.logp_sampler == -math.inf, -math.inf))
+
+        monkeypatch.setattr("penstock.learner.start.policy_pass", impossible)
+    found = started(section, models, batch=dataclasses.replace(batch, logp_sampler=sampler))
+    for name in ("advantages", "returns"):
+        for one, other in zip(by_row(found, 2, name), by_row(expected, 2, name), strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+    assert found.metrics == pytest.approx(expected.metrics, rel=1e-5)
+    # It still counts, for the denominators and for what is reported; its value is learned from nothing.
+    part = found.parts[0][1]
+    assert part.mask[row - 2, token]
+    assert not part.credited[row - 2, token]
 
 
 def test_a_new_value_model_says_0_everywhere_and_nothing_on_padding():

@@ -114,7 +114,7 @@ def test_a_whole_cell_may_be_replaced():
 def test_coefficients_that_adapt_begin_where_the_row_says_and_follow_their_own_kl():
     in_objective = bind(section("ppo_kl")).adaptive
     assert list(in_objective) == [OBJECTIVE_COEFFICIENT]
-    assert (in_objective[OBJECTIVE_COEFFICIENT].start, in_objective[OBJECTIVE_COEFFICIENT].metric) == (1.0, "kl/update")
+    assert (in_objective[OBJECTIVE_COEFFICIENT].start, in_objective[OBJECTIVE_COEFFICIENT].metric) == (1.0, "kl/step")
     to_reference = bind(
         section("grpo", kl={"coefficient": 0.04, "controller": {"kind": "proportional", "target": 0.1}})
     ).adaptive

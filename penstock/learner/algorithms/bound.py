@@ -19,6 +19,8 @@ from penstock.learner.algorithms.objectives import Facts
 if TYPE_CHECKING:
     from penstock.learner.config import AlgorithmSection
 
+STEP_KL = "kl/step"
+"""Metric: KL(π_prox‖π) after the last update of the step."""
 KL_COEFFICIENT, OBJECTIVE_COEFFICIENT = "kl.coefficient", "objective.coefficient"
 
 
@@ -101,8 +103,14 @@ class BoundAlgorithm:
 
     @property
     def needs_start(self) -> bool:
-        """Whether a step must look at its whole batch before its first update: for values, or for a rejection bound."""
-        return self.value is not None or self.reject_bound is not None
+        """Whether a step must look at its whole batch before its first update: for values, for a rejection bound, or
+        since it is to be compared with the policy after the last one."""
+        return self.value is not None or self.reject_bound is not None or self.follows_step
+
+    @property
+    def follows_step(self) -> bool:
+        """Whether a coefficient follows how far the whole step moves the policy, which takes a pass of its own."""
+        return any(each.metric == STEP_KL for each in self.adaptive.values())
 
 
 def bind(section: AlgorithmSection) -> BoundAlgorithm:
@@ -177,5 +185,5 @@ def _adaptive(section: AlgorithmSection) -> dict[str, Adaptive]:
         found[KL_COEFFICIENT] = Adaptive(section.kl.coefficient, "kl/reference", section.kl.controller.bind())
     objective = section.objective
     if isinstance(objective, PPOKL) and not isinstance(objective.controller, Fixed):
-        found[OBJECTIVE_COEFFICIENT] = Adaptive(objective.coefficient, "kl/update", objective.controller.bind())
+        found[OBJECTIVE_COEFFICIENT] = Adaptive(objective.coefficient, STEP_KL, objective.controller.bind())
     return found

@@ -81,8 +81,9 @@ def gae(
 
     `values` are V before each token, of the model at the start of the step; `last_values` what follows an answer's
     last token: 0 where it ended, V of its last state where it was cut and is taken to go on. Only an answer cut at its
-    token budget may be; one cut as stale counts as ended. Masked values may hold anything; rewards on masked tokens count. Both results are 0 outside of the mask and carry no gradient. λ = 1 is
-    unbiased with any V, λ < 1 as far as V is right.
+    token budget may be; one cut as stale counts as ended. Masked values may hold anything; rewards on masked tokens
+    count. Both results are 0 outside of the mask and carry no gradient. λ = 1 is unbiased with any V, λ < 1 as far as
+    V is right.
     """
     held, following = _values(values, last_values, mask)
     deltas = _at_actions(rewards, mask) + gamma * following - held

@@ -109,12 +109,12 @@ class PPOKL(ObjectiveCell):
 
     function = f"{HERE}.objectives:ppo_kl"
     own = frozenset({"kind", "controller"})
-    with_one_update = "its penalty is 0, and an adaptive coefficient is halved for ever"
+    with_one_update = "its penalty is 0, whatever its coefficient"
     kind: Literal["ppo_kl"] = "ppo_kl"
     coefficient: float = Field(1.0, ge=0, le=1000)
     """β that the run begins with."""
     controller: Controller = Doubling(target=0.01)
-    """How β moves, by the step's KL(π_prox‖π)."""
+    """How β moves, by KL(π_prox‖π) after the step's last update (kl/step), which takes one more forward pass."""
 
 
 class GSPO(ObjectiveCell):
