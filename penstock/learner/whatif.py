@@ -18,10 +18,11 @@ import torch
 from penstock.learner import archive
 from penstock.learner.algorithms.cells import NoValue
 from penstock.learner.algorithms.contradictions import Sizes, contradictions
+from penstock.learner.archived import Models, Step
 from penstock.learner.archivist import moment_of
 from penstock.learner.batch import BatchError
 from penstock.learner.config import AlgorithmSection, LearnerSection
-from penstock.learner.recompute import Models, Step, Unfit, cosine, norm, outcome
+from penstock.learner.recompute import Unfit, cosine, norm, outcome
 from penstock.learner.variants import Variant, defaults, of_own, of_row
 from penstock.services.contracts import PenstockError
 from penstock.services.model_config import ModelSection

@@ -142,7 +142,7 @@ class RoutesFromEngine:
     """vLLM's own `enable_return_routed_experts`. It hands them out with the last output of a request, for all layers of
     the model; those of a request that is cut short lie ready in the output processor.
 
-    Of a position that is computed again it is the engine who decides which time counts; nothing of Penstock's sees both.
+    Of a position that is computed again the engine decides which time counts; nothing of Penstock's sees both.
     """
 
     def __init__(self) -> None:
