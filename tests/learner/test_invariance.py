@@ -141,6 +141,9 @@ class ThreadedTeam:
     def sum(self, values):
         return np.sum(self._all(values), axis=0)
 
+    def max(self, values):
+        return np.max(self._all(values), axis=0)
+
     def gather(self, payload):
         found = self._all(payload)
         return found if self.leads else []
