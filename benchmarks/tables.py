@@ -48,6 +48,7 @@ def figure(
             _band(ax, curves, colour, label)
         ax.set(title=title, xlabel=x, ylabel=y, ylim=(0, ceiling * 1.02))
         ax.grid(alpha=0.3)
+        ax.tick_params(labelbottom=True, labelleft=True)
     axes.flat[0].legend(loc="lower right", fontsize="small")
     made.savefig(file, dpi=110, metadata={"Software": "penstock"})
     pyplot.close(made)
