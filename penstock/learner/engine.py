@@ -7,9 +7,11 @@ What DeepSpeed does to a loss of its own accord, dividing gradients by the numbe
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 import os
 from collections.abc import Callable, Iterator
+from enum import Enum
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -197,6 +199,9 @@ class Engine:
 class _CheckpointFiles(TorchCheckpointEngine):  # type: ignore[misc]  # no types there
     """DeepSpeed's checkpoint files, read with a list of what may be in them instead of free unpickling."""
 
+    def save(self, state_dict: Any, path: str) -> None:
+        super().save(_without_enums(state_dict), path)
+
     def load(self, path: str, map_location: Any = None) -> Any:
         with torch.serialization.safe_globals(_allowed()):
             return torch.load(path, map_location=map_location, weights_only=True)
@@ -205,10 +210,23 @@ class _CheckpointFiles(TorchCheckpointEngine):  # type: ignore[misc]  # no types
 def _allowed() -> list[Any]:
     """What DeepSpeed puts into its files besides tensors and plain values."""
     from deepspeed.runtime.fp16.loss_scaler import LossScaler
-    from deepspeed.runtime.zero.config import ZeroStageEnum
     from deepspeed.utils.tensor_fragment import fragment_address
 
-    return [LossScaler, ZeroStageEnum, fragment_address]
+    return [LossScaler, fragment_address]
+
+
+def _without_enums(state: Any) -> Any:
+    """The same with members of enumerations as the numbers they are: before Python 3.11.4 one is pickled as a call of
+    `getattr`, which nobody should have to allow."""
+    if isinstance(state, Enum):
+        return state.value
+    if type(state) in (list, tuple):
+        return type(state)(_without_enums(value) for value in state)
+    if isinstance(state, dict):
+        copied = copy.copy(state)
+        copied.update({key: _without_enums(value) for key, value in state.items()})
+        return copied
+    return state
 
 
 def _turn_dropout_off(model: nn.Module) -> None:
