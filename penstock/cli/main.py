@@ -273,9 +273,10 @@ def run() -> None:
 def _code_of(error: Exception) -> int | None:
     """The exit code of an error that says enough by its text; None for a fault of the program."""
     from penstock.deploy.runfile import RunFileError
+    from penstock.learner.variants import VariantError
     from penstock.services.contracts import PenstockError
     from penstock.services.rundir import RunDirError
 
-    if isinstance(error, (RunFileError, RunDirError)):
+    if isinstance(error, (RunFileError, RunDirError, VariantError)):
         return WRONG_INPUT
     return FAILED if isinstance(error, PenstockError) else None

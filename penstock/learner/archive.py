@@ -93,13 +93,20 @@ def read(folder: Path) -> tuple[Version, Batch, dict[str, Any]]:
     file = folder / _FILE
     if not file.is_file():
         raise BatchError(f"{folder} holds no archived batch: {_FILE} is missing")
-    batch, facts = Batch.from_bytes(file.read_bytes())
+    try:
+        batch, facts = Batch.from_bytes(file.read_bytes())
+    except BatchError as error:
+        raise BatchError(f"{file} is damaged: {error}") from error
     return Version.parse(facts.pop("version")), batch, facts
 
 
 def read_groups(folder: Path) -> list[Group]:
-    """The groups of an archived step. Raises FileNotFoundError where they were not kept, CodecError for damage."""
-    payloads = msgspec.msgpack.decode((folder / _GROUPS).read_bytes(), type=list[bytes])
+    """The groups of an archived step. Raises FileNotFoundError where they were not kept, BatchError and CodecError
+    for damage."""
+    try:
+        payloads = msgspec.msgpack.decode((folder / _GROUPS).read_bytes(), type=list[bytes])
+    except msgspec.MsgspecError as error:
+        raise BatchError(f"{folder / _GROUPS} is damaged: {error}") from error
     return [decode(payload, Group) for payload in payloads]
 
 

@@ -44,6 +44,8 @@ class Variant:
 def of_row(text: str, longest: int) -> Variant:
     """`cispo`, `cispo objective.max_weight=3` or `mymodule:ROW …`: a row of the table with some of its cells changed.
     `longest` is the run's budget of tokens for an answer. Raises VariantError."""
+    if not text.strip():
+        raise VariantError(f"--row {text!r} names no row; there are {', '.join(table.rows())}, or MODULE:ROW")
     name, *assignments = text.split()
     try:
         table.find(name)

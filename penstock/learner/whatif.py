@@ -23,7 +23,8 @@ from penstock.learner.archivist import moment_of
 from penstock.learner.batch import BatchError
 from penstock.learner.config import AlgorithmSection, LearnerSection
 from penstock.learner.recompute import Unfit, cosine, norm, outcome
-from penstock.learner.variants import Variant, defaults, of_own, of_row
+from penstock.learner.variants import Variant, VariantError, defaults, of_own, of_row
+from penstock.services.codec import CodecError
 from penstock.services.contracts import PenstockError
 from penstock.services.model_config import ModelSection
 from penstock.services.versions import Version
@@ -110,14 +111,18 @@ def compare(
     """Every archived step with weights, or the `newest` so many, under rows of the table (`variants.of_row`) and
     changes to the run's own (`variants.of_own`); without either, under `variants.defaults`.
 
-    The run may go on meanwhile: a step that is pruned while it is read is left out. `progress(done, of, what)` is
+    The run may go on meanwhile: a step that is pruned while it is read is left out. So is one that is damaged, or for
+    which the run's own algorithm cannot be computed, with a note. `progress(done, of, what)` is
     called at every evaluation. Raises PenstockError when there is nothing to look at, VariantError for a variant that
     cannot be.
     """
-    folders = _archived(archives)[-(newest or 0) :]
+    there = _archived(archives)
+    # Nothing follows the last step, so of those that something may follow the newest are wanted.
+    folders = (there[:-1] if at == "next" else there)[-(newest or 0) :]
     work = _Work(model, at, rows, sets)
     for place, folder in enumerate(folders):
-        work.look_at(folder, folders[place + 1 :], functools.partial(progress, place, len(folders)))
+        later = there[there.index(folder) + 1 :]
+        work.look_at(folder, later, functools.partial(progress, place, len(folders)))
     if not work.steps:
         raise PenstockError(_nothing(archives, at, work.gone))
     facts = [each for _, each in work.steps]
@@ -148,10 +153,12 @@ class _Work:
             if self._at == "next" and following is None:
                 return
             found = self._evaluate(step, following, progress)
-        except (OSError, BatchError, PenstockError):
-            if archive.has_weights(folder):
-                raise
-            self.gone.append(f"{folder.name} was pruned while it was read")
+        except VariantError:
+            raise
+        except (OSError, BatchError, CodecError, PenstockError) as error:
+            damaged = archive.has_weights(folder)
+            why = f"is left out: {error}" if damaged else "was pruned while it was read"
+            self.gone.append(f"{folder.name} {why}")
             return
         self.steps.append((step.version, step.facts))
         for label, metrics in found.items():
@@ -175,6 +182,9 @@ class _Work:
             try:
                 made = outcome(step, models, section, budget, following, alive)
             except Unfit as error:
+                if variant.label == OWN:
+                    # All others are compared with it: without it there is nothing to say about this step.
+                    raise
                 self.rows[variant.label] = replace(self.rows[variant.label], reason=str(error))
                 continue
             reference = reference or made.gradient
@@ -230,7 +240,7 @@ def _following(step: Step, later: Sequence[Path]) -> Path | None:
 
 
 def _nothing(archives: Path, at: At, gone: Sequence[str]) -> str:
-    if at == "next":
+    if at == "next" and not gone:
         return (
             f"no two steps in {archives} follow each other: --at next needs the weights that a step has led to, "
             "which the next step has when it is archived too; run with archive.every=1 and archive.weights=true"

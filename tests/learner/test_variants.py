@@ -71,3 +71,5 @@ def test_a_row_that_is_not_there_is_named_with_the_nearest():
         of_row("cisp", 6)
     with pytest.raises(VariantError, match="no_such_module"):
         of_row("no_such_module:ROW", 6)
+    with pytest.raises(VariantError, match=r"--row ' ' names no row; there are .*cispo"):
+        of_row(" ", 6)

@@ -242,12 +242,35 @@ def test_a_step_is_let_go_before_the_next_is_read(run, monkeypatch):
     assert alive == [0, 0, 0]
 
 
-def test_damage_is_not_taken_for_pruning(run, tmp_path):
+@pytest.mark.parametrize("part", ["policy/model.safetensors", "batch.safetensors", "groups.msgpack"])
+def test_a_damaged_step_is_left_out_and_the_note_says_what_is_damaged(run, tmp_path, part):
     shutil.copytree(run[0] / "archive", tmp_path / "archive")
-    weights = archive.steps(tmp_path / "archive")[1] / archive.POLICY / archive.WEIGHTS
-    weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(PenstockError, match=r"step-000002-lineage-0/policy"):
+    file = archive.steps(tmp_path / "archive")[1] / part
+    file.write_bytes(file.read_bytes()[:100])
+    found, _ = compared(tmp_path, "cispo")
+    assert found.steps == ["0.1", "0.3"]
+    (note,) = [note for note in found.notes if "left out" in note]
+    assert note.startswith("step-000002-lineage-0 is left out") and part.split("/")[0] in note
+    for step in archive.steps(tmp_path / "archive"):
+        (step / part).write_bytes(b"x")
+    with pytest.raises(PenstockError, match=r"could be read: step-000001-lineage-0 is left out"):
         compared(tmp_path, "cispo")
+
+
+def test_a_step_that_the_runs_own_row_cannot_be_computed_for_lends_nobody_its_place(critic_run, tmp_path):
+    """Cosines are to the run's own gradient, never to that of the next variant in the list."""
+    shutil.copytree(critic_run / "archive", tmp_path / "archive")
+    whole, _ = compared(tmp_path, "cispo")
+    shutil.rmtree(archive.steps(tmp_path / "archive")[-1] / archive.VALUE)
+    found, rows = compared(tmp_path, "cispo")
+    assert found.steps == whole.steps[:-1]
+    assert rows["cispo"].steps[0]["cosine"] < 0.999
+    assert any("left out" in note and "value" in note for note in found.notes)
+
+
+def test_the_newest_are_counted_among_those_that_something_follows(run):
+    found, _ = compared(run[0], "cispo", at="next", newest=1)
+    assert found.steps == ["0.2"]
 
 
 def test_a_run_without_weights_is_told_how_to_have_them(team, tmp_path):
@@ -302,7 +325,7 @@ def test_the_command_prints_plain_columns_where_it_is_piped(run_dir):
 
 
 def test_the_command_gives_json_when_asked(run_dir):
-    arguments = ["whatif", str(run_dir.path), "--set", "trust.kind=none", "--at", "next", "--newest", "2", "--json"]
+    arguments = ["whatif", str(run_dir.path), "--set", "trust.kind=none", "--at", "next", "--newest", "1", "--json"]
     result = CliRunner().invoke(app, arguments)
     assert json.loads(result.stdout)["steps"] == ["0.2"]
 
