@@ -35,7 +35,7 @@ def figure(
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    from penstock.services.plots import COLOURS
+    from penstock.services.plots import COLOURS, band
 
     down = math.ceil(len(panels) / across)
     made, axes = pyplot.subplots(
@@ -45,7 +45,8 @@ def figure(
         ax.set_visible(False)
     for ax, (title, lines) in zip(axes.flat, panels.items(), strict=False):
         for colour, (label, curves) in zip(COLOURS, lines.items(), strict=False):
-            _band(ax, curves, colour, label)
+            end = max(xs[-1] for xs, _ in curves)
+            band(ax, [_to(end, curve) for curve in curves], colour, label)
         ax.set(title=title, xlabel=x, ylabel=y, ylim=(0, ceiling * 1.02))
         ax.grid(alpha=0.3)
         ax.tick_params(labelbottom=True, labelleft=True)
@@ -54,15 +55,7 @@ def figure(
     pyplot.close(made)
 
 
-def _band(ax: object, curves: Sequence[Curve], colour: str, label: str) -> None:
-    import numpy as np
-
-    if not curves:
-        return
-    end = max(xs[-1] for xs, _ in curves)
-    grid = np.unique(np.concatenate([xs for xs, _ in curves]))
-    grid = grid[grid <= end]
-    # A run that broke down early stays where it fell.
-    values = np.stack([np.interp(grid, xs, ys) for xs, ys in curves])
-    ax.fill_between(grid, values.min(0), values.max(0), color=colour, alpha=0.15, linewidth=0)  # type: ignore[attr-defined]
-    ax.plot(grid, values.mean(0), color=colour, linewidth=1.8, label=label)  # type: ignore[attr-defined]
+def _to(end: float, curve: Curve) -> Curve:
+    """The curve up to `end`: a run that broke down early stays where it fell."""
+    xs, ys = curve
+    return (xs, ys) if xs[-1] >= end else ([*xs, end], [*ys, ys[-1]])

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from penstock.learner.algorithms.cells import OwnValue, ValueHead
 from penstock.learner.schedule import learning_rate
 from penstock.services.contracts import PenstockError
 
@@ -89,9 +90,9 @@ def build(model: ModelSection, section: LearnerSection, value: Value) -> Engines
     from penstock.services.logprob_model import LogprobModel
     from penstock.services.models import load_model
 
-    policy = LogprobModel(load_model(model, "float32"), value_head=value.kind == "head")
+    policy = LogprobModel(load_model(model, "float32"), value_head=isinstance(value, ValueHead))
     engine = Engine(policy, section, section.ranks)
-    if value.kind != "own":
+    if not isinstance(value, OwnValue):
         return Engines(engine)
     start = model if value.path is None else model.model_copy(update={"path": value.path, "revision": None})
     critic = Engine(ValueModel(load_model(start, "float32").base_model), section, section.ranks)

@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,7 @@ class LearnerLoop:
         self._should_stop, self._beat = should_stop, beat
         keeps = auditor.keeps(settings.staleness.max_lag) if auditor is not None else 0
         self._publisher = Publisher(store, sender, keeps, settings.staleness.take_deadline)
-        self._evidence = Evidence(settings, crew, auditor, self._while_writing)
+        self._evidence = Evidence(settings, crew, auditor, self._waiting)
         self._feed = Feed(
             store,
             algorithm,
@@ -261,14 +262,11 @@ class LearnerLoop:
         return weights
 
     def _wait_for_publication(self) -> None:
-        self._publisher.wait(self._while_publishing, self._settings.staleness.take_deadline)
+        self._publisher.wait(partial(self._waiting, "publishing"), self._settings.staleness.take_deadline)
 
-    def _while_writing(self, doing: str) -> None:
+    def _waiting(self, doing: str) -> None:
+        """Show life, to the supervisor and to the other ranks."""
         self._beat(doing)
-        self._crew.idle()
-
-    def _while_publishing(self) -> None:
-        self._beat("publishing")
         self._crew.idle()
 
     def _while_waiting(self) -> str:

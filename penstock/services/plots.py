@@ -209,7 +209,7 @@ def learning_curve(
     with picture(out, 1, (7.5, 4.5)) as (ax,):
         for colour, (name, label) in zip(COLOURS, metrics.items(), strict=False):
             curves = [_series(rows, name, over) for rows in tables]
-            _band(ax, [curve for curve in curves if curve[0]], colour, label)
+            band(ax, [curve for curve in curves if curve[0]], colour, label)
         many = f", {len(runs)} seeds: mean, lowest to highest" if len(runs) > 1 else ""
         ax.set_title(f"Accuracy on held-out prompts{many}")
         ax.set_xlabel("train step" if over == "step" else "minutes of training")
@@ -285,7 +285,7 @@ def _smooth(values: Sequence[float]) -> list[float]:
     return [sum(values[n - r : n + r + 1]) / (2 * r + 1) for n, r in enumerate(reach)]
 
 
-def _band(ax: Axes, curves: Sequence[tuple[list[float], list[float]]], colour: str, label: str) -> None:
+def band(ax: Axes, curves: Sequence[tuple[list[float], list[float]]], colour: str, label: str) -> None:
     """Mean and spread on the common part of the axis; curves measured at other places are interpolated."""
     import numpy as np
 

@@ -5,20 +5,20 @@ The expected values come from plain torch: one row at a time, no padding, no eng
 
 from __future__ import annotations
 
+import functools
 import math
 import tempfile
 from pathlib import Path
 
-import builders
 import numpy as np
 import pytest
+import step_parts
 import torch
 from learner_parts import free_address, tiny_model
 from step_parts import dealt
 
 from penstock.learner import deal, ranks
 from penstock.learner.algorithms.bound import bind
-from penstock.learner.algorithms.reductions import REDUCTIONS
 from penstock.learner.config import AlgorithmSection, LearnerSection
 
 pytestmark = pytest.mark.engine
@@ -28,32 +28,7 @@ MAX_WEIGHT, KL, ENTROPY = 1.1, 0.1, 0.01
 TEMPERATURE = 0.8
 
 
-def batch_of(reduction="sequence_mean", seed=0):
-    """Seven rows in three groups, lengths 1 to 9, with tool tokens masked in the middle of some."""
-    random = np.random.default_rng(seed)
-    prompts, lengths = np.array([2, 2, 3, 3, 3, 1, 1]), np.array([9, 1, 4, 6, 2, 3, 8])
-    total = int(lengths.sum())
-    mask = random.random(total) > 0.2
-    mask[0] = True
-    batch = builders.batch_of(
-        total,
-        7,
-        prompt_tokens=random.integers(0, 32, int(prompts.sum())).astype(np.int32),
-        prompt_lengths=prompts,
-        tokens=random.integers(0, 32, total).astype(np.int32),
-        lengths=lengths,
-        temperatures=np.full(7, TEMPERATURE, np.float32),
-        groups=np.array([5, 5, 6, 6, 6, 9, 9]),
-        members=np.array([0, 1, 0, 1, 2, 0, 1]),
-        weights=np.zeros(7),
-        mask=mask,
-        logp_sampler=np.where(mask, random.normal(-3.5, 0.3, total), np.nan).astype(np.float32),
-        advantages=random.normal(0, 1, total).astype(np.float32),
-        lags=np.zeros(total, np.int32),
-        older_kv=np.zeros(total, np.bool_),
-        logp_reference=np.where(mask, random.normal(-3.5, 0.3, total), np.nan).astype(np.float32),
-    )
-    return deal.weigh(batch, [range(7)], REDUCTIONS[reduction])
+batch_of = functools.partial(step_parts.batch_of, reduction="sequence_mean")
 
 
 def by_hand(batch):

@@ -16,6 +16,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from penstock.learner.algorithms.objectives import log_ratio
+
 _DOUBLE = torch.float64
 
 
@@ -113,8 +115,7 @@ def vtrace(
     """
     held, following = _values(values, last_values, mask)
     fallen = _at_actions(rewards, mask)
-    apart = torch.where(mask, logp_prox.detach(), 0.0).double() - torch.where(mask, logp_sampler.detach(), 0.0)
-    ratio = apart.exp()
+    ratio = log_ratio(logp_prox.detach().double(), logp_sampler.detach(), mask).exp()
     rho, trace = ratio.clamp(max=max_rho), lam * ratio.clamp(max=max_c)
     corrected = held + _backwards(rho * (fallen + gamma * following - held), gamma * trace, mask)
     _, corrected_following = _values(corrected, last_values, mask)

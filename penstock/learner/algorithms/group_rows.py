@@ -14,9 +14,8 @@ from penstock.learner.algorithms.loss_cells import (
     SequenceIS,
     Uncorrected,
 )
-from penstock.learner.algorithms.row import Algorithm
+from penstock.learner.algorithms.row import ADDED_WEIGHTS, Algorithm
 
-_TIS = "weights by min(π_prox/μ, 2) are Penstock's addition, since another engine draws the tokens"
 _CLIP = "L_t = −min(r A, clip(r, 1 − clip_low, 1 + clip_high) A),  r = π/π_prox"
 _ZSCORE = "A_i = (R_i − mean R)/(std R + ε) within the group, std with n − 1"
 _EQUAL = (
@@ -28,7 +27,7 @@ REINFORCE_PP = Algorithm(
     name="reinforce_pp",
     summary="group mean as baseline, advantages whitened over the whole batch, clipped ratio",
     paper="REINFORCE++ with baseline, arXiv 2501.03262, §3; its KL is k2 in the loss, off until kl.coefficient is "
-    f"set; {_TIS}",
+    f"set; {ADDED_WEIGHTS}",
     baseline=GroupMean(),
     whitening=Whitening(over="sequences"),
     objective=PPOClip(clip_low=0.2, clip_high=0.2),
@@ -47,7 +46,8 @@ A_i = R_i − mean R of the group, then (A_i − mean A)/(std A + ε) over the b
 RLOO = Algorithm(
     name="rloo",
     summary="reward less the mean of the group's other answers, plain policy gradient on whole answers",
-    paper=f"RLOO, arXiv 2402.14740, eq. 6; its KL is k1 in the reward, off until kl.coefficient is set; {_TIS}",
+    paper="RLOO, arXiv 2402.14740, eq. 6; its KL is k1 in the reward, off until kl.coefficient is set; "
+    f"{ADDED_WEIGHTS}",
     baseline=LeaveOneOut(),
     objective=PolicyGradient(),
     kl=KL(estimator="k1", placement="reward"),
@@ -67,7 +67,7 @@ GRPO = Algorithm(
     name="grpo",
     summary="group z-score advantages, clipped ratio, mean over answers of the mean over their tokens",
     paper="DeepSeekMath, arXiv 2402.03300, eq. 3; groups without signal are refilled as in DAPO, arXiv 2503.14476; its "
-    f"KL is k3 in the loss, off until kl.coefficient is set (0.04 in the paper); {_TIS}",
+    f"KL is k3 in the loss, off until kl.coefficient is set (0.04 in the paper); {ADDED_WEIGHTS}",
     baseline=GroupZScore(),
     objective=PPOClip(clip_low=0.2, clip_high=0.2),
     reduction=Reduction(kind="sequence_mean"),
@@ -87,7 +87,7 @@ L = mean over answers of the mean over their tokens""",
 DR_GRPO = Algorithm(
     name="dr_grpo",
     summary="GRPO without its two divisions: no deviation, and a constant length instead of the answer's",
-    paper=f"Dr. GRPO, arXiv 2503.20783, §3.2; {_TIS}",
+    paper=f"Dr. GRPO, arXiv 2503.20783, §3.2; {ADDED_WEIGHTS}",
     baseline=GroupMean(),
     objective=PPOClip(clip_low=0.2, clip_high=0.2),
     reduction=Reduction(kind="fixed_length"),
@@ -105,7 +105,7 @@ L = Σ over all tokens / (answers × budget)""",
 DAPO = Algorithm(
     name="dapo",
     summary="GRPO with a wider upper clip, every token of a group weighing the same, and dynamic sampling",
-    paper=f"DAPO, arXiv 2503.14476, eq. 8 to 12; {_TIS}",
+    paper=f"DAPO, arXiv 2503.14476, eq. 8 to 12; {ADDED_WEIGHTS}",
     baseline=GroupZScore(),
     objective=PPOClip(clip_low=0.2, clip_high=0.28),
     reduction=Reduction(kind="group_token_mean"),

@@ -55,6 +55,18 @@ def policy_gradient(
     return -masked(advantages, mask).to(logp.dtype) * masked(logp, mask), {}
 
 
+def _clipped(
+    ratio: Float[Tensor, "rows window"], weight: Float[Tensor, "rows window"], clip_low: float, clip_high: float
+) -> tuple[Float[Tensor, "rows window"], Facts]:
+    """−min(ratio · weight, clip(ratio) · weight), and where the clipped branch is the smaller one."""
+    loss = -torch.minimum(ratio * weight, ratio.clamp(1 - clip_low, 1 + clip_high) * weight)
+    facts = {
+        CLIPPED_LOW: ((ratio < 1 - clip_low) & (weight < 0)).float(),
+        CLIPPED_HIGH: ((ratio > 1 + clip_high) & (weight > 0)).float(),
+    }
+    return loss, facts
+
+
 def ppo_clip(
     logp: Float[Tensor, "rows window"],
     logp_prox: Float[Tensor, "rows window"],
@@ -74,11 +86,7 @@ def ppo_clip(
     """
     ratio = log_ratio(logp, logp_prox.detach(), mask).exp()
     weight = masked(advantages, mask).to(logp.dtype)
-    loss = -torch.minimum(ratio * weight, ratio.clamp(1 - clip_low, 1 + clip_high) * weight)
-    facts = {
-        CLIPPED_LOW: ((ratio < 1 - clip_low) & (weight < 0)).float(),
-        CLIPPED_HIGH: ((ratio > 1 + clip_high) & (weight > 0)).float(),
-    }
+    loss, facts = _clipped(ratio, weight, clip_low, clip_high)
     if dual_clip is not None:
         loss = torch.where(weight < 0, torch.minimum(loss, -dual_clip * weight), loss)
         facts["actor/pg_clipfrac_dual"] = ((ratio > dual_clip) & (weight < 0)).float()
@@ -124,10 +132,8 @@ def gspo(
     inside, facts = rows_within_range(mask, mean)
     ratio = masked(mean.expand_as(logp), inside).exp()
     weight = masked(advantages, inside).to(logp.dtype)
-    loss = -torch.minimum(ratio * weight, ratio.clamp(1 - clip_low, 1 + clip_high) * weight)
-    facts[CLIPPED_LOW] = ((ratio < 1 - clip_low) & (weight < 0)).float()
-    facts[CLIPPED_HIGH] = ((ratio > 1 + clip_high) & (weight > 0)).float()
-    return masked(loss, inside), facts
+    loss, clipped = _clipped(ratio, weight, clip_low, clip_high)
+    return masked(loss, inside), facts | clipped
 
 
 def cispo(

@@ -51,3 +51,5 @@ class Algorithm:
 
 WORDS = ("name", "summary", "paper", "equation", "traps")
 """Fields for people; the others are cells."""
+ADDED_WEIGHTS = "weights by min(π_prox/μ, 2) are Penstock's addition, since another engine draws the tokens"
+"""Said of rows whose paper takes the sampler and π_prox to be one."""

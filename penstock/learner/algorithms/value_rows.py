@@ -12,15 +12,14 @@ from penstock.learner.algorithms.cells import (
     Whitening,
 )
 from penstock.learner.algorithms.loss_cells import KL, PPOKL, Decoupled, PolicyGradient, PPOClip, Reduction
-from penstock.learner.algorithms.row import Algorithm
+from penstock.learner.algorithms.row import ADDED_WEIGHTS, Algorithm
 
-_TIS = "weights by min(π_prox/μ, 2) are Penstock's addition, since another engine draws the tokens"
 _GAE = "δ_t = R_t + γ V(t+1) − V(t),  A_t = δ_t + γλ A(t+1),  then whitened over the batch's tokens"
 
 PPO = Algorithm(
     name="ppo",
     summary="clipped ratio, advantages per token from a value model of its own (GAE)",
-    paper=f"PPO, arXiv 1707.06347, eq. 7, with GAE, arXiv 1506.02438, eq. 16; {_TIS}",
+    paper=f"PPO, arXiv 1707.06347, eq. 7, with GAE, arXiv 1506.02438, eq. 16; {ADDED_WEIGHTS}",
     baseline=NoBaseline(),
     credit=GAE(gamma=1.0, lam=0.95),
     whitening=Whitening(over="tokens"),
@@ -46,7 +45,7 @@ L_V = max((V − Ĝ)², (V_old + clip(V − V_old, ±value.clip) − Ĝ)²)/2,  
 PPO_KL = Algorithm(
     name="ppo_kl",
     summary="PPO without a clip: a penalty on KL(π_prox‖π) with a coefficient that adapts",
-    paper=f"PPO, arXiv 1707.06347, eq. 8, with GAE, arXiv 1506.02438, eq. 16; {_TIS}",
+    paper=f"PPO, arXiv 1707.06347, eq. 8, with GAE, arXiv 1506.02438, eq. 16; {ADDED_WEIGHTS}",
     baseline=NoBaseline(),
     credit=GAE(gamma=1.0, lam=0.95),
     whitening=Whitening(over="tokens"),
@@ -72,7 +71,7 @@ A2C = Algorithm(
     name="a2c",
     summary="actor-critic: plain policy gradient, full returns less a value head's baseline, entropy bonus",
     paper="A3C, arXiv 1602.01783, §4 and its synchronous form; value loss ½, entropy 0.01, n-step returns up to the "
-    f"answer's end (λ = 1); {_TIS}",
+    f"answer's end (λ = 1); {ADDED_WEIGHTS}",
     baseline=NoBaseline(),
     credit=GAE(gamma=1.0, lam=1.0),
     objective=PolicyGradient(),
@@ -95,7 +94,7 @@ L_t = −A_t log π − c_e H(π) + c_v (V − Ĝ)²/2""",
 REINFORCE = Algorithm(
     name="reinforce",
     summary="the plain score-function estimator on returns, less the mean reward of the batch's other prompts",
-    paper=f"Williams 1992 (no arXiv), with a baseline as in Sutton and Barto, 2nd ed., §13.4; {_TIS}",
+    paper=f"Williams 1992 (no arXiv), with a baseline as in Sutton and Barto, 2nd ed., §13.4; {ADDED_WEIGHTS}",
     baseline=OthersMean(),
     credit=DiscountedReturn(gamma=1.0),
     objective=PolicyGradient(),
