@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from penstock.deploy.view import RunView, WorkerView
-from penstock.services.contracts import STATES, LedgerCounts
+from penstock.services.replay import STATES, LedgerCounts
 from penstock.services.versions import Version
 
 

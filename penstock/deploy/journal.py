@@ -11,8 +11,8 @@ from typing import Any
 from penstock.deploy.config import LimitsSection, RecordingSection
 from penstock.deploy.fleet import Member
 from penstock.deploy.view import Display, Phase, RunView
-from penstock.services.contracts import LedgerCounts
 from penstock.services.metrics import MetricsLog
+from penstock.services.replay import LedgerCounts
 from penstock.services.rundir import RunDir
 from penstock.services.versions import FIRST, Version
 

@@ -11,7 +11,7 @@ from penstock.deploy.rollouts import RolloutPlan
 from penstock.deploy.runfile import RunFile
 from penstock.deploy.transport import Route
 from penstock.learner.learner import LearnerPlan
-from penstock.services.contracts import LedgerRules
+from penstock.services.replay import LedgerRules
 from penstock.services.rundir import RunDir
 from penstock.services.store.connection import StoreAddress
 

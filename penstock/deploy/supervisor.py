@@ -14,7 +14,8 @@ from penstock.deploy.journal import Journal
 from penstock.deploy.parts import Parts
 from penstock.deploy.runfile import RunFile
 from penstock.deploy.signals import Interruption
-from penstock.services.contracts import DeadlinePassed, LedgerCounts, PenstockError, StoreError
+from penstock.services.contracts import DeadlinePassed, PenstockError, StoreError
+from penstock.services.replay import LedgerCounts
 from penstock.services.versions import Version
 
 TICK = 0.2

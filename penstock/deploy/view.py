@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from penstock.services.contracts import LedgerCounts
+from penstock.services.replay import LedgerCounts
 
 Phase = Literal["starting", "evaluating", "training", "draining", "finished", "failed", "stopped"]
 ENDED: tuple[Phase, ...] = ("finished", "failed", "stopped")

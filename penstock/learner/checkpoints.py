@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from penstock.services.contracts import LedgerMemo, PenstockError
+from penstock.services.contracts import PenstockError
+from penstock.services.replay import LedgerMemo
 from penstock.services.rundir import step_name
 from penstock.services.versions import Version
 

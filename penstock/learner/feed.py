@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from penstock.learner.algorithms.bound import BoundAlgorithm
 from penstock.learner.assemble import signal_in
 from penstock.services.codec import CodecError, decode
-from penstock.services.contracts import DeadlinePassed, ReplayStore, Stored
+from penstock.services.contracts import DeadlinePassed
+from penstock.services.replay import ReplayStore, Stored
 from penstock.services.trajectory import Group
 from penstock.services.versions import Version
 

@@ -17,8 +17,9 @@ from penstock.learner.config import (
     StalenessSection,
 )
 from penstock.learner.rank import Rank
-from penstock.services.contracts import PenstockError, ReplayStore, WeightReceiver, WeightSender
+from penstock.services.contracts import PenstockError, WeightReceiver, WeightSender
 from penstock.services.model_config import ModelSection
+from penstock.services.replay import ReplayStore
 from penstock.services.versions import Version
 
 if TYPE_CHECKING:

@@ -29,7 +29,8 @@ from penstock.learner.crew import Crew, Trained
 from penstock.learner.evidence import Evidence
 from penstock.learner.feed import Fed, Feed
 from penstock.learner.publisher import Publisher
-from penstock.services.contracts import PenstockError, ReplayStore, WeightSender
+from penstock.services.contracts import PenstockError, WeightSender
+from penstock.services.replay import ReplayStore
 from penstock.services.versions import FIRST, Version
 
 

@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from penstock.services.contracts import DeadlinePassed, ReplayStore, WeightSender
+from penstock.services.contracts import DeadlinePassed, WeightSender
+from penstock.services.replay import ReplayStore
 from penstock.services.versions import Version
 from penstock.services.weights.manifest import ProbeRecord
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from penstock.services.contracts import Request, Ticket
+from penstock.services.contracts import Request
+from penstock.services.replay import Ticket
 from penstock.services.trajectory import (
     Completion,
     Group,

@@ -18,7 +18,8 @@ from penstock.rollout.leases import Leases
 from penstock.rollout.meter import Meter
 from penstock.rollout.patience import patiently
 from penstock.services.codec import CodecError, decode, encode
-from penstock.services.contracts import DeadlinePassed, Fenced, Generator, ReplayStore, Scorer, Ticket
+from penstock.services.contracts import DeadlinePassed, Fenced, Generator, Scorer
+from penstock.services.replay import ReplayStore, Ticket
 from penstock.services.staleness import Forks, Outlived, binding_version, lag
 from penstock.services.trajectory import Completion, PartialGroup, Prompt, Sampling, Span, Unfinished
 from penstock.services.versions import Version

@@ -9,7 +9,8 @@ import logging
 import threading
 from types import TracebackType
 
-from penstock.services.contracts import ReplayStore, StoreError, Ticket
+from penstock.services.contracts import StoreError
+from penstock.services.replay import ReplayStore, Ticket
 
 log = logging.getLogger(__name__)
 

@@ -21,7 +21,8 @@ from penstock.rollout.groups import Groups, Rules
 from penstock.rollout.leases import Leases
 from penstock.rollout.meter import Meter
 from penstock.rollout.patience import patiently
-from penstock.services.contracts import DeadlinePassed, Generator, PenstockError, ReplayStore, Scorer
+from penstock.services.contracts import DeadlinePassed, Generator, PenstockError, Scorer
+from penstock.services.replay import ReplayStore
 from penstock.services.staleness import Forks
 from penstock.services.trajectory import Prompt, Sampling
 from penstock.services.versions import FIRST, Version

@@ -8,7 +8,7 @@ import pytest
 
 from penstock.deploy.config import GoalSection
 from penstock.deploy.summary import Phases, first_and_last, judge, ledger_summary, over_steps
-from penstock.services.contracts import STATES, LedgerCounts
+from penstock.services.replay import STATES, LedgerCounts
 from penstock.services.versions import FIRST
 
 ROWS = [

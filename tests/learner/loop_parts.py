@@ -12,7 +12,7 @@ from penstock.learner.config import (
     LearnerSection,
     StalenessSection,
 )
-from penstock.services.contracts import LedgerRules
+from penstock.services.replay import LedgerRules
 
 
 def loop_of(

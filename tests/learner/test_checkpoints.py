@@ -7,7 +7,8 @@ import json
 import pytest
 
 from penstock.learner import checkpoints
-from penstock.services.contracts import LedgerMemo, PenstockError
+from penstock.services.contracts import PenstockError
+from penstock.services.replay import LedgerMemo
 from penstock.services.versions import Version
 
 FACTS = {"ranks": 1, "zero_stage": 1, "dtype": "float32", "config_hash": "abc", "updates": 7, "tokens": 900}

@@ -25,8 +25,8 @@ from penstock.learner.config import (
 from penstock.learner.crew import Trained
 from penstock.learner.loop import LearnerLoop, LoopSettings
 from penstock.learner.metrics import METRICS
-from penstock.services.contracts import LedgerRules
 from penstock.services.metrics import describe
+from penstock.services.replay import LedgerRules
 from penstock.services.store.memory import MemoryStore
 from penstock.services.weights.manifest import ProbeRecord, probe_tokens
 

@@ -19,8 +19,9 @@ from penstock.learner.config import (
     StalenessSection,
 )
 from penstock.learner.learner import LearnerPlan, LearnerRank
-from penstock.services.contracts import LedgerRules, PenstockError
+from penstock.services.contracts import PenstockError
 from penstock.services.model_config import ModelSection
+from penstock.services.replay import LedgerRules
 from penstock.services.store.memory import MemoryStore
 from penstock.services.versions import Version
 

@@ -12,7 +12,8 @@ from penstock.learner.algorithms.bound import bind
 from penstock.learner.config import AlgorithmSection
 from penstock.learner.feed import Feed
 from penstock.services.codec import encode
-from penstock.services.contracts import DeadlinePassed, LedgerRules
+from penstock.services.contracts import DeadlinePassed
+from penstock.services.replay import LedgerRules
 from penstock.services.store.memory import MemoryStore
 from penstock.services.versions import FIRST, Version
 

@@ -23,10 +23,11 @@ from penstock.learner.config import (
     StalenessSection,
 )
 from penstock.learner.learner import LearnerPlan, LearnerRank
-from penstock.services.contracts import LedgerRules, PenstockError
+from penstock.services.contracts import PenstockError
 from penstock.services.logprob_model import LogprobModel
 from penstock.services.logprobs import sequence_logprobs
 from penstock.services.model_config import ModelSection
+from penstock.services.replay import LedgerRules
 from penstock.services.store.memory import MemoryStore
 from penstock.services.versions import Version
 

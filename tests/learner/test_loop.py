@@ -11,8 +11,9 @@ from loop_parts import loop_of, many_small_tokens, run_with_worker
 from penstock.learner import archive, checkpoints
 from penstock.learner.diagnostics import BUCKETS
 from penstock.learner.metrics import METRICS
-from penstock.services.contracts import LedgerRules, PenstockError
+from penstock.services.contracts import PenstockError
 from penstock.services.metrics import describe
+from penstock.services.replay import LedgerRules
 from penstock.services.store.memory import MemoryStore
 from penstock.services.versions import Version
 from penstock.services.weights.manifest import probe_tokens

@@ -10,7 +10,8 @@ import torch
 from learner_parts import MemorySender
 
 from penstock.learner.publisher import Publisher
-from penstock.services.contracts import DeadlinePassed, LedgerRules, WeightsError
+from penstock.services.contracts import DeadlinePassed, WeightsError
+from penstock.services.replay import LedgerRules
 from penstock.services.store.memory import MemoryStore
 from penstock.services.versions import FIRST, Version
 

@@ -15,7 +15,7 @@ from rollout_lab import END, Lab, prompt_of, reference, weights_of
 from penstock.rollout.evaluation import EvaluationJob
 from penstock.rollout.worker import RolloutWorker, Rules
 from penstock.services.codec import decode
-from penstock.services.contracts import LedgerRules
+from penstock.services.replay import LedgerRules
 from penstock.services.store.memory import MemoryStore
 from penstock.services.trajectory import Completion, Group, Prompt, Sampling, Trajectory
 from penstock.services.versions import FIRST

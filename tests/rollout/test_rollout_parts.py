@@ -28,9 +28,10 @@ from penstock.rollout.patience import patiently
 from penstock.rollout.probe import judge, judge_change
 from penstock.rollout.recorder import Track
 from penstock.rollout.vllm_extras import MasksFromEngine
-from penstock.services.contracts import DeadlinePassed, Request, StoreError, SwapReport, Ticket, WeightsError
+from penstock.services.contracts import DeadlinePassed, Request, StoreError, SwapReport, WeightsError
 from penstock.services.data import PromptRow
 from penstock.services.metrics import describe
+from penstock.services.replay import Ticket
 from penstock.services.trajectory import PartialGroup, Sampling, StepScore, Unfinished
 from penstock.services.versions import Version
 from penstock.services.weights.manifest import Manifest, ProbeRecord, TensorEntry

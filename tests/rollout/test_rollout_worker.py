@@ -20,7 +20,8 @@ from penstock.rollout.evaluator import Evaluator
 from penstock.rollout.fake import FakeGenerator, table
 from penstock.rollout.worker import RolloutWorker, Rules
 from penstock.services.codec import decode
-from penstock.services.contracts import DeadlinePassed, LedgerRules, PenstockError, StoreError
+from penstock.services.contracts import DeadlinePassed, PenstockError, StoreError
+from penstock.services.replay import LedgerRules
 from penstock.services.staleness import Outlived, binding_version
 from penstock.services.store.memory import MemoryStore
 from penstock.services.trajectory import Completion, Group, Prompt, Sampling, Trajectory

@@ -11,16 +11,8 @@ from functools import wraps
 from typing import Any, TypeVar, cast
 
 from penstock.services import staleness
-from penstock.services.contracts import (
-    STATES,
-    Closed,
-    Fenced,
-    LedgerCounts,
-    LedgerRules,
-    Reservation,
-    StoreError,
-    Ticket,
-)
+from penstock.services.contracts import Fenced, StoreError
+from penstock.services.replay import STATES, Closed, LedgerCounts, LedgerRules, Reservation, Ticket
 from penstock.services.staleness import Forks
 from penstock.services.store.registry import Registry
 from penstock.services.versions import FIRST, Version

@@ -7,7 +7,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
-from penstock.services.contracts import (
+from penstock.services.contracts import StoreError
+from penstock.services.replay import (
     STATES,
     Closed,
     LedgerCounts,
@@ -15,7 +16,6 @@ from penstock.services.contracts import (
     LedgerRules,
     Reservation,
     Stored,
-    StoreError,
     Taken,
     Ticket,
 )
@@ -37,7 +37,7 @@ def check_run_id(run_id: str) -> str:
 
 
 class RedisStore:
-    """`contracts.ReplayStore` on a Redis server; safe to use from several threads and processes at a time.
+    """`replay.ReplayStore` on a Redis server; safe to use from several threads and processes at a time.
 
     `url` is redis://, rediss:// or unix://, without password. All keys of the run begin with `penstock:{run_id}:`.
     Calls are tried again until `deadline` seconds have passed, then they raise StoreError.
@@ -67,7 +67,7 @@ class RedisStore:
         self._connection.call("attach", *_rule_values(rules), 1)
 
     def reconcile(self, checkpoint: Version, issued: int, request: str, memo: LedgerMemo | None = None) -> Version:
-        """See `contracts.ReplayStore.reconcile`. Raises StoreError when the checkpoint's lineage is unknown to the
+        """See `replay.ReplayStore.reconcile`. Raises StoreError when the checkpoint's lineage is unknown to the
         store and to the memo."""
         if memo is not None and memo.issued != issued:
             raise ValueError(f"reconcile: the memo knows of {memo.issued} prompts, the call says {issued}")
@@ -148,7 +148,7 @@ class RedisStore:
     # --- the learner --------------------------------------------------------------------------------
 
     def take(self, version: Version, want: int) -> Taken:
-        """See `contracts.ReplayStore.take`. Payloads that an earlier call for the same version brought are kept here
+        """See `replay.ReplayStore.take`. Payloads that an earlier call for the same version brought are kept here
         and not sent again, so that waiting for the last group of a step is cheap."""
 
         def ask(tree: Tree) -> list[Any]:

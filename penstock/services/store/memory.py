@@ -9,16 +9,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from penstock.services.contracts import (
-    Closed,
-    LedgerMemo,
-    LedgerRules,
-    Reservation,
-    Stored,
-    StoreError,
-    Taken,
-    Ticket,
-)
+from penstock.services.contracts import StoreError
+from penstock.services.replay import Closed, LedgerMemo, LedgerRules, Reservation, Stored, Taken, Ticket
 from penstock.services.staleness import Forks
 from penstock.services.store.book import OUTSTANDING, Book, Entry, atomic
 from penstock.services.store.lineages import Tree
@@ -26,7 +18,7 @@ from penstock.services.versions import FIRST, Version
 
 
 class MemoryStore(Book):
-    """`contracts.ReplayStore` in memory; safe to use from several threads. `clock` gives unix seconds."""
+    """`replay.ReplayStore` in memory; safe to use from several threads. `clock` gives unix seconds."""
 
     # --- the run ------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from ledger_steps import RULES
 
-from penstock.services.contracts import ReplayStore
+from penstock.services.replay import ReplayStore
 from penstock.services.store.ledger import RedisStore
 from penstock.services.store.memory import MemoryStore
 from penstock.services.store.server import PrivateServer

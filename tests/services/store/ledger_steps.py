@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
-from penstock.services.contracts import LedgerRules, ReplayStore, Ticket
+from penstock.services.replay import LedgerRules, ReplayStore, Ticket
 from penstock.services.versions import FIRST, Version
 
 RULES = LedgerRules(max_lag=1, groups_per_step=4, prompts=None, max_bytes=10**9)

@@ -11,7 +11,8 @@ from dataclasses import replace
 import pytest
 from ledger_steps import RULES, payload
 
-from penstock.services.contracts import Fenced, ReplayStore
+from penstock.services.contracts import Fenced
+from penstock.services.replay import ReplayStore
 from penstock.services.store.memory import MemoryStore
 from penstock.services.versions import FIRST, Version
 

@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 from ledger_steps import RULES, indices, play, reserve, states, step, taken
 
-from penstock.services.contracts import LedgerMemo, ReplayStore, StoreError
+from penstock.services.contracts import StoreError
+from penstock.services.replay import LedgerMemo, ReplayStore
 from penstock.services.versions import FIRST, Version
 
 

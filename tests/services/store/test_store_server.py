@@ -198,7 +198,7 @@ def test_a_server_that_stays_away_is_an_error_that_says_where_what_and_how_long(
 
 
 def store_ticket():
-    from penstock.services.contracts import Ticket
+    from penstock.services.replay import Ticket
 
     return Ticket(0, 1, 0.0)
 

@@ -18,7 +18,8 @@ from hypothesis.stateful import (
 from ledger_steps import RULES, payload
 
 from penstock.services import staleness
-from penstock.services.contracts import Fenced, LedgerMemo, ReplayStore, StoreError, Ticket
+from penstock.services.contracts import Fenced, StoreError
+from penstock.services.replay import LedgerMemo, ReplayStore, Ticket
 from penstock.services.store.lineages import Tree
 from penstock.services.store.memory import MemoryStore
 from penstock.services.store.server import PrivateServer
