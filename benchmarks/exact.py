@@ -20,6 +20,7 @@ from benchmarks.exact_corrections import ANSWERS, TOKENS
 from benchmarks.exact_kl import BONUS, ESTIMATES, IN_LOSS, IN_REWARD
 from benchmarks.exact_moved import MOVED
 from benchmarks.exact_rows import ROWS, STALE
+from benchmarks.exact_steps import STEPWISE
 from benchmarks.exact_values import TARGETS, TRACES
 
 PAGE = Path(__file__).parent.parent / "docs" / "exact-gradients.md"
@@ -51,6 +52,13 @@ PARTS = (
         "Baselines, credit, whitening",
         "On-policy. What a line names is all that differs from the row `rloo` without trust weights; the target is ∇J.",
         ADVANTAGES,
+    ),
+    Part(
+        "Step rewards",
+        "As above, but without a baseline unless a line says so, and with answers that are judged step by step: a step "
+        "earns the rise of the score, and R = outcome + last score. The target is ∇E[R], written without any reward "
+        "per token; for scores that are 0 at the end it is ∇E[outcome].",
+        STEPWISE,
     ),
     Part(
         "Reductions",
@@ -112,6 +120,8 @@ do not.
 - *varied*: 2 tokens and one that ends the answer; 15 answers of 1 to 3 tokens
 - *mdp*: 2 states, 2 actions, 3 steps, rewards at every step; the environment's tokens lie between the actions, masked,
   with NaN beside them
+- *steps*: the same answers with an outcome and the scores of three steps for rewards; two of the steps end where the
+  environment has answered
 - *two prompts*: 4 answers to each; batches of two groups
 - *one token*: 5 answers without prefix or sequel
 
@@ -123,6 +133,8 @@ h is met, G the size of a group (2 unless said), T the tokens of an answer, E[·
 - On-policy, unbiased up to a constant: `reinforce`, `rloo`, and `ppo`, `ppo_kl`, `a2c` with exact values and without
   whitening or bonus. `dr_grpo` and `kimi` are exactly (G−1)/G of it.
 - A z-score climbs another hill: how often one wins against oneself, not how much one gets.
+- Step rewards leave the gradient that of outcome and last score, whichever credit spreads them, as long as γ = 1 and
+  a step's score says nothing of what comes after the step.
 - Off-policy only the product of all of an answer's ratios is unbiased. A weight per token, capped or not, keeps
   the sampler's prefixes and, without V-trace, what the sampler did next.
 - A KL in the loss is right at every prefix at best (k2 on-policy, `unbiased` always); only in the reward is it the KL

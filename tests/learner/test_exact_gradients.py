@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 
-from benchmarks import exact
+from benchmarks import exact, exact_steps
 from benchmarks import exact_forms as forms
 from benchmarks import exact_worlds as worlds
 from benchmarks.exact_case import TOLERANCE
@@ -19,7 +19,7 @@ PROVEN = [
     for part, case in CASES
     if case.form is not None
 ]
-WORLDS = (worlds.SEQUENCES, worlds.VARIED, worlds.MDP, worlds.TWO_PROMPTS, worlds.ONE_TOKEN)
+WORLDS = (worlds.SEQUENCES, worlds.VARIED, worlds.MDP, worlds.TWO_PROMPTS, worlds.ONE_TOKEN, exact_steps.STEPS)
 
 
 @pytest.mark.parametrize("case", PROVEN)
@@ -64,6 +64,14 @@ def test_the_exact_gradient_is_the_slope_of_the_expected_return(world):
         nudge[place] = step
         higher, lower = (forms.expected_return(world, now + sign * nudge.reshape(now.shape)) for sign in (1, -1))
         assert float(found.flatten()[place]) == pytest.approx(float(higher - lower) / (2 * step), abs=1e-9)
+
+
+def test_by_hand_the_rewards_of_an_answer_that_is_judged_step_by_step():
+    world, scores = exact_steps.STEPS, exact_steps.SCORES
+    for rewards, outcome, (first, second, last) in zip(world.rewards, exact_steps.OUTCOMES, scores, strict=True):
+        wanted = [0.0, float(first), 0.0, float(second - first), float(last - second + outcome)]
+        assert rewards.tolist() == pytest.approx(wanted, abs=1e-15)
+    assert torch.allclose(world.returns, exact_steps.OUTCOMES + scores[:, -1], rtol=0, atol=1e-15)
 
 
 def test_values_of_the_mdp_are_those_of_the_bellman_equation():
