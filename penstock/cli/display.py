@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from typing import IO, TYPE_CHECKING
 
 from penstock.deploy.status import duration
@@ -21,9 +22,15 @@ def headline(view: RunView) -> str:
         value = shown(entry, view.metrics)
         if value is not None:
             parts.append(f"{entry.label} {value}")
+    if view.ledger is not None and view.ledger.refused:
+        parts.append(f"refused by workers: {_by_reason(view.ledger.refused)}")
     if view.time_left is not None:
         parts.append(f"left {duration(view.time_left)}")
     return "  ".join(parts)
+
+
+def _by_reason(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{reason} {number}" for reason, number in sorted(counts.items()))
 
 
 class PlainLines:
@@ -150,8 +157,10 @@ def _ledger(view: RunView) -> RenderableType:
         return table
     whole = Table.grid()
     whole.add_row(table)
-    reasons = ", ".join(f"{reason} {number}" for reason, number in sorted(view.ledger.dropped.items()))
-    whole.add_row(f"[dim]dropped:[/] {reasons}")
+    whole.add_row(f"[dim]dropped:[/] {_by_reason(view.ledger.dropped)}")
+    for reason, number in sorted(view.ledger.refused.items()):
+        cause = view.ledger.causes.get(reason) or "no cause was given"
+        whole.add_row(f"[dim]by workers:[/] {number} {reason}, the last since {_plain(cause)}")
     return whole
 
 

@@ -102,6 +102,8 @@ def ledger_summary(counts: LedgerCounts | None) -> dict[str, Any] | None:
         "issued": counts.issued,
         "by_state": dict(counts.by_state),
         "dropped": dict(counts.dropped),
+        "refused": dict(counts.refused),
+        "causes": dict(counts.causes),
         "redelivered": counts.redelivered,
         "balanced": counts.balanced,
     }

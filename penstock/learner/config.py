@@ -59,7 +59,7 @@ class TrainingSection(Section):
     @model_validator(mode="after")
     def _possible(self) -> TrainingSection:
         if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"betas lie in [0, 1); found {self.betas}")
+            raise ValueError(f"betas lie in [0, 1); found {list(self.betas)}")
         if self.dtype == "bfloat16" and self.zero_stage == 0:
             raise ValueError(
                 "bfloat16 at zero_stage 0 would sum gradients over micro-batches in bfloat16; use zero_stage 1"
@@ -104,7 +104,8 @@ class StalenessSection(Section):
     """An answer that outlives the bound while it is generated: `drop` its group, `mask` its tokens beyond the
     bound, or `cut` it short at the weight swap."""
     refill_attempts: int = on_resume(10, ge=1)
-    """Groups without signal are replaced at most this many times groups_per_step in one train step."""
+    """Groups without signal are replaced at most this many times groups_per_step in one train step; then the run ends.
+    It also ends when the rollout workers drop so many in a row (unscored, or too long a prompt) and hand on none."""
     take_deadline: float = on_resume(1800.0, gt=0)
     """Seconds the learner waits for a batch before it gives up. Must exceed the start of an engine and the longest
     answer."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from penstock.learner.algorithms.bound import BoundAlgorithm
 from penstock.learner.assemble import signal_in
+from penstock.learner.refusals import Refusals
 from penstock.services.codec import CodecError, decode
 from penstock.services.contracts import DeadlinePassed
 from penstock.services.replay import ReplayStore, Stored
@@ -36,7 +37,8 @@ class Fed:
 
 
 class Feed:
-    """Fills steps. `waiting` is called at every turn of a wait; what it returns, if anything, ends the wait."""
+    """Fills steps. `waiting` is called at every turn of a wait; what it returns, if anything, ends the wait. `warn`
+    is told when nothing comes because the workers drop all they have."""
 
     def __init__(
         self,
@@ -46,6 +48,7 @@ class Feed:
         refill_attempts: int,
         deadline: float,
         poll: float = 0.02,
+        warn: Callable[[str], object] = lambda _: None,
     ) -> None:
         self._store = store
         self._algorithm = algorithm
@@ -53,6 +56,7 @@ class Feed:
         self._most_refills = refill_attempts * groups_per_step
         self._deadline = deadline
         self._poll = poll
+        self.refusals = Refusals(store, groups_per_step, refill_attempts, warn)
 
     def next(self, version: Version, waiting: Callable[[], str]) -> Fed:
         """`groups_per_step` groups with signal for the step that starts from `version`, or why there are none.
@@ -67,13 +71,16 @@ class Feed:
             fed.dropped["stale"] += taken.stale
             new = [stored for stored in taken.groups if stored.index not in seen]
             seen.update(stored.index for stored in new)
+            if new:
+                self.refusals.came()
             refused = self._sort_out(fed, new)
             if len(fed.groups) == self._want:
                 return fed
             if stop := waiting():
                 # What is held stays taken: who stops the run also says what becomes of what is outstanding.
                 return Fed(version, dropped=fed.dropped, ended=stop)
-            fed.ended = self._hopeless(fed) or ("data_end" if taken.exhausted and not refused else "")
+            over = taken.exhausted and not refused
+            fed.ended = self._hopeless(fed, taken.exhausted) or (self._data_end() if over else "")
             if not fed.ended and time.monotonic() - began > self._deadline:
                 raise DeadlinePassed(self._late(fed, since))
             if not new and not fed.ended:
@@ -107,11 +114,11 @@ class Feed:
             fed.dropped[reason] += len(indices)
         return bool(refused)
 
-    def _hopeless(self, fed: Fed) -> str:
-        """Why refilling stops, once too many groups had nothing to teach."""
+    def _hopeless(self, fed: Fed, exhausted: bool) -> str:
+        """Why refilling stops, once too many groups had nothing to teach, here or at the workers."""
         useless = sum(fed.dropped[reason] for reason in ("no_signal", "unscored", "damaged"))
         if useless < self._most_refills:
-            return ""
+            return self.refusals.hopeless(at_once=exhausted)
         best = max((max(t.task_reward or 0.0 for t in g.scored) for g in fed.passed_over), default=0.0)
         solved = sum(all(t.task_reward == best for t in g.scored) for g in fed.passed_over)
         counts = ", ".join(f"{n} {reason}" for reason, n in sorted(fed.dropped.items()) if n)
@@ -121,6 +128,10 @@ class Feed:
             f"answers at the reward {best:g}. The prompts are all solved or all hopeless: change the data or the "
             "reward, or raise staleness.refill_attempts"
         )
+
+    def _data_end(self) -> str:
+        """The prompts are used up; with what became of the last of them when that was not here."""
+        return f"data_end: {self.refusals}" if self.refusals else "data_end"
 
     def _give_up(self, fed: Fed) -> None:
         """Hand back what a step that will not be made has held."""
@@ -137,6 +148,6 @@ class Feed:
         return (
             f"the learner at version {fed.version} waited {self._deadline:.0f} s (staleness.take_deadline), since "
             f"{time.strftime('%H:%M:%S', time.localtime(since))}, for {self._want} groups from the rollout workers "
-            f"and holds {len(fed.groups)}; dropped meanwhile: {dropped}; ledger: {states}; "
+            f"and holds {len(fed.groups)}; dropped meanwhile: {dropped}; {self.refusals}; ledger: {states}; "
             f"gate: {self._store.gate() or 'open'}. See the workers' logs for what they were doing"
         )

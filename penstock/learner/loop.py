@@ -89,13 +89,8 @@ class LearnerLoop:
         keeps = auditor.keeps(settings.staleness.max_lag) if auditor is not None else 0
         self._publisher = Publisher(store, sender, keeps, settings.staleness.take_deadline)
         self._evidence = Evidence(settings, crew, auditor, self._waiting)
-        self._feed = Feed(
-            store,
-            algorithm,
-            settings.learner.groups_per_step,
-            settings.staleness.refill_attempts,
-            settings.staleness.take_deadline,
-        )
+        groups, aged = settings.learner.groups_per_step, settings.staleness
+        self._feed = Feed(store, algorithm, groups, aged.refill_attempts, aged.take_deadline, warn=self._warn)
         self._coefficients = Coefficients(algorithm.adaptive, settings.resume.coefficients if settings.resume else {})
         self.version = FIRST
         """The weights that the engine holds now."""
@@ -171,6 +166,7 @@ class LearnerLoop:
         else:
             self.version = self._store.reconcile(resume.version, resume.memo.issued, request, resume.memo)
             self._saved = self.version
+        self._feed.refusals.begin()
         self._beat("publishing the first weights")
         self._publisher.start(self.version, self._snapshot(), self._crew.probe(), advance=False)
         self._wait_for_publication()
@@ -265,6 +261,10 @@ class LearnerLoop:
     def _wait_for_publication(self) -> None:
         self._publisher.wait(partial(self._waiting, "publishing"), self._settings.staleness.take_deadline)
 
+    def _warn(self, what: str) -> None:
+        """Something a person should look at while there is still time."""
+        self._report({"kind": "warning", "version": str(self.version), "what": what, "at": time.time()})
+
     def _waiting(self, doing: str) -> None:
         """Show life, to the supervisor and to the other ranks."""
         self._beat(doing)
@@ -341,7 +341,7 @@ class LearnerLoop:
             "learner/updates": float(self._crew.engine.updates),
             "learner/tokens": float(self.tokens),
         }
-        return seen | trained.metrics | own
+        return seen | trained.metrics | own | report.refused_metrics(self._feed.refusals.of_step())
 
     def _step_report(self, fed: Fed, batch: Batch, metrics: dict[str, float], seconds: float) -> None:
         metrics |= report.time_metrics(batch, metrics["time/forward_backward"], seconds)

@@ -138,6 +138,9 @@ _ALL: dict[str, Metric] = {
     "response/clipped": Metric("share of answers cut at max_tokens", good="down"),
     "response/cut_stale": Metric("share of answers cut because they outlived max_lag", good="down"),
     "dropped/{reason}": Metric("groups the learner dropped while it filled this step", "groups", "down"),
+    "refused/{reason}": Metric(
+        "groups the rollout workers dropped since the step before: unscored, prompt_too_long, stale", "groups", "down"
+    ),
     # --- sizes
     "batch/groups": Metric("groups trained on", "groups"),
     "batch/answers": Metric("answers trained on", "answers"),

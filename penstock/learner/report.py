@@ -17,6 +17,8 @@ from penstock.services.versions import Version
 
 REASONS = ("stale", "no_signal", "unscored", "damaged", "nonfinite")
 """Why the learner drops groups; reported at every step, also when there were none."""
+REFUSED = ("unscored", "prompt_too_long", "stale")
+"""Why workers drop groups; reported likewise."""
 SOLVED_AT = 1.0
 """An answer with at least this reward counts as solved."""
 
@@ -65,6 +67,11 @@ def batch_metrics(batch: Batch, groups: Sequence[Group]) -> dict[str, float]:
 def dropped_metrics(dropped: Mapping[str, int]) -> dict[str, float]:
     """Groups dropped by reason; the reasons that are always there are reported at 0 too."""
     return {f"dropped/{reason}": float(dropped.get(reason, 0)) for reason in {*REASONS, *dropped}}
+
+
+def refused_metrics(refused: Mapping[str, int]) -> dict[str, float]:
+    """The same of those that the rollout workers dropped, which the learner never saw."""
+    return {f"refused/{reason}": float(refused.get(reason, 0)) for reason in {*REFUSED, *refused}}
 
 
 def time_metrics(batch: Batch, busy: float, seconds: float) -> dict[str, float]:

@@ -26,6 +26,9 @@ from penstock.services.versions import Version
 
 log = logging.getLogger(__name__)
 
+MOST_CAUSE = 500
+"""Characters of a cause that the ledger is told; the worker's log has all of it."""
+
 
 @dataclass(frozen=True)
 class Rules:
@@ -84,8 +87,7 @@ class Groups:
                 self._generator.submit(request)
                 self._by_key[request.key] = episode
         except PromptTooLong as error:
-            log.warning("%s", error)
-            self._refuse(episode, "prompt_too_long")
+            self._refuse(episode, "prompt_too_long", str(error))
 
     def _outlived(self, partial: PartialGroup, published: Version, forks: Forks) -> bool:
         """Whether the group could not be trained on; where tokens are masked, one fresh token to come is enough."""
@@ -126,11 +128,11 @@ class Groups:
         assert episode.scoring is not None
         group = episode.group(episode.scoring.result(timeout=0))
         if len(group.scored) < self._rules.quorum:
-            causes = sorted({t.unscored for t in group.trajectories if t.unscored is not None})
-            log.warning("group %d has %d scores: %s", episode.ticket.index, len(group.scored), "; ".join(causes))
-            self._refuse(episode, "unscored")
-        elif not group.spans:  # every answer was cut before its first token
-            self._refuse(episode, "stale")
+            causes = "; ".join(sorted({t.unscored for t in group.trajectories if t.unscored is not None}))
+            had = f"group {episode.ticket.index} has {len(group.scored)} scores of {self._rules.quorum} that are needed"
+            self._refuse(episode, "unscored", f"{had}: {causes}")
+        elif not group.spans:
+            self._refuse(episode, "stale", "every answer was cut before its first token")
         else:
             binding = binding_version(group.spans, published, forks, self._rules.outlived)
             with self._leaving(episode, "groups_put"):
@@ -150,7 +152,7 @@ class Groups:
             begun = {r.key: list(self._generator.spans(r.key)) for r in episode.requests() if r.key in flying}
             everything = [span for spans in begun.values() for span in spans] + list(episode.spans)
             if begun and age(everything) > self._rules.max_lag:
-                self._refuse(episode, "stale")
+                self._refuse(episode, "stale", f"an answer was older than max_lag at the swap to version {published}")
             elif self._rules.outlived == "cut":
                 old = [key for key, spans in begun.items() if spans and age(spans) >= self._rules.max_lag]
                 self._meter.count("cut", by=len(old))
@@ -176,9 +178,11 @@ class Groups:
         payload = encode(partial) if partial is not None else None
         self._ask("release", lambda: self._store.release(ticket, payload))
 
-    def _refuse(self, episode: Episode, reason: str) -> None:
+    def _refuse(self, episode: Episode, reason: str, cause: str) -> None:
+        # Growing old is part of an asynchronous run; the others are faults of the data or of the reward.
+        log.log(logging.INFO if reason == "stale" else logging.WARNING, "%s: %s", reason, cause)
         with self._leaving(episode, "refused"):
-            self._ask("refuse", lambda: self._store.refuse(episode.ticket, reason))
+            self._ask("refuse", lambda: self._store.refuse(episode.ticket, reason, cause[:MOST_CAUSE]))
 
     @contextlib.contextmanager
     def _leaving(self, episode: Episode, outcome: str) -> Iterator[None]:

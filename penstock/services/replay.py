@@ -7,7 +7,7 @@ The errors that it raises are in `services/contracts.py`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from penstock.services.staleness import Forks
@@ -77,6 +77,11 @@ class LedgerCounts:
     published: Version
     redelivered: int = 0
     """How many times a group was leased again after its first lease ended without a result."""
+    refused: Mapping[str, int] = field(default_factory=dict)
+    """Groups that workers have refused since the store began, by reason: those of the dropped ones that never reached
+    the learner. A learner that goes back to a checkpoint does not take them back."""
+    causes: Mapping[str, str] = field(default_factory=dict)
+    """By the same reasons, why the last one was refused."""
 
     @property
     def balanced(self) -> bool:
@@ -162,8 +167,9 @@ class ReplayStore(Protocol):
         """reserved → returned, with what exists of the group. Raises Fenced."""
         ...
 
-    def refuse(self, ticket: Ticket, reason: str) -> None:
-        """reserved → dropped(reason), for a group that cannot be completed. Raises Fenced."""
+    def refuse(self, ticket: Ticket, reason: str, cause: str = "") -> None:
+        """reserved → dropped(reason), for a group that cannot be completed; `cause` says why this one, for people.
+        Raises Fenced."""
         ...
 
     def expire(self) -> int:

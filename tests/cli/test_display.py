@@ -6,7 +6,7 @@ import dataclasses
 import io
 
 from rich.console import Console
-from views import view
+from views import counts, view
 
 from penstock.cli.display import LivePanel, PlainLines, make_display, panel
 from penstock.deploy.view import RunView, WorkerView
@@ -73,6 +73,17 @@ def test_the_panel_shows_progress_numbers_ledger_and_workers() -> None:
         "/runs/sort-20250101-1",
     ):
         assert part in text, f"{part!r} is missing in\n{text}"
+
+
+def test_what_workers_refused_is_shown_with_the_last_cause() -> None:
+    ledger = dataclasses.replace(
+        counts(), refused={"unscored": 7, "stale": 2}, causes={"unscored": "KeyError: [answer]", "stale": ""}
+    )
+    troubled = view(ledger=ledger)
+    assert "refused by workers: stale 2, unscored 7" in _lines(troubled)[1]
+    text = _drawn(troubled)
+    assert "by workers: 7 unscored, the last since KeyError: [answer]" in text
+    assert "by workers: 2 stale, the last since no cause was given" in text
 
 
 def test_the_panel_of_a_run_that_just_began_has_nothing_to_show_yet() -> None:

@@ -7,8 +7,8 @@ import time
 from contextlib import contextmanager
 
 import numpy as np
+import tiny
 import torch
-from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from penstock.learner.ranks import quiet_port
 from penstock.services.codec import encode
@@ -19,19 +19,9 @@ from penstock.services.trajectory import Completion, Group, Prompt, Sampling, Sp
 from penstock.services.weights.files import WeightsMissing
 
 
-def tiny_model(seed: int = 0) -> Qwen3ForCausalLM:
-    torch.manual_seed(seed)
-    config = Qwen3Config(
-        vocab_size=32,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=16,
-        tie_word_embeddings=True,
-    )
-    return Qwen3ForCausalLM(config)
+def tiny_model(seed: int = 0, family: str = "Qwen3", **changes):
+    """With 32 tokens."""
+    return tiny.model(seed, family, vocab_size=32, **changes)
 
 
 def free_address() -> str:
@@ -75,7 +65,10 @@ class MemorySender:
 
 
 class Worker(threading.Thread):
-    """Reserves, samples with the newest weights, scores with `reward(tokens) -> float | None`, puts."""
+    """Reserves, samples with the newest weights, scores with `reward(tokens) -> float | None`, puts; refuses what has
+    fewer than `quorum` scores."""
+
+    quorum = 0
 
     def __init__(self, store, sender, reward, members=4, length=6, seed=0, outlived="drop"):
         super().__init__(daemon=True)
@@ -105,6 +98,9 @@ class Worker(threading.Thread):
                 answer = self.store.reserve("worker", self.version, 2, 60.0, f"r{count}")
                 for ticket in answer.tickets:
                     group = self.play(ticket.index)
+                    if len(group.scored) < self.quorum:
+                        self.store.refuse(ticket, "unscored", "KeyError: 'answer'")
+                        continue
                     forks = self.store.forks()
                     binding = binding_version(group.spans, self.version, forks, self.outlived)
                     self.store.put(ticket, encode(group), binding)
@@ -157,13 +153,10 @@ class Worker(threading.Thread):
 
 
 def model_folder(folder):
-    """The tiny model with a tokenizer of 32 words, in Hugging Face format."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    words = {"<eos>": 0} | {str(i): i for i in range(1, 32)}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<eos>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    """The tiny model with a tokenizer of 32 words."""
+    words = tiny.tokenizer_of(
+        ["<eos>", *map(str, range(1, 32))], unknown="<eos>", spaced=True, eos_token="<eos>", pad_token="<eos>"
+    )
     tiny_model().save_pretrained(folder)
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<eos>").save_pretrained(folder)
+    words.save_pretrained(folder)
     return folder

@@ -81,8 +81,9 @@ def many_small_tokens(tokens):
     return float(np.mean(tokens < 16))
 
 
-def run_with_worker(loop, store, sender, reward=many_small_tokens):
+def run_with_worker(loop, store, sender, reward=many_small_tokens, quorum=0):
     worker = Worker(store, sender, reward)
+    worker.quorum = quorum
     worker.start()
     try:
         return loop.run()

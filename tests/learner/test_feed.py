@@ -39,9 +39,23 @@ class Source:
         self.store.put(ticket, payload or encode(group), version)
         return ticket.index
 
-    def feed(self, want=2, deadline=5.0, refills=2, **cells):
+    def refuse(self, reason, cause="", times=1):
+        for _ in range(times):
+            self.count += 1
+            (ticket,) = self.store.reserve("worker", FIRST, 1, 60.0, f"r{self.count}").tickets
+            self.store.refuse(ticket, reason, cause)
+
+    def feed(self, want=2, deadline=5.0, refills=2, warn=lambda _: None, **cells):
         algorithm = bind(AlgorithmSection.model_validate(cells))
-        return Feed(self.store, algorithm, want, refills, deadline, poll=0.001)
+        feed = Feed(self.store, algorithm, want, refills, deadline, poll=0.001, warn=warn)
+        feed.refusals.begin()
+        return feed
+
+
+@pytest.fixture
+def always_looking(monkeypatch):
+    """The ledger's counts are read at every turn of a wait, so that nothing depends on the clock."""
+    monkeypatch.setattr("penstock.learner.refusals.LOOK", 0.0)
 
 
 def test_a_step_is_filled_with_groups_that_have_signal():
@@ -154,3 +168,67 @@ def test_taking_again_after_a_lost_reply_gives_the_same_groups():
     first, again = (source.feed().next(FIRST, no_stop) for _ in range(2))
     assert first.indices == again.indices
     assert np.array_equal(first.groups[0].prompt.tokens, again.groups[0].prompt.tokens)
+
+
+@pytest.mark.usefixtures("always_looking")
+def test_workers_that_drop_all_they_have_are_told_early_and_end_the_wait_with_the_cause():
+    source, told = Source(), []
+    source.refuse("unscored", "of an earlier start", times=50)
+    feed = source.feed(want=2, refills=3, warn=told.append)
+    fed = feed.next(FIRST, lambda: source.refuse("unscored", "KeyError:\n 'answer'") or "")
+    assert [text.split(" and handed")[0] for text in told] == [
+        f"the rollout workers have dropped {n} groups in a row ({n} unscored)" for n in (2, 4)
+    ]
+    assert told[0].endswith(
+        "and handed on none; the last cause of unscored: KeyError: 'answer'; "
+        "the run ends at 6 (staleness.refill_attempts × learner.groups_per_step)"
+    )
+    assert fed.ended.startswith("starved: the rollout workers have dropped 6 groups in a row (6 unscored)")
+    assert "KeyError: 'answer'; the limit is 6" in fed.ended
+    assert "Mend the cause and go on with penstock resume" in fed.ended
+    assert feed.refusals.of_step() == {"unscored": 6}
+    assert feed.refusals.of_step() == {}
+
+
+@pytest.mark.usefixtures("always_looking")
+def test_a_group_that_comes_ends_the_row_of_dropped_ones_and_what_it_brings_is_held():
+    source, told = Source(), []
+    turns = iter([3, "group", 3, 3, "group"])
+
+    def waiting():
+        match next(turns):
+            case "group":
+                source.give(0.0, 1.0)
+            case times:
+                source.refuse("prompt_too_long", "64 tokens", times)
+        return ""
+
+    feed = source.feed(want=2, refills=5, warn=told.append)
+    fed = feed.next(FIRST, waiting)
+    assert len(fed.groups) == 2
+    assert [re.search(r"dropped (\d) groups", text)[1] for text in told] == ["3", "3", "6"]
+    assert feed.refusals.of_step() == {"prompt_too_long": 9}
+
+
+@pytest.mark.usefixtures("always_looking")
+def test_groups_that_grew_old_at_the_workers_are_no_reason_to_end():
+    source, told = Source(max_lag=50), []
+    feed = source.feed(want=2, refills=1, warn=told.append)
+    turns = iter(range(5))
+
+    def waiting():
+        source.refuse("stale", "too old")
+        return "" if next(turns) < 4 else "enough"
+
+    assert feed.next(FIRST, waiting).ended == "enough"
+    assert not told
+    assert feed.refusals.of_step() == {"stale": 5}
+
+
+def test_data_that_ends_in_dropped_groups_says_so():
+    source = Source(prompts=3)
+    feed = source.feed(want=2, refills=2)
+    source.refuse("unscored", "it broke", times=3)
+    fed = feed.next(FIRST, no_stop)
+    assert fed.ended.startswith("data_end: the rollout workers have dropped 3 groups in a row (3 unscored)")
+    assert fed.ended.endswith("the last cause of unscored: it broke")

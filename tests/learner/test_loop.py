@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -15,7 +17,7 @@ from penstock.services.contracts import PenstockError
 from penstock.services.metrics import describe
 from penstock.services.replay import LedgerRules
 from penstock.services.store.memory import MemoryStore
-from penstock.services.versions import Version
+from penstock.services.versions import FIRST, Version
 from penstock.services.weights.manifest import probe_tokens
 
 pytestmark = pytest.mark.engine
@@ -129,6 +131,26 @@ def test_the_end_of_the_data_ends_the_run_with_checkpoint_and_model(team, tmp_pa
     counts = store.counts()
     assert counts.balanced
     assert (counts.by_state["committed"], counts.dropped["data_end"]) == (8, 2)
+
+
+def test_rewards_that_begin_to_fail_end_the_run_with_their_cause_a_checkpoint_and_the_model(team, tmp_path):
+    store, sender, reports = MemoryStore(), MemorySender(), []
+    loop = loop_of(team, store, sender, tmp_path, steps=99, reports=reports, staleness={"refill_attempts": 2})
+
+    def reward(tokens):
+        return many_small_tokens(tokens) if sender.versions.keys() <= {FIRST, Version(0, 1)} else None
+
+    why = run_with_worker(loop, store, sender, reward, quorum=2)
+    assert re.match(r"starved: the rollout workers have dropped \d+ groups in a row \(\d+ unscored\)", why)
+    assert "the last cause of unscored: KeyError: 'answer'; the limit is 8 " in why
+    assert reports[-1] == reports[-1] | {"kind": "ended", "why": why, "version": str(loop.version)}
+    assert loop.version.step >= 2
+    assert checkpoints.latest(tmp_path / "checkpoints").version == loop.version
+    assert [folder for folder, _ in loop.saved] == [tmp_path / "model"]
+    counts = store.counts()
+    assert counts.balanced
+    assert counts.by_state["committed"] == 4 * loop.version.step
+    assert all(r["metrics"]["refused/stale"] == 0 for r in reports if r["kind"] == "step")
 
 
 def test_a_checkpoint_asked_for_comes_at_the_next_chance(team, tmp_path):

@@ -65,6 +65,8 @@ class Book(Registry):
         self._entries: dict[int, Entry] = {}
         self._issued = self._cursor = self._high = self._fence = self._committed = self._redelivered = 0
         self._drops: Counter[str] = Counter()
+        self._refused: Counter[str] = Counter()
+        self._causes: dict[str, str] = {}
         self._draining = False
         self._last_commit: Version | None = None
         self._reconciled: tuple[str, Version] | None = None
@@ -95,6 +97,8 @@ class Book(Registry):
             payload_bytes=self._bytes(),
             published=now,
             redelivered=self._redelivered,
+            refused=dict(self._refused),
+            causes=dict(self._causes),
         )
 
     def _closed(self, behind: int) -> Closed:

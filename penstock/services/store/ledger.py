@@ -139,8 +139,8 @@ class RedisStore:
     def release(self, ticket: Ticket, partial: bytes | None) -> None:
         self._connection.call("release", ticket.index, ticket.fence, partial or b"")
 
-    def refuse(self, ticket: Ticket, reason: str) -> None:
-        self._connection.call("refuse", ticket.index, ticket.fence, reason)
+    def refuse(self, ticket: Ticket, reason: str, cause: str = "") -> None:
+        self._connection.call("refuse", ticket.index, ticket.fence, reason, cause)
 
     def expire(self) -> int:
         return int(self._connection.call("expire")[0])
@@ -199,7 +199,9 @@ class RedisStore:
         return cast(Closed, self._connection.call("head")[3].decode())
 
     def counts(self) -> LedgerCounts:
-        issued, sizes, committed, drops, size, lineage, step, redelivered = self._connection.call("counts")
+        issued, sizes, committed, drops, size, lineage, step, redelivered, refused, causes = self._connection.call(
+            "counts"
+        )
         dropped = _drops(drops)
         numbers = [*map(int, sizes), int(committed), sum(dropped.values())]
         return LedgerCounts(
@@ -209,6 +211,8 @@ class RedisStore:
             payload_bytes=int(size),
             published=_version(lineage, step),
             redelivered=int(redelivered),
+            refused=_drops(refused),
+            causes={reason.decode(): cause.decode() for reason, cause in _pairs(causes)},
         )
 
     def announce(self, worker: str, facts: Mapping[str, str | float], ttl: float) -> None:

@@ -162,10 +162,12 @@ class MemoryStore(Book):
             entry.state, entry.lapsed, entry.payload = "returned", False, partial or b""
 
     @atomic
-    def refuse(self, ticket: Ticket, reason: str) -> None:
+    def refuse(self, ticket: Ticket, reason: str, cause: str = "") -> None:
         entry = self._held(ticket)
         if entry is not None and entry.leased:
             self._drop([ticket.index], reason)
+            self._refused[reason] += 1
+            self._causes[reason] = cause
         elif ticket.index in self._entries:
             raise self._fenced("refuse", ticket)
 

@@ -257,6 +257,22 @@ def test_a_refused_group_is_dropped_by_its_reason_and_frees_the_gate(opened):
     assert indices(reserve(store, 1)) == [1]
 
 
+def test_what_workers_refused_is_counted_apart_with_the_last_cause(opened):
+    store = opened(max_lag=3)
+    first, second, third, fourth = reserve(store, 4)
+    store.refuse(first, "unscored", "the judge was away")
+    store.refuse(second, "unscored", "the judge had a cold: «größer»")
+    store.refuse(second, "unscored", "said again, and not heard")
+    store.refuse(third, "prompt_too_long")
+    store.put(fourth, b"group", FIRST)
+    store.take(FIRST, 1)
+    store.discard(FIRST, [fourth.index], "unscored")
+    counts = store.counts()
+    assert counts.dropped == {"unscored": 3, "prompt_too_long": 1}
+    assert counts.refused == {"unscored": 2, "prompt_too_long": 1}
+    assert counts.causes == {"unscored": "the judge had a cold: «größer»", "prompt_too_long": ""}
+
+
 def test_an_empty_payload_is_a_mistake_of_the_caller(opened):
     store = opened()
     (ticket,) = reserve(store, 1)

@@ -112,7 +112,7 @@ class Walk(RuleBasedStateMachine):
     @rule(data=st.data())
     def refuse(self, data: st.DataObject) -> None:
         pair = data.draw(st.sampled_from(self.tickets))
-        self.same(lambda store, which: store.refuse(pair[which], "quorum"))
+        self.same(lambda store, which: store.refuse(pair[which], "quorum", f"group {pair[0].index}"))
 
     @precondition(lambda self: self.tickets)
     @rule(data=st.data(), ended=st.booleans())

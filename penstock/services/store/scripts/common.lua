@@ -3,6 +3,8 @@
 local prefix = KEYS[1]
 local META = prefix .. 'meta' -- rules, counters, the published version
 local DROPS = prefix .. 'drops' -- reason -> how many
+local REFUSED = prefix .. 'refused' -- reason -> how many of the drops were a worker's
+local CAUSES = prefix .. 'causes' -- the same reasons -> why the last one was
 local FORKS = prefix .. 'forks' -- lineage -> the version it forked from
 local BINDINGS = prefix .. 'bindings' -- binding version -> how many stored groups have it
 local QUEUES = { -- state -> sorted set of indices; committed and dropped are only counted

@@ -6,4 +6,4 @@ for _, name in ipairs({ 'returned', 'reserved', 'stored', 'taken', 'applied' }) 
   sizes[#sizes + 1] = redis.call('ZCARD', QUEUES[name])
 end
 return { 'ok', run.issued, sizes, run.committed, redis.call('HGETALL', DROPS), run.bytes, run.lineage, run.step,
-  run.redelivered }
+  run.redelivered, redis.call('HGETALL', REFUSED), redis.call('HGETALL', CAUSES) }
