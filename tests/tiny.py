@@ -1,22 +1,47 @@
-"""A tokenizer of single characters and a model of 26 thousand weights, in Hugging Face format, made in milliseconds."""
+"""Models of some tens of thousands of weights and tokenizers of some tens of words, in Hugging Face format, made in
+milliseconds: those of all tests.
+
+Nothing heavy is imported before one is asked for, and never an engine.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 CHARACTERS = "0123456789+-=? abcdefghijklmnopqrstuvwxyz<>|\n"
 EOS = 0
 BOS = 1
-
 TEMPLATE = (
     "{% for m in messages %}<{{ m.role[0] }}>{{ m.content }}"
     "{% if m.role == 'assistant' %}[eos]{% endif %}{{ '\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}<a>{% endif %}"
 )
 """user `hi` → `<u>hi` and a line break, then `<a>` for the answer; an answer ends with the end-of-sequence token."""
+
+SIZES: dict[str, Any] = {
+    "vocab_size": len(CHARACTERS) + 2,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 16,
+    "max_position_embeddings": 128,
+    "tie_word_embeddings": True,
+    "pad_token_id": None,
+    "eos_token_id": EOS,
+    "bos_token_id": BOS,
+}
+EXPERTS: dict[str, dict[str, Any]] = {
+    "Qwen3Moe": {"num_experts": 4, "moe_intermediate_size": 24, "norm_topk_prob": True},
+    "Mixtral": {"num_local_experts": 4},
+    "DeepseekV3": {"n_routed_experts": 4, "moe_intermediate_size": 24, "first_k_dense_replace": 0},
+}
+"""Families with experts: four in every layer, of which two are used."""
 
 
 def ids_of(text: str) -> list[int]:
@@ -25,36 +50,44 @@ def ids_of(text: str) -> list[int]:
 
 
 def tokenizer(chat: bool = False) -> PreTrainedTokenizerFast:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    vocabulary = {name: i for i, name in enumerate(["[eos]", "[bos]", *CHARACTERS])}
-    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="?"))
-    backend.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    backend.decoder = decoders.Fuse()
-    made = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="[eos]", bos_token="[bos]")
+    """One token per character."""
+    made = tokenizer_of(["[eos]", "[bos]", *CHARACTERS], unknown="?", eos_token="[eos]", bos_token="[bos]")
     if chat:
         made.chat_template = TEMPLATE
     return made
 
 
-def model(seed: int = 0, tied: bool = True) -> PreTrainedModel:
+def tokenizer_of(words: Sequence[str], unknown: str, spaced: bool = False, **special: str) -> PreTrainedTokenizerFast:
+    """Each word is a token; words are `spaced` apart, or single characters side by side."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token=unknown))
+    if spaced:
+        backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    else:
+        backend.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+        backend.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **special)
+
+
+def config(family: str = "Qwen3", **changes: Any) -> PretrainedConfig:
+    """By the name that transformers has for it, such as `Qwen3Moe`."""
+    import transformers
+
+    experts = {"num_experts_per_tok": 2, **EXPERTS[family]} if family in EXPERTS else {}
+    architecture = [f"{family}ForCausalLM"]
+    made: PretrainedConfig = getattr(transformers, f"{family}Config")(
+        **SIZES | experts | {"architectures": architecture} | changes
+    )
+    return made
+
+
+def model(seed: int = 0, family: str = "Qwen3", **changes: Any) -> PreTrainedModel:
+    """With random weights, in evaluation mode."""
     import torch
-    from transformers import Qwen3Config, Qwen3ForCausalLM
+    import transformers
 
     torch.manual_seed(seed)
-    config = Qwen3Config(
-        vocab_size=len(CHARACTERS) + 2,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=32,
-        max_position_embeddings=128,
-        tie_word_embeddings=tied,
-        eos_token_id=EOS,
-        bos_token_id=BOS,
-    )
-    made: PreTrainedModel = Qwen3ForCausalLM(config).eval()
+    made: PreTrainedModel = getattr(transformers, f"{family}ForCausalLM")(config(family, **changes)).eval()
     return made

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -16,17 +15,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a model's configuration, a tokenizer and two data files."""
     folder = tmp_path_factory.mktemp("home")
     tiny.tokenizer().save_pretrained(folder / "model")
-    config = {
-        "architectures": ["Qwen3ForCausalLM"],
-        "model_type": "qwen3",
-        "hidden_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "vocab_size": 46,
-        "intermediate_size": 64,
-        "max_position_embeddings": 128,
-    }
-    (folder / "model" / "config.json").write_text(json.dumps(config))
+    tiny.config().save_pretrained(folder / "model")
     for name in ("train.jsonl", "held_out.jsonl"):
         (folder / name).write_text('{"prompt": "2+2=", "answer": "4"}\n')
     return folder

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from learner_parts import free_address
-from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from penstock.learner import ranks
 from penstock.learner.config import LearnerSection
@@ -34,20 +34,8 @@ MODELS = ("tied", "untied", "experts")
 
 
 def model_of(kind):
-    torch.manual_seed(0)
-    sizes = {
-        "vocab_size": VOCABULARY,
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "head_dim": 16,
-        "tie_word_embeddings": kind == "tied",
-    }
-    if kind == "experts":
-        return Qwen3MoeForCausalLM(Qwen3MoeConfig(**sizes, num_experts=4, num_experts_per_tok=2))
-    return Qwen3ForCausalLM(Qwen3Config(**sizes))
+    family = "Qwen3Moe" if kind == "experts" else "Qwen3"
+    return tiny.model(0, family, vocab_size=VOCABULARY, tie_word_embeddings=kind == "tied")
 
 
 def rows_of(rank, number):

@@ -2,58 +2,46 @@
 
 from __future__ import annotations
 
+import math
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from builders import batch_of
+from learner_parts import tiny_model
 from torch import Tensor
-from transformers import (
-    DeepseekV3Config,
-    DeepseekV3ForCausalLM,
-    MixtralConfig,
-    MixtralForCausalLM,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-    Qwen3MoeConfig,
-    Qwen3MoeForCausalLM,
-)
 
+from penstock.learner.algorithms.bound import bind
+from penstock.learner.batch import Batch
+from penstock.learner.config import AlgorithmSection
+from penstock.learner.critic import ValueModel
+from penstock.learner.deal import Share
 from penstock.learner.forward import policy_pass
 from penstock.learner.micro import MicroBatch
+from penstock.learner.ranks import Team
 from penstock.learner.routing import checkpoint_contexts, padded_experts, replay, routers_of
+from penstock.learner.start import begin
+from penstock.learner.step import micro_losses
+from penstock.learner.tally import Tally
 from penstock.services.contracts import PenstockError
 from penstock.services.logprob_model import LogprobModel
 from penstock.services.logprobs import pad_rows
 
-SMALL = {
-    "vocab_size": 32,
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "max_position_embeddings": 64,
-    "num_experts_per_tok": 2,
-    "initializer_range": 0.3,
+SPREAD = 0.3
+"""Of the weights: so large that it matters which experts are used."""
+
+
+def qwen(seed: int = 0, **more: Any) -> Any:
+    return tiny_model(seed, "Qwen3Moe", initializer_range=SPREAD, **more)
+
+
+MODELS = {
+    "qwen": qwen,
+    "qwen_not_renormalised": lambda: qwen(norm_topk_prob=False),
+    "mixtral": lambda: tiny_model(0, "Mixtral", initializer_range=SPREAD),
 }
-
-
-def qwen(renormalised: bool = True, **more: Any) -> Any:
-    torch.manual_seed(0)
-    config = Qwen3MoeConfig(
-        **SMALL, num_experts=4, moe_intermediate_size=24, head_dim=8, norm_topk_prob=renormalised, **more
-    )
-    return Qwen3MoeForCausalLM(config).eval()
-
-
-def mixtral() -> Any:
-    torch.manual_seed(0)
-    return MixtralForCausalLM(MixtralConfig(**SMALL, num_local_experts=4, head_dim=8)).eval()
-
-
-MODELS = {"qwen": qwen, "qwen_not_renormalised": lambda: qwen(False), "mixtral": mixtral}
 
 
 def random_experts(tokens: int, layers: int = 2) -> Tensor:
@@ -88,7 +76,7 @@ def test_a_layer_computes_with_the_given_experts_and_its_own_weights(name: str):
     with replay(model, experts), torch.no_grad():
         model(input_ids=torch.arange(3, 9).view(2, 3))
     for i, block in enumerate(blocks):
-        hidden, found = (x.reshape(6, 16) for x in seen[i])
+        hidden, found = (x.reshape(6, -1) for x in seen[i])
         expected = by_loop(block, hidden, experts[i], renormalised=name != "qwen_not_renormalised")
         assert torch.allclose(found, expected, atol=1e-6)
 
@@ -144,7 +132,7 @@ def test_layers_that_are_computed_again_in_backward_use_the_same_experts():
     assert not torch.allclose(expected[name], free[name], atol=1e-3)
 
 
-def batch_with_experts() -> Any:
+def batch_with_experts() -> Batch:
     """Two rows: prompts of 2 and 1 tokens, answers of 1 and 3."""
     answers = np.arange(4 * 4, dtype=np.int16).reshape(4, 2, 2) % 4
     prompts = (1 + np.arange(3 * 4, dtype=np.int16).reshape(3, 2, 2)) % 4
@@ -187,9 +175,89 @@ def test_a_micro_batch_goes_through_the_policy_with_its_experts():
     assert torch.isfinite(policy_pass(policy, MicroBatch.of(batch, [], torch.device("cpu"))).logp).all()
 
 
+# --- values -----------------------------------------------------------------------------------------
+
+
+def ppo_section(kind: str) -> AlgorithmSection:
+    return AlgorithmSection.model_validate({"name": "ppo", "value": {"kind": kind}})
+
+
+def with_a_head(model: Any) -> Any:
+    """A head of values far from 0, on a policy or on a value model; both are trained with gradient checkpointing."""
+    torch.manual_seed(5)
+    torch.nn.init.normal_(model.value_head.weight)
+    inner = model.model if isinstance(model, LogprobModel) else model.backbone
+    inner.train().gradient_checkpointing_enable({"use_reentrant": False, "context_fn": checkpoint_contexts})
+    return model
+
+
+def share_of(batch: Batch) -> Share:
+    return Share(batch.with_columns(weights=np.full(2, 0.5)), [[[0], [1]]], [[0]])
+
+
+def begun(models: Any, batch: Batch, kind: str) -> list[MicroBatch]:
+    (parts,) = begin(models, share_of(batch), bind(ppo_section(kind)), Team(0, 1, 60.0, None)).parts
+    return parts
+
+
+def value_gradients(models: Any, batch: Batch, kind: str) -> dict[str, Tensor]:
+    """Of the loss of a mini-batch, with respect to the model that gives the values."""
+    learned = models.policy if models.critic is None else models.critic
+    learned.zero_grad()
+    for part in begun(models, batch, kind):
+        losses = micro_losses(models, part, bind(ppo_section(kind)), math.inf, kind == "head", Tally())
+        torch.stack([loss for loss in losses if loss is not None]).sum().backward()
+    return {name: p.grad.clone() for name, p in learned.named_parameters() if p.grad is not None}
+
+
+def test_a_value_head_on_the_policy_reads_the_states_of_the_kept_experts():
+    batch = batch_with_experts()
+    policy = with_a_head(LogprobModel(qwen(), value_head=True))
+    models = SimpleNamespace(policy=policy, critic=None, device=torch.device("cpu"))
+    for row, ((prompt, answer), part) in enumerate(zip(batch.rows(), begun(models, batch, "head"), strict=True)):
+        alone = batch.select([row])
+        ids = torch.from_numpy(np.concatenate([prompt, answer])).long().unsqueeze(0)
+        with torch.no_grad():
+            free = policy.model.model(input_ids=ids).last_hidden_state[0]
+            with replay(policy, padded_experts(alone, pad_rows(alone.rows()))):
+                kept = policy.model.model(input_ids=ids).last_hidden_state[0]
+        before = slice(len(prompt) - 1, -1)
+        expected, other = (states[before] @ policy.value_head.weight[0] for states in (kept, free))
+        assert torch.allclose(part.old_values[part.rows.responses], expected, atol=1e-5)
+        assert not torch.allclose(expected, other, atol=1e-2)
+
+
+def test_the_loss_of_a_value_head_pulls_at_the_kept_experts_and_at_no_other():
+    batch = batch_with_experts()
+    first = np.array([0, 1], np.int16)
+    firsts = {name: np.broadcast_to(first, getattr(batch, name).shape) for name in ("experts", "prompt_experts")}
+    policy = with_a_head(LogprobModel(qwen(), value_head=True))
+    models = SimpleNamespace(policy=policy, critic=None, device=torch.device("cpu"))
+    found = value_gradients(models, batch.with_columns(**firsts), "head")
+    for layer in range(2):
+        for name in ("gate_up_proj", "down_proj"):
+            size = found[f"model.model.layers.{layer}.mlp.experts.{name}"].flatten(1).abs().amax(1)
+            assert (size[:2] > 1e-4).all()
+            assert (size[2:] == 0).all()
+
+
+def test_a_value_model_of_its_own_routes_for_itself_whatever_the_policy_replays():
+    batch = batch_with_experts()
+    policy, critic = LogprobModel(qwen()), with_a_head(ValueModel(qwen(seed=3).base_model))
+    models = SimpleNamespace(policy=policy, critic=critic, device=torch.device("cpu"))
+    unrecorded = batch.with_columns(experts=None, prompt_experts=None)
+    kept, free = (begun(models, each, "own") for each in (batch, unrecorded))
+    for one, other in zip(kept, free, strict=True):
+        assert torch.equal(one.old_values, other.old_values)
+        assert not torch.allclose(one.logp_prox, other.logp_prox, atol=1e-2)
+    found, expected = (value_gradients(models, each, "own") for each in (batch, unrecorded))
+    assert found.keys() == expected.keys() and len(found) > 10
+    assert all(torch.allclose(found[name], expected[name], atol=1e-6) for name in found)
+
+
 def test_what_cannot_be_replayed_is_refused_with_the_reason():
     with pytest.raises(PenstockError, match="Qwen3ForCausalLM has no router"):
-        routers_of(Qwen3ForCausalLM(Qwen3Config(**{k: v for k, v in SMALL.items() if k != "num_experts_per_tok"})))
+        routers_of(tiny_model())
     model, ids = qwen(), torch.arange(3, 9).view(1, 6)
     others = pytest.raises(PenstockError, match="experts of 3 layers, and Qwen3MoeForCausalLM has 2 routers")
     with others, replay(model, random_experts(6, layers=3)):
@@ -201,15 +269,14 @@ def test_what_cannot_be_replayed_is_refused_with_the_reason():
     class OwnRouter(torch.nn.Linear):
         pass
 
-    model.model.layers[0].mlp.gate = OwnRouter(16, 4)
+    model.model.layers[0].mlp.gate = OwnRouter(32, 4)
     with pytest.raises(PenstockError, match="cannot be replayed in a OwnRouter"):
         routers_of(model)
 
 
 def test_a_router_that_weighs_by_something_else_than_a_softmax_is_found_out():
-    sizes = {"n_routed_experts": 4, "moe_intermediate_size": 24, "first_k_dense_replace": 0, "n_group": 1}
     heads = {"q_lora_rank": None, "kv_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 8}
-    model = DeepseekV3ForCausalLM(DeepseekV3Config(**SMALL, **sizes, **heads, topk_group=1)).eval()
+    model = tiny_model(0, "DeepseekV3", n_group=1, topk_group=1, head_dim=4, **heads)
     refused = pytest.raises(PenstockError, match="does not weigh its experts by a softmax")
     with refused, replay(model, random_experts(6)):
         model(input_ids=torch.arange(3, 9).view(1, 6))

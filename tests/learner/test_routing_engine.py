@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from builders import batch_of
-from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+from test_routing import qwen
 
 from penstock.learner.batch import Batch
 from penstock.learner.config import LearnerSection
@@ -16,25 +16,6 @@ from penstock.learner.ranks import Team
 from penstock.services.logprob_model import LogprobModel
 
 pytestmark = pytest.mark.engine
-
-
-def model() -> Qwen3MoeForCausalLM:
-    torch.manual_seed(0)
-    config = Qwen3MoeConfig(
-        vocab_size=32,
-        hidden_size=16,
-        intermediate_size=24,
-        moe_intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=8,
-        num_experts=4,
-        num_experts_per_tok=2,
-        norm_topk_prob=True,
-        initializer_range=0.3,
-    )
-    return Qwen3MoeForCausalLM(config)
 
 
 def batch() -> Batch:
@@ -70,11 +51,11 @@ def test_an_update_with_replayed_experts_is_that_of_plain_torch(team: Team, stag
     from penstock.learner.engine import Engine
 
     part = MicroBatch.of(batch(), [0, 1, 2], torch.device("cpu"))
-    expected = after_an_update(LogprobModel(model()), part)
+    expected = after_an_update(LogprobModel(qwen()), part)
     section = LearnerSection(
         zero_stage=stage, gradient_checkpointing=True, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0, max_grad_norm=1e9
     )
-    engine = Engine(model(), section, 1)
+    engine = Engine(qwen(), section, 1)
     free = MicroBatch.of(batch().with_columns(experts=np.full((12, 2, 2), -1, np.int16)), [0], torch.device("cpu"))
     with torch.no_grad():
         policy_pass(engine, free)  # nothing of an earlier pass is left

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tiny
 
 from penstock.services.trajectory import Completion, Floats, Prompt
 from penstock.services.versions import Version
@@ -17,53 +18,33 @@ from penstock.services.weights.manifest import ProbeRecord, probe_tokens
 VOCABULARY = ["<pad>", "<eos>", "<unk>", *"0123456789abcdefghijklmnopqrstuvwxyz +-*/=?.,:;()[]<>|#@!%&"]
 END = 1
 
-
 SIZES: dict[str, Any] = {
     "vocab_size": len(VOCABULARY),
     "hidden_size": 64,
     "intermediate_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
     "head_dim": 32,
-    "tie_word_embeddings": True,
     "max_position_embeddings": 512,
     "bos_token_id": None,
     "eos_token_id": END,
     "pad_token_id": 0,
     "initializer_range": 0.2,
 }
+"""So large that vLLM has kernels for it; far from uniform."""
 
 
 def build_model(seed: int) -> Any:
-    """A random Qwen3 with 78 thousand parameters, tied embeddings, far from uniform."""
-    import torch
-    from transformers import Qwen3Config, Qwen3ForCausalLM
-
-    torch.manual_seed(seed)
-    return Qwen3ForCausalLM(Qwen3Config(**SIZES)).eval()
+    """A random Qwen3 with 78 thousand parameters, tied embeddings."""
+    return tiny.model(seed, **SIZES)
 
 
 def build_moe(seed: int) -> Any:
     """A random mixture of experts: two layers with four experts each, of which two are used."""
-    import torch
-    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
-
-    torch.manual_seed(seed)
-    experts: dict[str, Any] = {"num_experts": 4, "num_experts_per_tok": 2, "norm_topk_prob": True}
-    config = Qwen3MoeConfig(**SIZES, **experts, moe_intermediate_size=64)
-    return Qwen3MoeForCausalLM(config).eval()
+    return tiny.model(seed, "Qwen3Moe", **SIZES, moe_intermediate_size=64)
 
 
 def build_tokenizer() -> Any:
     """One token per character."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    words = Tokenizer(models.WordLevel({c: i for i, c in enumerate(VOCABULARY)}, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    words.decoder = decoders.Fuse()
-    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>")
+    return tiny.tokenizer_of(VOCABULARY, unknown="<unk>", pad_token="<pad>", eos_token="<eos>", unk_token="<unk>")
 
 
 def reference(model: Any, prompt: Sequence[int], response: Sequence[int], temperature: float = 1.0) -> Floats:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import tiny
 import torch
 import transformers
 from hypothesis import given, settings
@@ -15,35 +16,20 @@ from penstock.services.logprobs import pad_rows, sequence_logprobs, token_logpro
 from penstock.services.trajectory import Kept
 
 VOCABULARY = 32
-SIZES = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 16,
-    "initializer_range": 0.3,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "experts_implementation": "eager"}
+SIZES = {"vocab_size": VOCABULARY, "initializer_range": 0.3}
 FAMILIES = {
-    "Qwen3": ({}, Finish()),
-    "Qwen3Moe": (MOE, Finish()),
-    "Llama": ({"tie_word_embeddings": True}, Finish()),
+    "Qwen3": ({"tie_word_embeddings": False}, Finish()),
+    "Qwen3Moe": ({"tie_word_embeddings": False, "experts_implementation": "eager"}, Finish()),
+    "Llama": ({}, Finish()),
     "Gemma2": ({"final_logit_softcapping": 20.0}, Finish(1.0, 20.0)),
     "Cohere": ({"logit_scale": 0.25}, Finish(0.25)),
-    "Granite": ({"logits_scaling": 8.0}, Finish(1 / 8)),
-    "HyperCLOVAX": ({"logits_scaling": 4.0}, Finish(4.0)),
+    "Granite": ({"tie_word_embeddings": False, "logits_scaling": 8.0}, Finish(1 / 8)),
+    "HyperCLOVAX": ({"tie_word_embeddings": False, "logits_scaling": 4.0}, Finish(4.0)),
 }
 
 
 def build(family="Qwen3", dtype=torch.float64, seed=0, **changes):
-    torch.manual_seed(seed)
-    config = getattr(transformers, f"{family}Config")(**SIZES, **FAMILIES[family][0], **changes)
-    return getattr(transformers, f"{family}ForCausalLM")(config).to(dtype).eval()
+    return tiny.model(seed, family, **SIZES | FAMILIES[family][0] | changes).to(dtype)
 
 
 QWEN = build()
@@ -137,7 +123,7 @@ class Doubling(transformers.Qwen3ForCausalLM):
 
 
 def test_a_model_with_an_unknown_end_keeps_its_logits_and_says_so(caplog):
-    model = Doubling(transformers.Qwen3Config(**SIZES)).double().eval()
+    model = Doubling(tiny.config(**SIZES)).double().eval()
     layer = model.lm_head
     wrapped = LogprobModel(model)
     assert "Doubling does something unknown after its output layer" in caplog.text

@@ -6,8 +6,8 @@ import math
 
 import numpy as np
 import pytest
+import tiny
 import torch
-from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from penstock.services.logprob_model import LogprobModel
 from penstock.services.logprobs import pad_rows, plan_micro_batches, sequence_logprobs, token_logprobs
@@ -15,19 +15,7 @@ from penstock.services.logprobs import pad_rows, plan_micro_batches, sequence_lo
 
 @pytest.fixture(scope="module")
 def model():
-    torch.manual_seed(0)
-    config = Qwen3Config(
-        vocab_size=32,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=16,
-        tie_word_embeddings=True,
-        initializer_range=0.3,
-    )
-    return Qwen3ForCausalLM(config).eval()
+    return tiny.model(vocab_size=32, initializer_range=0.3)
 
 
 def rows(*lengths, seed=0):

@@ -48,7 +48,7 @@ def test_a_tied_output_layer_is_stored_once_also_from_a_gathered_state_dict(tmp_
 
 
 def test_an_untied_output_layer_is_kept(tmp_path):
-    model = tiny.model(tied=False)
+    model = tiny.model(tie_word_embeddings=False)
     save_model(model, None, tmp_path / "m")
     assert torch.equal(load_model(section(tmp_path / "m")).lm_head.weight, model.lm_head.weight)
 
@@ -169,7 +169,7 @@ def test_facts_are_read_without_loading_weights(folder):
     assert facts.vocab == len(tiny.CHARACTERS) + 2
     assert facts.tied_embeddings
     assert facts.max_positions == 128
-    assert facts.kv_values_per_token == 2 * 2 * 1 * 32
+    assert facts.kv_values_per_token == 2 * 2 * 1 * 16
     assert facts.eos_token_ids == (tiny.EOS,)
 
 
@@ -177,8 +177,8 @@ def test_parameters_are_estimated_where_the_weights_are_elsewhere(copy):
     (copy / "model.safetensors").unlink()
     facts = describe(str(copy))
     assert not facts.exact
-    # Embedding + per layer q, o (32×64), k, v (32×32) and three 32×64 matrices; the norms are left out.
-    assert facts.parameters == facts.vocab * 32 + 2 * (2 * 32 * 64 + 2 * 32 * 32 + 3 * 32 * 64)
+    # Embedding + per layer q, o (32×32), k, v (32×16) and three 32×64 matrices; the norms are left out.
+    assert facts.parameters == facts.vocab * 32 + 2 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 64)
 
 
 def test_facts_of_what_is_no_decoder_are_refused(tmp_path):
