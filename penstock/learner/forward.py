@@ -37,5 +37,6 @@ def policy_pass(policy: Any, part: MicroBatch, entropy_gradient: bool = False) -
 
 
 def value_pass(critic: Any, part: MicroBatch) -> Float[Tensor, "rows window+1"]:
-    """Values by a ValueModel, or by an engine around one."""
+    """Values by a ValueModel, or by an engine around one. If it has experts, it routes for itself: the record is of the
+    policy's routers."""
     return window_values(critic, part.rows)
