@@ -144,7 +144,7 @@ class Supervisor:
                     self._journal.event("damaged", damage)
                 self._evaluate_when_due(version)
             elif kind == "warning":
-                self._journal.warn(report["what"], version=str(version))
+                self._journal.warn(report["why"], version=str(version))
             else:
                 self.ended_at = report["at"] if kind == "ended" else self.ended_at
                 facts = {k: v for k, v in report.items() if k not in ("kind", "at")}

@@ -102,11 +102,13 @@ class LearnerLoop:
         """What was measured of versions whose checkpoint is not written yet, if it ever is."""
         self._kept = threading.Lock()
         """Over the checkpoints on disk and what was observed."""
+        self._weights: dict[str, Any] = {}
+        """Those of `version`, as copied for its publication, for a checkpoint or the end right after it. Let go before
+        the next step, so that no copy but the one being published takes memory while the learner waits or trains."""
         self._metrics: dict[str, float] = {}
         self._minis: list[list[int]] = []
         self._skipped: Counter[str] = Counter()
-        self._nonfinite = 0
-        self._gate_seen = 0.0
+        self._nonfinite, self._gate_seen = 0, 0.0
 
     def request_checkpoint(self) -> None:
         """Write a checkpoint at the end of this step; from any thread."""
@@ -125,6 +127,7 @@ class LearnerLoop:
         """Until a reason to stop; returns it. Ends with a checkpoint and the model on disk."""
         self._start()
         while not (why := self._why_stop()):
+            self._weights = {}
             began = time.monotonic()
             self._beat("waiting for groups")
             fed = self._feed.next(self.version, self._while_waiting)
@@ -170,7 +173,7 @@ class LearnerLoop:
         self._beat("publishing the first weights")
         self._publisher.start(self.version, self._snapshot(), self._crew.probe(), advance=False)
         self._wait_for_publication()
-        self._report({"kind": "started", "version": str(self.version), "at": time.time()})
+        self._tell("started")
 
     def _why_stop(self) -> str:
         """Reason to end here, or nothing. What could not be archived is told by `_finish`, when all else is saved."""
@@ -180,14 +183,14 @@ class LearnerLoop:
         self._wait_for_publication()
         if self._saved != self.version:
             self._checkpoint()
-        weights = self._crew.snapshot()
+        weights = self._weights or self._crew.snapshot()
         self._beat("writing the model")
         self._save_model(self._settings.model, weights)
         self._beat("wrote the model")
         # Last, since it may fail, and that must cost neither the checkpoint nor the model.
         self._evidence.finish()
         self._crew.end()
-        self._report({"kind": "ended", "version": str(self.version), "why": why, "at": time.time()})
+        self._tell("ended", why=why)
         self._beat("ended")
 
     # --- one step -----------------------------------------------------------------------------------
@@ -230,8 +233,7 @@ class LearnerLoop:
         """Nothing was learned: the groups go, the version stands still."""
         self._store.discard(self.version, fed.indices, why)
         self._skipped += fed.dropped + Counter({why: len(fed.indices)})
-        version = str(self.version)
-        self._report({"kind": "skipped", "version": version, "groups": fed.indices, "why": why, "at": time.time()})
+        self._tell("skipped", groups=fed.indices, why=why)
 
     def _count_nonfinite(self) -> None:
         self._nonfinite += 1
@@ -254,16 +256,12 @@ class LearnerLoop:
 
     def _snapshot(self) -> dict[str, Any]:
         """A copy of the weights, for publication and whoever else needs those of this version."""
-        weights = self._crew.snapshot()
-        self._evidence.hold(self.version, weights)
-        return weights
+        self._weights = self._crew.snapshot()
+        self._evidence.hold(self.version, self._weights)
+        return self._weights
 
     def _wait_for_publication(self) -> None:
         self._publisher.wait(partial(self._waiting, "publishing"), self._settings.staleness.take_deadline)
-
-    def _warn(self, what: str) -> None:
-        """Something a person should look at while there is still time."""
-        self._report({"kind": "warning", "version": str(self.version), "what": what, "at": time.time()})
 
     def _waiting(self, doing: str) -> None:
         """Show life, to the supervisor and to the other ranks."""
@@ -298,7 +296,7 @@ class LearnerLoop:
         partial = checkpoints.begin(root, self.version)
         self._crew.save(partial)
         if settings.checkpoint.with_model:
-            weights = self._crew.snapshot()
+            weights = self._weights or self._crew.snapshot()
             self._beat("writing the checkpoint's model")
             self._save_model(partial / "model", weights)
         facts = {
@@ -322,10 +320,7 @@ class LearnerLoop:
         with self._kept:
             self._prune()
         took = time.monotonic() - began
-        self._report(
-            {"kind": "checkpoint", "version": str(self.version), "folder": str(sealed.folder), "seconds": took}
-            | {"at": time.time()}
-        )
+        self._tell("checkpoint", folder=str(sealed.folder), seconds=took)
         return took
 
     def _prune(self) -> None:
@@ -342,6 +337,12 @@ class LearnerLoop:
             "learner/tokens": float(self.tokens),
         }
         return seen | trained.metrics | own | report.refused_metrics(self._feed.refusals.of_step())
+
+    def _tell(self, kind: str, **facts: Any) -> None:
+        self._report({"kind": kind, "version": str(self.version), **facts, "at": time.time()})
+
+    def _warn(self, why: str) -> None:
+        self._tell("warning", why=why)
 
     def _step_report(self, fed: Fed, batch: Batch, metrics: dict[str, float], seconds: float) -> None:
         metrics |= report.time_metrics(batch, metrics["time/forward_backward"], seconds)

@@ -27,6 +27,7 @@ def loop_of(
     resume=None,
     reports=None,
     archive=None,
+    checkpoint=None,
     auditor=None,
     **cells,
 ):
@@ -50,7 +51,7 @@ def loop_of(
         learner=learner,
         algorithm=section,
         staleness=staleness,
-        checkpoint=CheckpointSection(every=3, keep_last=2, with_model=False),
+        checkpoint=CheckpointSection(**({"every": 3, "keep_last": 2, "with_model": False} | (checkpoint or {}))),
         archive=ArchiveSection(**({"every": 2} | (archive or {}))),
         checkpoints=folder / "checkpoints",
         archives=folder / "archive",

@@ -133,6 +133,32 @@ def test_the_end_of_the_data_ends_the_run_with_checkpoint_and_model(team, tmp_pa
     assert (counts.by_state["committed"], counts.dropped["data_end"]) == (8, 2)
 
 
+def test_a_checkpoint_after_a_step_and_the_end_use_the_weights_that_were_copied_for_publication(team, tmp_path):
+    store, sender = MemoryStore(), MemorySender()
+    loop = loop_of(team, store, sender, tmp_path, steps=4, checkpoint={"every": 2, "with_model": True})
+    copies, snapshot = [], loop._crew.snapshot
+    loop._crew.snapshot = lambda: copies.append(loop.version) or snapshot()
+    assert run_with_worker(loop, store, sender) == "steps"
+    assert copies == sender.published == [Version(0, step) for step in range(5)]
+    assert [folder.name for folder, _ in loop.saved] == ["model"] * 3
+    last = sender.versions[Version(0, 4)]
+    for _, weights in loop.saved[1:]:
+        assert all(torch.equal(weights[name], last[name]) for name in weights)
+    assert not all(torch.equal(loop.saved[0][1][name], last[name]) for name in last)
+
+
+def test_an_end_that_comes_while_the_learner_waits_copies_the_weights_again(team, tmp_path):
+    store, sender = MemoryStore(), MemorySender()
+    loop = loop_of(team, store, sender, tmp_path, steps=99)
+    store.amend(LedgerRules(1, 4, 4, 10**8))
+    copies, snapshot = [], loop._crew.snapshot
+    loop._crew.snapshot = lambda: copies.append(loop.version) or snapshot()
+    assert run_with_worker(loop, store, sender) == "data_end"
+    assert copies == [Version(0, 0), Version(0, 1), Version(0, 1)]
+    last = sender.versions[Version(0, 1)]
+    assert all(torch.equal(weights, last[name]) for name, weights in loop.saved[-1][1].items())
+
+
 def test_rewards_that_begin_to_fail_end_the_run_with_their_cause_a_checkpoint_and_the_model(team, tmp_path):
     store, sender, reports = MemoryStore(), MemorySender(), []
     loop = loop_of(team, store, sender, tmp_path, steps=99, reports=reports, staleness={"refill_attempts": 2})
