@@ -11,7 +11,7 @@ import pytest
 import step_parts
 import torch
 from learner_parts import free_address, model_folder
-from test_critic import same, snapshots, spoiled
+from test_critic import LAYOUTS, same, snapshots, spoiled
 from test_step_ppo import assert_same
 
 from penstock.learner import ranks
@@ -26,6 +26,8 @@ STAGES = (0, 1, 2, 3)
 OWNERS = {"unequal": ([0, 1, 2, 3, 4, 6], [5]), "one rank without rows": ([], [0, 1, 2, 3, 4, 5, 6])}
 DEALT = {s: tuple(zip(("own", "head"), sorted(OWNERS, reverse=s % 2 == 1), strict=True)) for s in STAGES}
 """At every stage each kind of values with one of the two ways to deal; over the stages, each with both."""
+IN_BFLOAT16 = (("own", 1), ("own", 3), ("head", 2))
+"""Kinds of values and stages; DeepSpeed has another optimizer for it at stage 1."""
 HALVES = ([0, 3, 4, 6], [1, 2, 5])
 ROWS = ("ppo", "a2c", "kimi")
 SHARED = {
@@ -58,9 +60,9 @@ def begun(section, team, owners):
     return {"bound": start.bound, "metrics": start.metrics, "advantages": found}
 
 
-def loss_and_gradients(team, kind, stage, owners):
+def loss_and_gradients(team, kind, stage, owners, dtype="float32"):
     old, new = step_parts.bare_models(kind), step_parts.bare_models(kind, moved=0.02)
-    engines = step_parts.engines_of(new, LearnerSection(zero_stage=stage, ranks=2))
+    engines = step_parts.engines_of(new, LearnerSection(zero_stage=stage, ranks=team.size, dtype=dtype))
     share = step_parts.dealt(step_parts.batch_of(), [list(o) for o in owners], 2)[team.rank]
     tally = Tally()
     step_parts.start_and_losses(old, engines, share, step_parts.ppo(kind), team, tally)
@@ -75,9 +77,9 @@ def step(engines, algorithm, team, section):
     return train_step(engines, dataclasses.replace(share, epochs=[[0], [0]]), algorithm, section, team)
 
 
-def skipped_and_resumed(team, stage, folder):
+def skipped_and_resumed(team, dtype, stage, folder):
     """One rank has a NaN in the values' loss, then in the policy's; then a step, a checkpoint, and a step from it."""
-    section = LearnerSection(zero_stage=stage, ranks=2, learning_rate=3e-3)
+    section = LearnerSection(zero_stage=stage, ranks=2, learning_rate=3e-3, dtype=dtype)
     plain = bind(step_parts.ppo("own"))
     engines = step_parts.engines_of(step_parts.bare_models("own"), section)
     before = snapshots(engines)
@@ -124,7 +126,11 @@ def two_ranks(rank, address, folder):
     for stage in STAGES:
         for kind, name in DEALT[stage]:
             results[f"{kind} {stage}"] = loss_and_gradients(team, kind, stage, OWNERS[name])
-        results[f"skipped {stage}"] = skipped_and_resumed(team, stage, Path(folder) / f"checkpoint-{stage}")
+    for kind, stage in IN_BFLOAT16:
+        results[f"bfloat16 {kind} {stage}"] = loss_and_gradients(team, kind, stage, OWNERS["unequal"], "bfloat16")
+    for dtype, stage in LAYOUTS:
+        checkpoint = Path(folder) / f"checkpoint-{dtype}-{stage}"
+        results[f"skipped {dtype} {stage}"] = skipped_and_resumed(team, dtype, stage, checkpoint)
     start = ModelSection(path=str(Path(folder) / "start"))
     for name in ROWS:
         results[f"whole {name}"] = whole_step(team, name, start)
@@ -168,17 +174,39 @@ def test_moments_and_bounds_over_two_ranks_are_those_over_one(pair, name):
         torch.testing.assert_close(together[key], advantages, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_a_nan_in_either_loss_on_one_rank_makes_both_engines_skip_on_all(pair, stage):
-    for results in pair[0]:
-        assert results[f"skipped {stage}"]["skipped"] == [(0, 2, True), (0, 2, True)]
-        assert results[f"skipped {stage}"]["applied afterwards"] == 2
+def flat(gradients, place):
+    return torch.cat([g.double().flatten() for name, g in sorted(gradients.items()) if name.startswith(place)])
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_policy_and_values_go_on_from_a_checkpoint_as_if_nothing_had_happened(pair, stage):
+@pytest.mark.parametrize(("kind", "stage"), IN_BFLOAT16)
+def test_in_bfloat16_two_ranks_give_the_losses_and_gradients_of_one_and_the_direction_of_float32(
+    pair, team, kind, stage
+):
+    *alone, gradients = loss_and_gradients(team, kind, stage, ([0, 1, 2, 3, 4, 5, 6],), "bfloat16")
+    old, new = step_parts.bare_models(kind), step_parts.bare_models(kind, moved=0.02)
+    *exact, wanted = step_parts.plain_losses(old, new, step_parts.batch_of())
+    places = ("policy", "critic") if kind == "own" else ("policy",)
     for results in pair[0]:
-        assert results[f"skipped {stage}"]["resumed"]
+        *losses, found = results[f"bfloat16 {kind} {stage}"]
+        assert losses == pytest.approx(alone, rel=1e-5)
+        assert losses == pytest.approx(exact, rel=0.01)
+        for place in places:
+            mine, one, float32 = (flat(each, place) for each in (found, gradients, wanted))
+            assert float((mine - one).norm()) <= 0.01 * float(one.norm())
+            assert float(torch.cosine_similarity(mine, float32, dim=0)) > 0.999
+
+
+@pytest.mark.parametrize(("dtype", "stage"), LAYOUTS)
+def test_a_nan_in_either_loss_on_one_rank_makes_both_engines_skip_on_all(pair, dtype, stage):
+    for results in pair[0]:
+        assert results[f"skipped {dtype} {stage}"]["skipped"] == [(0, 2, True), (0, 2, True)]
+        assert results[f"skipped {dtype} {stage}"]["applied afterwards"] == 2
+
+
+@pytest.mark.parametrize(("dtype", "stage"), LAYOUTS)
+def test_policy_and_values_go_on_from_a_checkpoint_as_if_nothing_had_happened(pair, dtype, stage):
+    for results in pair[0]:
+        assert results[f"skipped {dtype} {stage}"]["resumed"]
 
 
 @pytest.mark.parametrize("name", ROWS)
