@@ -18,7 +18,7 @@ from benchmarks.carry import HERE, RUNS, demo
 from benchmarks.tables import between_marks
 
 EVERY, SEQUENCES = 5, 64
-PARTS = {"update": "audit/kl_update", "staleness": "kl/staleness", "mismatch": "kl/mismatch"}
+PARTS = {"update": "kl/update_audited", "staleness": "kl/staleness", "mismatch": "kl/mismatch"}
 BUCKETS = ("lag_0", "lag_1", "lag_2", "lag_3_4", "lag_5_8", "lag_9_up")
 HEAD = (
     "max_lag",

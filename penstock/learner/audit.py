@@ -34,7 +34,7 @@ from penstock.services.weights.files import WeightsMissing
 
 Doubles = NDArray[np.float64]
 Weights = Mapping[str, torch.Tensor]
-PARTS = {"update": "audit/kl_update", "staleness": "kl/staleness", "mismatch": "kl/mismatch"}
+PARTS = {"update": "kl/update_audited", "staleness": "kl/staleness", "mismatch": "kl/mismatch"}
 """The brackets, and the metric of each one's divergence."""
 
 

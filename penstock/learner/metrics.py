@@ -25,7 +25,7 @@ _PER_BUCKET = (
     "actor/out_of_range",
     "kl/staleness/k3",
     "kl/mismatch/k3",
-    "audit/kl_update/k3",
+    "kl/update_audited/k3",
 )
 """What is also reported over the tokens of one bucket of lag, under a name with the bucket before its last word."""
 _BUCKETS = "lag_0, lag_1, lag_2, lag_3_4, lag_5_8, lag_9_up; older_kv for tokens decoded on older weights' cache"
@@ -37,15 +37,18 @@ _OFFPOLICY = (
 _STALENESS = "KL(π_train(v)‖π_prox), v the version that sampled the token: what the learner has changed since"
 _MISMATCH = "KL(μ‖π_train(v)), v the version that sampled the token: two engines, same weights"
 _WHOLE_UPDATE = "KL(π_prox‖π) between the policy at the start and at the end of the step"
-_UPDATE = "KL(π_prox‖π) between the policy at the start of the step and at the update"
+_UPDATE = "KL(π_prox‖π) between the policy at the start of the step and at each of its updates, mean over them"
 
 _ALL: dict[str, Metric] = {
     # --- the update
     "actor/loss": Metric("whole loss, mean over the step's updates"),
     "actor/pg_loss": Metric("policy part of the loss, mean over the step's updates"),
-    "actor/pg_clipfrac_low": Metric("share of tokens whose gradient the lower clip bound cut off"),
+    "actor/pg_clipfrac_low": Metric(
+        "share of tokens whose gradient the lower clip bound cut off; of objectives that have one"
+    ),
     "actor/pg_clipfrac_high": Metric(
-        "share of tokens whose gradient the upper clip bound cut off; for CISPO, whose weight it cut"
+        "share of tokens whose gradient the upper clip bound cut off, for CISPO, whose weight it cut; of objectives "
+        "that have one"
     ),
     "actor/pg_clipfrac_dual": Metric(
         "share of tokens whose loss dual_clip cut off, all of them with a negative advantage"
@@ -90,12 +93,12 @@ _ALL: dict[str, Metric] = {
     ),
     "mismatch/max": Metric("the largest such difference", "nat", "down"),
     # --- audits: the exact parts of the log-ratio, on some answers of some steps
+    "kl/update_audited": Metric(_WHOLE_UPDATE, "nat", "neither", "k3, tokens from μ, unweighted"),
+    "kl/update_audited/k1": Metric(_WHOLE_UPDATE, "nat", "neither", "k1, tokens from μ, unweighted"),
     "kl/staleness": Metric(_STALENESS, "nat", "down", "k3, tokens from μ"),
     "kl/staleness/k1": Metric(_STALENESS, "nat", "down", "k1, tokens from μ"),
     "kl/mismatch": Metric(_MISMATCH, "nat", "down", "k3, tokens from μ"),
     "kl/mismatch/k1": Metric(_MISMATCH, "nat", "down", "k1, tokens from μ"),
-    "audit/kl_update": Metric(_WHOLE_UPDATE, "nat", "neither", "k3, tokens from μ, unweighted"),
-    "audit/kl_update/k1": Metric(_WHOLE_UPDATE, "nat", "neither", "k1, tokens from μ, unweighted"),
     "audit/update_mean": Metric("mean |log π − log π_prox| over the whole step", "nat"),
     "audit/staleness_mean": Metric("mean |log π_prox − log π_train(v)|, v the version that sampled", "nat", "down"),
     "audit/mismatch_mean": Metric("mean |log π_train(v) − log μ|", "nat", "down"),

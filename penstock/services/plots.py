@@ -141,10 +141,20 @@ PLOTS = (
                 "nats per token",
                 (
                     Line("kl/reference", "from the reference"),
-                    Line("kl/update", "of one update"),
+                    Line("kl/update", "since the step's start, at its updates"),
                     Line("kl/offpolicy", "from the sampler"),
                 ),
                 from_zero=False,
+            ),
+            Panel(
+                "Where it comes from, audited",
+                "nats per token (k3)",
+                (
+                    Line("kl/update_audited", "the whole step", "points"),
+                    Line("kl/staleness", "staleness", "points"),
+                    Line("kl/mismatch", "mismatch", "points"),
+                ),
+                decades=True,
             ),
             Panel("Entropy", "nats per token", (Line("actor/entropy", "policy"),)),
         ),

@@ -51,8 +51,8 @@ def test_the_brackets_by_hand():
     assert metrics["kl/staleness/lag_0/k3"] == 0
     assert metrics["kl/staleness/lag_1/k3"] == pytest.approx(by_hand * 3 / 2)
     assert metrics["kl/mismatch"] == pytest.approx((np.exp(-0.25) - 1 + 0.25) / 3)
-    assert metrics["audit/kl_update"] == pytest.approx((np.exp(0.5) - 1 - 0.5) / 3)
-    assert metrics["audit/kl_update/k1"] == pytest.approx(-0.5 / 3)
+    assert metrics["kl/update_audited"] == pytest.approx((np.exp(0.5) - 1 - 0.5) / 3)
+    assert metrics["kl/update_audited/k1"] == pytest.approx(-0.5 / 3)
     assert metrics["audit/residual"] == pytest.approx(0, abs=1e-7)
 
 
@@ -140,7 +140,7 @@ def test_the_parts_are_those_of_plain_forward_passes(audited):
         brackets = {
             "kl/staleness": (prox - trained)[counted],
             "kl/mismatch": (trained - batch.logp_sampler)[counted],
-            "audit/kl_update": (after - prox)[counted],
+            "kl/update_audited": (after - prox)[counted],
         }
         for name, bracket in brackets.items():
             assert found[name] == pytest.approx(np.mean(np.exp(bracket) - 1 - bracket), rel=1e-3, abs=1e-9), name
@@ -158,7 +158,7 @@ def test_staleness_shows_where_there_is_lag_and_mismatch_stays_at_rounding(audit
         assert m["kl/mismatch"] < 1e-8
         assert m.get("kl/staleness/lag_0/k3", 0.0) == 0.0
         assert (m["kl/staleness"] > 0) == (m["off_policy/max"] > 0)
-        assert m["audit/kl_update"] > 0
+        assert m["kl/update_audited"] > 0
         # Both brackets together are what is always measured.
         if m["off_policy/max"] == 0:
             assert m["kl/offpolicy"] < 1e-8

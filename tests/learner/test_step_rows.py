@@ -17,6 +17,9 @@ from penstock.services.model_config import ModelSection
 
 pytestmark = pytest.mark.engine
 
+CLIPS = {"ppo_clip": {"low", "high"}, "gspo": {"low", "high"}, "cispo": {"high"}}
+"""Which clip fractions an objective has; the others have none, overall and per bucket."""
+
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory):
@@ -41,4 +44,7 @@ def test_every_row_makes_a_step_with_finite_metrics_that_changes_the_weights(tea
     assert all(not torch.equal(before[key], after[key]) for key in before)
     values = {"critic/loss", "critic/value_mean", "critic/return_mean", "critic/explained_variance"}
     assert values & set(trained.metrics) == (values if algorithm.value.kind != "none" else set())
+    for clip in ("low", "high"):
+        names = {f"actor/pg_clipfrac_{clip}", f"actor/lag_0/pg_clipfrac_{clip}"}
+        assert names & set(trained.metrics) == (names if clip in CLIPS.get(algorithm.objective.kind, ()) else set())
     assert ("critic/grad_norm" in trained.metrics) == (algorithm.value.kind == "own")
