@@ -8,6 +8,7 @@ log-probs and the loss in float32, as in the learner.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import math
 import sys
@@ -78,7 +79,17 @@ class World:
     advantages: Tensor
     mask: Tensor
 
-    def logp(self, network: Network, dtype: torch.dtype) -> Tensor:
+    @functools.cached_property
+    def passes(self) -> list[tuple[Tensor, Tensor]]:
+        """(log π_prox, log π) of the tokens in float32 and in bfloat16, the latter with their graph."""
+        found = []
+        for dtype in (torch.float32, torch.bfloat16):
+            with torch.no_grad():
+                prox = self._logp(self.before, dtype)
+            found.append((prox, self._logp(self.after, dtype)))
+        return found
+
+    def _logp(self, network: Network, dtype: torch.dtype) -> Tensor:
         """Log-probs of the tokens with the network in `dtype`."""
         logits = torch.func.functional_call(
             network, {name: p.to(dtype) for name, p in network.named_parameters()}, self.contexts.to(dtype)
@@ -106,17 +117,14 @@ def measure(name: str, algorithm: BoundAlgorithm, made: World) -> Drift:
     """The drift of one row in a world."""
     weights = algorithm.reduction(made.mask.sum(1), torch.arange(len(made.mask)) // 4)
     found = []
-    for dtype in (torch.float32, torch.bfloat16):
-        with torch.no_grad():
-            prox = made.logp(made.before, dtype)
-        logp = made.logp(made.after, dtype)
+    for prox, logp in made.passes:
         bound = math.inf
         if algorithm.reject_bound is not None:
             bound = algorithm.reject_bound((prox - made.sampler)[made.mask])
         whole = compose(
             algorithm, logp, prox, made.sampler, made.reference, made.advantages, made.mask, weights, bound=bound
         )
-        slopes = torch.autograd.grad(whole.loss, list(made.after.parameters()))
+        slopes = torch.autograd.grad(whole.loss, list(made.after.parameters()), retain_graph=True)
         objective, facts = algorithm.objective(logp, prox, made.sampler, made.advantages, made.mask)
         size = float((objective.detach().abs() * weights.unsqueeze(1)).sum())
         clipped = sum(float(fact[made.mask].mean()) for key, fact in facts.items() if "clipfrac" in key)

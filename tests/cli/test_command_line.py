@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -32,10 +31,16 @@ HEAVY = (
 )
 
 
-def _call(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", "from penstock.cli.main import run; run()", *arguments]
-    environment = {**os.environ, "COLUMNS": "100"}
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=120)
+@pytest.fixture(autouse=True)
+def wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder to work in."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
 def _exit(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
@@ -56,49 +61,57 @@ def test_help_loads_nothing_heavy() -> None:
     assert said.stdout.splitlines()[-1] == "[]"
 
 
-def test_help_names_every_command() -> None:
-    said = _call("--help")
-    assert said.returncode == 0
+def test_help_names_every_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _exit(monkeypatch, "--help") == 0
+    said = capsys.readouterr().out
     for name in ("train", "sft", "evaluate", "status", "check", "resume", "algorithms", "doctor", "schema", "plot"):
-        assert f" {name} " in said.stdout
+        assert f" {name} " in said
 
 
-def test_check_reports_everything_and_starts_nothing(tmp_path: Path) -> None:
-    (tmp_path / "run.yaml").write_text("modle: {path: x}\nlimits: {steps: 0}\n")
-    said = _call("check", "run.yaml", "rollout.worker=2", cwd=tmp_path)
+def test_check_reports_everything_and_starts_nothing(here: Path) -> None:
+    """In a process of its own, as people call it."""
+    (here / "run.yaml").write_text("modle: {path: x}\nlimits: {steps: 0}\n")
+    command = [sys.executable, "-c", "from penstock.cli.main import run; run()", "check", "run.yaml"]
+    said = subprocess.run([*command, "rollout.worker=2"], capture_output=True, text=True, timeout=120)
     assert said.returncode == 2
     for part in ("did you mean model?", "did you mean rollout.workers?", "allowed: 1 or more", "run.yaml:2"):
         assert part in said.stdout
     assert "nothing was started" in said.stderr
-    assert [p.name for p in tmp_path.iterdir()] == ["run.yaml"]
+    assert [p.name for p in here.iterdir()] == ["run.yaml"]
 
 
-def test_a_wrong_run_directory_is_one_message_without_a_traceback(tmp_path: Path) -> None:
-    said = _call("status", "nowhere", cwd=tmp_path)
-    assert (said.returncode, said.stdout) == (2, "")
-    assert said.stderr == "penstock: nowhere does not exist\n"
+def test_a_wrong_run_directory_is_one_message_without_a_traceback(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _exit(monkeypatch, "status", "nowhere") == 2
+    assert tuple(capsys.readouterr()) == ("", "penstock: nowhere does not exist\n")
 
 
-def test_status_of_no_run_at_all_names_the_command_that_starts_one(tmp_path: Path) -> None:
-    said = _call("status", cwd=tmp_path)
-    assert said.returncode == 2
-    assert "start one with: penstock train RUN.yaml" in said.stderr
+def test_status_of_no_run_at_all_names_the_command_that_starts_one(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _exit(monkeypatch, "status") == 2
+    assert "start one with: penstock train RUN.yaml" in capsys.readouterr().err
 
 
-def test_status_shows_the_newest_run_and_also_as_json(tmp_path: Path) -> None:
-    run = RunDir.create(tmp_path / "runs", "sort", "name: sort\n")
+def test_status_shows_the_newest_run_and_also_as_json(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = RunDir.create(here / "runs", "sort", "name: sort\n")
     run.write_status(view(phase="finished"))
-    said = _call("status", cwd=tmp_path)
-    assert said.returncode == 0
-    assert said.stdout.splitlines()[:2] == [str(run.path), "finished"]
-    assert "rollout-0" in said.stdout
-    facts = json.loads(_call("status", "--json", cwd=tmp_path).stdout)
+    assert _exit(monkeypatch, "status") == 0
+    said = capsys.readouterr().out
+    assert [Path(said.splitlines()[0]).resolve(), said.splitlines()[1]] == [run.path.resolve(), "finished"]
+    assert "rollout-0" in said
+    assert _exit(monkeypatch, "status", "--json") == 0
+    facts = json.loads(capsys.readouterr().out)
     assert facts["verdict"] == "finished"
     assert facts["facts"]["view"]["ledger"]["by_state"]["committed"] == 300
 
 
-def test_the_schema_is_json() -> None:
-    assert json.loads(_call("schema").stdout)["title"] == "Penstock run file"
+def test_the_schema_is_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _exit(monkeypatch, "schema") == 0
+    assert json.loads(capsys.readouterr().out)["title"] == "Penstock run file"
 
 
 def _run(tmp_path: Path, *goals: dict[str, Any]) -> Any:

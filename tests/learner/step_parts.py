@@ -80,11 +80,11 @@ def dealt(batch, owners, micro):
     return [Share(batch.select(rows), [plan], [[0]]) for rows, plan in zip(owners, plans, strict=True)]
 
 
-def bare_models(kind: str, seed=0, moved=0.0):
+def bare_models(kind: str, seed=0, moved=0.0, **changes):
     """A policy and its values, all weights `moved` at random, and value heads far from 0: those of a new one are 0, and
     would pass no gradient on. Takes the place of `Engines` where nothing is updated."""
-    policy = LogprobModel(tiny_model(seed), value_head=kind == "head")
-    critic = ValueModel(tiny_model(seed + 1).base_model) if kind == "own" else None
+    policy = LogprobModel(tiny_model(seed, **changes), value_head=kind == "head")
+    critic = ValueModel(tiny_model(seed + 1, **changes).base_model) if kind == "own" else None
     random = torch.Generator().manual_seed(17)
     for model in (policy, critic):
         if model is None:

@@ -63,6 +63,7 @@ def section(name: str) -> AlgorithmSection:
     return AlgorithmSection.model_validate(given)
 
 
+@functools.cache
 def groups_of(count=3, members=3) -> list[Group]:
     """Answers of lengths 1 to 8, a tool's tokens in the middle of the longer ones, one member unscored, one group
     without signal."""
@@ -178,8 +179,8 @@ def padding(layout: Layout):
 
 @functools.cache
 def models_of(values: str, moved=0.0):
-    """In float64; `moved` ones are those of a later update, so that ratios are not 1."""
-    models = bare_models(values, moved=moved)
+    """In float64, of one layer; `moved` ones are those of a later update, so that ratios are not 1."""
+    models = bare_models(values, moved=moved, num_hidden_layers=1)
     for model in (models.policy, models.critic):
         if model is not None:
             model.double()
