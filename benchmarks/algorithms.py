@@ -30,6 +30,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from penstock.learner import deal, micro, step
 from penstock.learner.algorithms import table
 from penstock.learner.algorithms.bound import BoundAlgorithm, bind
+from penstock.learner.algorithms.cells import OwnValue, ValueHead
 from penstock.learner.algorithms.composition import compose
 from penstock.learner.assemble import Moment, assemble
 from penstock.learner.config import AlgorithmSection, LearnerSection
@@ -229,11 +230,11 @@ class Case:
 
     def __init__(self, name: str, shape: str, groups: list[Group], learner: LearnerSection) -> None:
         self._name, self._shape, self._groups, self._learner = name, shape, groups, learner
-        section = AlgorithmSection.model_validate({"name": name, "reduction": _reduction(name, SHAPES[shape])})
+        section = AlgorithmSection.model_validate({"name": name}).for_answers_of(2 * SHAPES[shape].tokens)
         self._algorithm: BoundAlgorithm = bind(section)
         self._clock = Clock()
-        policy = LogprobModel(network(SHAPES[shape]), value_head=section.value.kind == "head")
-        own = section.value.kind == "own"
+        policy = LogprobModel(network(SHAPES[shape]), value_head=isinstance(section.value, ValueHead))
+        own = isinstance(section.value, OwnValue)
         critic = ValueModel(cast(nn.Module, network(SHAPES[shape]).base_model)) if own else None
         engines = [model and PlainEngine(model, learner, self._clock) for model in (policy, critic)]
         self._engines = Engines(cast(Any, engines[0]), cast(Any, engines[1]), 1e-6)
@@ -296,11 +297,6 @@ class Case:
             whiten_sequences=around(row.whiten_sequences) if row.whiten_sequences is not None else None,
             credit=around(row.credit) if row.credit is not None else None,
         )
-
-
-def _reduction(name: str, shape: Shape) -> dict[str, Any]:
-    """A fixed length needs to be told which."""
-    return {"budget": 2 * shape.tokens} if table.find(name).reduction.kind == "fixed_length" else {}
 
 
 def main() -> None:

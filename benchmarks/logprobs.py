@@ -43,6 +43,8 @@ MODELS = {
     "150k vocabulary": {"vocab_size": 151_936, "num_hidden_layers": 24},
 }
 """The shape of a model of half a billion weights, with two vocabularies."""
+HEAD_DIM = 64
+"""Of its attention, where the model is that wide."""
 SMALL = {"vocab_size": 151_936, "num_hidden_layers": 2}
 """For memory: its layers keep little."""
 
@@ -82,12 +84,13 @@ class Step:
 
     def __init__(self, tokens: int, hidden: int, shape: dict[str, int], recompute: bool = False) -> None:
         torch.manual_seed(0)
+        heads = max(1, hidden // HEAD_DIM)
         config = Qwen3Config(
             hidden_size=hidden,
             intermediate_size=hidden * 11 // 2,
-            num_attention_heads=hidden // 64,
-            num_key_value_heads=2,
-            head_dim=64,
+            num_attention_heads=heads,
+            num_key_value_heads=2 if heads % 2 == 0 else 1,
+            head_dim=min(HEAD_DIM, hidden // 2 * 2),
             tie_word_embeddings=True,
             **shape,
         )

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 import ray.exceptions
 
-from penstock.deploy.signals import Interruption
+from penstock.deploy.signals import Interruption, interruptible
 from penstock.deploy.view import Phase
 from penstock.services.contracts import PenstockError
+from penstock.services.rundir import RunDir
 
 
 @dataclass
@@ -19,6 +20,31 @@ class Ending:
 
     outcome: Phase = "failed"
     why: str = ""
+
+
+@dataclass
+class Tenure:
+    """One process's time with a run directory."""
+
+    asked: Interruption
+    """What a signal asks for meanwhile."""
+    outcome: Phase = "failed"
+    """How the run ended, for whoever was inside to fill in."""
+
+
+@contextmanager
+def tenure(directory: RunDir) -> Iterator[Tenure]:
+    """Inside, the run directory is this process's alone and signals are heeded, not obeyed at once. Afterwards raises
+    KeyboardInterrupt when the run came to a clean end because one had asked for it."""
+    directory.lock()
+    try:
+        with interruptible() as asked:
+            held = Tenure(asked)
+            yield held
+        if held.outcome == "stopped":
+            raise KeyboardInterrupt
+    finally:
+        directory.unlock()
 
 
 @contextmanager

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from penstock.deploy import evaluations, plans
-from penstock.deploy.ending import Ending, ending
+from penstock.deploy.ending import Ending, ending, tenure
 from penstock.deploy.fleet import wait_until_ready
 from penstock.deploy.journal import Journal
 from penstock.deploy.parts import Parts
 from penstock.deploy.runfile import RunFile
-from penstock.deploy.signals import Interruption, interruptible
+from penstock.deploy.signals import Interruption
 from penstock.deploy.summary import Phases, first_and_last, judge, ledger_summary, library_versions, over_steps
 from penstock.deploy.supervisor import Supervisor
 from penstock.deploy.view import Display, Phase
@@ -35,17 +35,11 @@ def train(run_file: RunFile, directory: RunDir, display: Display | None = None, 
     `resume` goes on from the latest checkpoint. Raises PenstockError with the cause when the run fails, and
     KeyboardInterrupt after a clean end that was asked for by a signal.
     """
-    directory.lock()
-    try:
+    with tenure(directory) as held:
         if resume:
             require_more_to_do(run_file, directory)
             directory.begin_again(run_file.to_yaml())
-        with interruptible() as asked:
-            outcome = Conductor(run_file, directory, display, asked, resume).go()
-        if outcome == "stopped":
-            raise KeyboardInterrupt
-    finally:
-        directory.unlock()
+        held.outcome = Conductor(run_file, directory, display, held.asked, resume).go()
 
 
 class Conductor:

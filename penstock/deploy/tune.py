@@ -7,13 +7,13 @@ from functools import partial
 from typing import Any
 
 from penstock.deploy.cluster import Cluster
-from penstock.deploy.ending import Ending, ending
+from penstock.deploy.ending import Ending, ending, tenure
 from penstock.deploy.fleet import ActorLost, Member, wait_until_ready
 from penstock.deploy.journal import Journal
 from penstock.deploy.learners import prepare_tuning, start_rank
 from penstock.deploy.placement import place
 from penstock.deploy.runfile import RunFile
-from penstock.deploy.signals import Interruption, interruptible
+from penstock.deploy.signals import Interruption
 from penstock.deploy.storehost import run_id_of
 from penstock.deploy.summary import Phases, first_and_last, library_versions
 from penstock.deploy.supervisor import TICK
@@ -29,14 +29,8 @@ def tune(run_file: RunFile, directory: RunDir, display: Display | None = None) -
 
     Raises PenstockError with the cause when the run fails, and KeyboardInterrupt after a signal.
     """
-    directory.lock()
-    try:
-        with interruptible() as asked:
-            outcome = _Tuning(run_file, directory, display, asked).go()
-        if outcome == "stopped":
-            raise KeyboardInterrupt
-    finally:
-        directory.unlock()
+    with tenure(directory) as held:
+        held.outcome = _Tuning(run_file, directory, display, held.asked).go()
 
 
 class _Tuning:

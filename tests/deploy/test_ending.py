@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import signal
+
 import pytest
 import ray.exceptions
 
-from penstock.deploy.ending import ending
+from penstock.deploy.ending import ending, tenure
 from penstock.deploy.signals import Interruption
 from penstock.services.contracts import PenstockError
+from penstock.services.rundir import RunDir
 
 
 class Lost(ray.exceptions.RayError):
@@ -35,3 +39,23 @@ def test_a_run_that_comes_to_its_end_says_itself_how():
     with ending(ends.append, Interruption()) as end:
         end.outcome, end.why = "finished", "limits.steps: 3 steps are done"
     assert ends == [end]
+
+
+def test_a_run_holds_its_directory_until_it_ends_and_a_wish_to_stop_comes_out_behind_it(tmp_path):
+    directory = RunDir.create(tmp_path, "run", "name: run\n")
+    with tenure(directory) as held:
+        assert directory.locked and not held.asked
+        held.outcome = "finished"
+    assert not directory.locked
+    with pytest.raises(KeyboardInterrupt), tenure(directory) as held:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert held.asked.name == "SIGTERM"
+        held.outcome = "stopped"
+    assert not directory.locked
+
+
+def test_an_error_leaves_the_run_directory_free(tmp_path):
+    directory = RunDir.create(tmp_path, "run", "name: run\n")
+    with pytest.raises(PenstockError, match="no room"), tenure(directory):
+        raise PenstockError("no room")
+    assert not directory.locked
