@@ -110,7 +110,8 @@ def check(
         typer.echo(f"{run_file}: {errors} mistake{'s' if errors != 1 else ''}; nothing was started", err=True)
         raise typer.Exit(WRONG_INPUT)
     warnings = sum(f.level == "warning" for f in findings)
-    typer.echo(f"{run_file}: nothing amiss" + (f", {warnings} warnings" if warnings else ""))
+    doubts = f", {warnings} warning{'s' if warnings != 1 else ''}" if warnings else ""
+    typer.echo(f"{run_file}: nothing amiss{doubts}")
 
 
 @app.command()

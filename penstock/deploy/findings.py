@@ -5,19 +5,14 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from penstock.deploy.keys import direct_sections, dotted, names_at, nearest_key, type_at
+from penstock.deploy.keys import direct_sections, dotted, names_at, nearest_key, type_at, why_left_out
+from penstock.deploy.shown import SECRET_KEY, USERINFO, shown, without_password
 from penstock.deploy.yaml_source import KeyPath, YamlSource
-
-_USERINFO = re.compile(r"(\w+://[^/@\s:]*:)[^/@\s]+@")
-_SECRET_KEY = re.compile(
-    r"(passwords?|passwd|secrets?|api_?keys?|(access|auth|bearer|hub|hf)_?tokens?)$", re.IGNORECASE
-)
-
 
 Level = Literal["error", "warning", "note"]
 """What keeps a run from starting, what a person should look into, and what it is good to know; in this order."""
@@ -71,12 +66,6 @@ def written_path(detail: Any, values: Any) -> KeyPath:
     return tuple(path)
 
 
-def mask(value: Any) -> str:
-    """`value` as text for people, without the password of a URL, cut to a readable length."""
-    text = _USERINFO.sub(r"\1***@", repr(value))
-    return text if len(text) <= 80 else text[:77] + "…"
-
-
 _ALLOWED = {
     "greater_than": "more than {gt}",
     "greater_than_equal": "{ge} or more",
@@ -118,16 +107,17 @@ def _finding(detail: Any, path: KeyPath, root: type[BaseModel], source: YamlSour
     kind, context = detail["type"], detail.get("ctx", {})
     key, where = dotted(path) or "run file", source.place(path)
     if kind == "extra_forbidden":
-        return _unknown_key(detail["loc"], path, root, where)
+        return _unknown_to_own(detail, path, where) if context else _unknown_key(detail["loc"], path, root, where)
     if kind in ("union_tag_invalid", "union_tag_not_found"):
         return _unknown_kind(detail, path, source)
     if kind == "missing":
         return Finding(key, "is required and missing", where=where, remedy=_help(root, path))
-    value = mask(detail["input"]) if not isinstance(detail["input"], BaseModel) else ""
+    value = shown(detail["input"], key) if not isinstance(detail["input"], BaseModel) else ""
     if kind == "value_error":
-        # Of a whole section only the rule is shown: its values stand in the file.
-        shown = value if not isinstance(detail["input"], dict) else ""
-        return Finding(key, _USERINFO.sub(r"\1***@", str(context["error"])), found=shown, where=where)
+        # Of a whole section what was written is shown, and not what was filled in.
+        written = written_at(source.values, path) if isinstance(detail["input"], dict) else None
+        found = value if not isinstance(detail["input"], dict) else shown(written) if written else ""
+        return Finding(key, without_password(str(context["error"])), found=found, where=where)
     if kind == "literal_error" and isinstance(detail["input"], str):
         words = re.findall(r"'([^']*)'", context["expected"])
         close = difflib.get_close_matches(detail["input"], words, n=1, cutoff=0.5)
@@ -135,19 +125,38 @@ def _finding(detail: Any, path: KeyPath, root: type[BaseModel], source: YamlSour
         return Finding(
             key, "is not one of the choices", found=value, allowed=context["expected"], nearest=nearest, where=where
         )
+    meant = as_section(root, path, detail["input"]) if kind in ("model_type", "model_attributes_type") else ""
     allowed = _ALLOWED.get(kind, detail["msg"]).format(**context)
-    return Finding(key, "has a value that does not fit", found=value, allowed=allowed, where=where)
+    return Finding(key, "has a value that does not fit", found=value, allowed=allowed, nearest=meant, where=where)
+
+
+def written_at(values: Any, path: KeyPath) -> Any:
+    """What the file says at `path`; None for the whole file, and where it says nothing."""
+    for key in path:
+        try:
+            values = values[key]
+        except (KeyError, IndexError, TypeError):
+            return None
+    return values if path else None
+
+
+def unknown_key(root: type[BaseModel], path: KeyPath, where: str) -> Finding:
+    """A key that nothing has."""
+    if why := why_left_out(root, path):
+        return Finding(dotted(path), f"there is no such key: {why}", where=where)
+    known = next(path[:end] for end in range(len(path) - 1, -1, -1) if type_at(root, path[:end]) is not None)
+    allowed, nearest = names_at(root, known), nearest_key(root, path)
+    return Finding(dotted(path), "there is no such key", allowed=", ".join(allowed), nearest=nearest, where=where)
 
 
 def _unknown_key(location: Sequence[str | int], path: KeyPath, root: type[BaseModel], where: str) -> Finding:
     """A key that nothing has, or that another kind of the same section has."""
-    name, about = str(path[-1]), "there is no such key"
+    name = str(path[-1])
     sections = list(direct_sections(type_at(root, path[:-1])))
     # Where a section comes in kinds, the kind that was looked into stands before the key.
     chosen = [s for s in sections if _kind_of(s) == (location[-2] if len(location) > 1 else None)]
     if not chosen or len(sections) == 1:
-        allowed, nearest = names_at(root, path[:-1]), nearest_key(root, path)
-        return Finding(dotted(path), about, allowed=", ".join(allowed), nearest=nearest, where=where)
+        return unknown_key(root, path, where)
     allowed = sorted(chosen[0].model_fields)
     others = [repr(_kind_of(s)) for s in sections if name in s.model_fields]
     close = difflib.get_close_matches(name, allowed, n=1, cutoff=0.6)
@@ -161,20 +170,49 @@ def _unknown_key(location: Sequence[str | int], path: KeyPath, root: type[BaseMo
     )
 
 
+def _unknown_to_own(detail: Any, path: KeyPath, where: str) -> Finding:
+    """A key that a cell of the user's own has not: its names are those of the cell, and no others."""
+    location, context = detail["loc"], detail["ctx"]
+    outside = len(location) - context["depth"]
+    found = _unknown_key(location[outside:], path[outside:], context["cell"], where)
+    nearest = dotted((*path[:outside], found.nearest)) if found.nearest else ""
+    return replace(found, key=dotted(path), nearest=nearest)
+
+
 def _kind_of(section: type[BaseModel]) -> Any:
     kind = section.model_fields.get("kind")
     return None if kind is None else kind.default
 
 
+def as_section(root: type[BaseModel], path: KeyPath, value: Any) -> str:
+    """How a plain value that stands in the place of a section was probably meant: `algorithm: {name: grpo}`; empty
+    where that is not known."""
+    sections = list(direct_sections(type_at(root, path)))
+    kinds = [kind for section in sections if isinstance(kind := _kind_of(section), str)]
+    word = "none" if value is None or value is False else value
+    if len(sections) > 1 and isinstance(word, str):
+        close = difflib.get_close_matches(word, kinds, n=1, cutoff=0.5)
+        return f"{dotted(path)}: {{kind: {close[0]}}}" if close else ""
+    if len(sections) != 1 or isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        return ""
+    name, first = next(iter(sections[0].model_fields.items()))
+    annotation: Any = first.annotation
+    try:
+        TypeAdapter(annotation).validate_python(value, strict=True)
+    except ValidationError:
+        return ""
+    return f"{dotted(path)}: {{{name}: {without_password(str(value))}}}"
+
+
 def _unknown_kind(detail: Any, path: KeyPath, source: YamlSource) -> Finding:
     """A section whose `kind` is none of those there are."""
     below, expected = (*path, "kind"), str(detail["ctx"].get("expected_tags", ""))
-    found = detail["ctx"].get("tag")
+    there, found = "tag" in detail["ctx"], detail["ctx"].get("tag")
     close = difflib.get_close_matches(str(found), re.findall(r"'([^']*)'", expected), n=1, cutoff=0.5)
     return Finding(
         dotted(below),
-        "is not one of the choices" if found is not None else "is required and missing: it says which keys there are",
-        found=repr(found) if found is not None else "",
+        "is not one of the choices" if there else "is required and missing: it says which keys there are",
+        found=shown(written_at(source.values, below) if found in (None, "None") else found) if there else "",
         allowed=expected,
         nearest=repr(close[0]) if close else "",
         where=source.place(below),
@@ -204,7 +242,7 @@ def secrets_in_clear(source: YamlSource) -> list[Finding]:
             where=source.place(path),
         )
         for path, value in _leaves(source.values, ())
-        if isinstance(value, str) and (_USERINFO.search(value) or _SECRET_KEY.search(str(path[-1])))
+        if isinstance(value, str) and (USERINFO.search(value) or SECRET_KEY.search(str(path[-1])))
     ]
 
 
@@ -218,14 +256,3 @@ def _leaves(values: Any, path: KeyPath) -> Iterator[tuple[KeyPath, Any]]:
         yield path, values
     for key, value in items:
         yield from _leaves(value, (*path, key))
-
-
-def masked(values: Any, key: str = "") -> Any:
-    """The same plain values with every secret replaced by `***`."""
-    if isinstance(values, dict):
-        return {k: masked(v, str(k)) for k, v in values.items()}
-    if isinstance(values, (list, tuple)):
-        return [masked(v, key) for v in values]
-    if isinstance(values, str):
-        return "***" if _SECRET_KEY.search(key) else _USERINFO.sub(r"\1***@", values)
-    return values

@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from penstock.deploy.yaml_source import KeyPath
+from penstock.services.settings import Section
 
 
 def dotted(path: Sequence[str | int]) -> str:
@@ -63,6 +64,13 @@ def names_at(root: type[BaseModel], path: Sequence[str | int]) -> list[str]:
     """The keys that the sections at `path` have."""
     here = type_at(root, path)
     return sorted({name for section in direct_sections(here) for name in section.model_fields})
+
+
+def why_left_out(root: type[BaseModel], path: Sequence[str | int]) -> str:
+    """Why a key that people look for at `path` is not there on purpose; empty where nothing was said about it."""
+    sections = direct_sections(type_at(root, path[:-1]))
+    texts = (s.left_out.get(str(path[-1]), "") for s in sections if issubclass(s, Section))
+    return next((text for text in texts if text), "")
 
 
 def direct_sections(annotation: Any) -> Iterator[type[BaseModel]]:

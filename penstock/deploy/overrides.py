@@ -9,12 +9,11 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from penstock.deploy.findings import Finding
-from penstock.deploy.keys import dotted, is_list, nearest_key, open_at, type_at
+from penstock.deploy.findings import Finding, unknown_key
+from penstock.deploy.keys import dotted, is_list, open_at, type_at
 from penstock.deploy.yaml_source import KeyPath, YamlError, YamlSource, parse_value
 
 PLACE = "command line"
-_LIST_KEYS = "`penstock schema` lists all keys"
 
 
 def apply(source: YamlSource, overrides: Sequence[str], root: type[BaseModel]) -> tuple[YamlSource, list[Finding]]:
@@ -40,10 +39,7 @@ def _apply_one(values: dict[str, Any], text: str, root: type[BaseModel]) -> KeyP
         return Finding(text, "is no override", allowed="section.key=value", where=PLACE)
     path = tuple(int(part) if part.isdigit() else part for part in name.strip().lstrip("-").split("."))
     if type_at(root, path) is None and not open_at(root, path):
-        remedy = "`penstock schema` lists all keys"
-        return Finding(
-            dotted(path), "there is no such key", nearest=nearest_key(root, path), remedy=remedy, where=PLACE
-        )
+        return unknown_key(root, path, PLACE)
     try:
         value = parse_value(written)
     except YamlError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -11,9 +11,12 @@ from pydantic import ValidationError
 
 from penstock.deploy.checks import algorithm, evidence, numbers, sampling, world
 from penstock.deploy.checks.context import Context, Rule, Stage
-from penstock.deploy.findings import Finding, Level, written_path
+from penstock.deploy.findings import Finding, Level, written_at, written_path
+from penstock.deploy.keys import names_at
 from penstock.deploy.runfile import RunFile, RunFileError, read
-from penstock.deploy.yaml_source import YamlSource
+from penstock.deploy.yaml_source import KeyPath, YamlSource
+from penstock.learner.algorithms.judging import with_those_around
+from penstock.services.settings import Section
 
 RULES: tuple[Rule, ...] = (*numbers.RULES, *sampling.RULES, *algorithm.RULES, *evidence.RULES, *world.RULES)
 
@@ -32,14 +35,18 @@ def check(path: Path | str, overrides: Sequence[str] = (), stage: Stage = "train
         run_file, broken = reading.run_file, frozenset[str]()
     else:
         run_file, broken = _salvage(reading.source, path.resolve().parent)
-    context = Context(run_file, reading.source, stage)
+    unknown = unknown_keys(findings, reading.source, run_file, broken)
+    context = Context(run_file, reading.source, stage, unknown)
     said = {finding.key for finding in findings}
     touched = {key.split(".")[0] for key in said}
     for rule in RULES:
         if stage in rule.stages and broken.isdisjoint(rule.needs):
             # A doubt about a section that has mistakes may be about a default that stands in for a mistake.
             doubtful = not touched.isdisjoint(rule.needs)
-            found = [f for f in rule.check(context) if f.key not in said]
+            # What stands at an unknown key is nothing that anybody wrote.
+            found = [
+                f for f in rule.check(context) if f.key not in said and unknown.isdisjoint(with_those_around(f.key))
+            ]
             findings += [f for f in found if f.level == "error" or not doubtful]
     return sorted(findings, key=lambda finding: get_args(Level).index(finding.level))
 
@@ -83,12 +90,63 @@ _STAND_INS: dict[str, Any] = {
 }
 
 
-def _remove(values: Any, path: Sequence[str | int]) -> bool:
-    """Take the value at `path` out; False when there is nothing to take out."""
-    here = values
-    for key in path[:-1]:
-        here = here[key]
-    if not path or not (path[-1] in here if isinstance(here, dict) else isinstance(here, list)):
+def _remove(values: Any, path: KeyPath) -> bool:
+    """Take the value at `path` out; False when there is nothing to take out. Of a section with a kind the kind stays,
+    unless it is all there is; where a cell of the algorithm lacks a key, the section around the key goes."""
+    if not path:
         return False
-    del here[path[-1]]
+    around = written_at(values, path[:-1]) if len(path) > 1 else values
+    if not (path[-1] in around if isinstance(around, dict) else isinstance(around, list)):
+        return path[0] == "algorithm" and len(path) > 2 and _remove(values, path[:-1])
+    section = around[path[-1]]
+    if isinstance(section, dict) and "kind" in section and len(section) > 1:
+        around[path[-1]] = {"kind": section["kind"]}
+    else:
+        del around[path[-1]]
     return True
+
+
+def unknown_keys(
+    findings: Sequence[Finding], source: YamlSource, run_file: RunFile, broken: frozenset[str]
+) -> frozenset[str]:
+    """Keys that have no right value yet, by the mistakes of form in `findings`: the wrong ones, those that a wrong name
+    was probably meant for, and what would have come with them. What `run_file` has there is a default."""
+    unknown = set(broken - {"algorithm"})
+    for finding in findings:
+        unknown |= {finding.key, finding.nearest}
+        section, _, rest = finding.key.partition(".")
+        if section == "algorithm" and rest:
+            unknown |= _unknown_in_cell(rest.split("."), source, run_file)
+            unknown -= _told_all_the_same(finding.key, source)
+    if "algorithm" in broken:
+        named = any(finding.key == "algorithm.name" for finding in findings)
+        unknown |= set(_not_written("algorithm", source)) if named else {"algorithm"}
+    return frozenset(unknown)
+
+
+def _unknown_in_cell(path: Sequence[str], source: YamlSource, run_file: RunFile) -> set[str]:
+    """By a mistake at `path` below `algorithm`: for a key that the cell does not have everything that is not written,
+    since nobody knows what was meant; for a rule of the whole cell that was broken everything but its kind."""
+    cell = getattr(run_file.algorithm, path[0], None)
+    if not isinstance(cell, Section):
+        return set()
+    key = f"algorithm.{path[0]}"
+    if len(path) == 1:
+        return {f"{key}.{name}" for name in type(cell).model_fields if name != "kind"}
+    return set() if path[1] in type(cell).model_fields else set(_not_written(key, source))
+
+
+def _told_all_the_same(key: str, source: YamlSource) -> set[str]:
+    """The cell at `key` itself where a mapping stands there: a rule was broken, and its kind is known."""
+    return {key} if isinstance(written_at(source.values, tuple(key.split("."))), dict) else set()
+
+
+def _not_written(key: str, source: YamlSource) -> Iterator[str]:
+    """Every key below `key` that the file says nothing at."""
+    for name in names_at(RunFile, tuple(key.split("."))):
+        below = f"{key}.{name}"
+        written = written_at(source.values, tuple(below.split(".")))
+        if isinstance(written, dict):
+            yield from _not_written(below, source)
+        elif written is None:
+            yield below

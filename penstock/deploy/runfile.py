@@ -19,8 +19,9 @@ from penstock.deploy.config import (
     PlacementSection,
     RecordingSection,
 )
-from penstock.deploy.findings import Finding, from_pydantic, masked, secrets_in_clear
+from penstock.deploy.findings import Finding, from_pydantic, secrets_in_clear
 from penstock.deploy.keys import dotted
+from penstock.deploy.shown import masked, shown
 from penstock.deploy.yaml_source import KeyPath, YamlError, YamlSource, read_yaml
 from penstock.learner.config import (
     AlgorithmSection,
@@ -196,6 +197,14 @@ def _differences(old: Any, new: Any, path: KeyPath, free: bool) -> Iterator[tupl
         yield path, free
 
 
+def _at(run: RunFile, key: str) -> Any:
+    """The plain value at `key`; None where it has none."""
+    here: Any = run.model_dump(mode="json")
+    for part in key.split("."):
+        here = here[int(part)] if isinstance(here, list) else here.get(part)
+    return here
+
+
 def load_for_resume(config: Path, overrides: Sequence[str] = ()) -> RunFile:
     """The resolved run file of an earlier run with overrides. Raises RunFileError for keys that must stay."""
     old = load(config)
@@ -204,6 +213,8 @@ def load_for_resume(config: Path, overrides: Sequence[str] = ()) -> RunFile:
         Finding(
             key,
             "cannot change when a run is resumed",
+            found=shown(_at(new, key), key),
+            allowed=shown(_at(old, key), key),
             where=command_line.PLACE,
             remedy="start a new run with `penstock train`, or leave it as it was",
         )

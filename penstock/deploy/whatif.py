@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from penstock.deploy.runfile import load
+from penstock.deploy.variants import asked
 from penstock.services.bar_plots import Bars, bars
 from penstock.services.rundir import RunDir, write_atomically
 
@@ -24,11 +26,12 @@ def whatif(
     newest: int | None,
     progress: Callable[[int, int, str], None],
 ) -> Comparison:
-    """Compare, and leave whatif.json and plots/whatif.png in the run directory. Raises what `compare` raises."""
+    """Compare, and leave whatif.json and plots/whatif.png in the run directory; `rows` and `sets` as in
+    `variants.asked`. Raises what `compare` raises."""
     from penstock.learner.whatif import compare
 
     model = load(directory.config).model
-    comparison = compare(directory.path, directory.archive, model, rows, sets, at, newest, progress)
+    comparison = compare(directory.path, directory.archive, model, partial(asked, rows, sets), at, newest, progress)
     write_atomically(directory.whatif, json.dumps(comparison.to_json(), indent=1, allow_nan=False).encode() + b"\n")
     _draw(comparison, directory)
     return comparison

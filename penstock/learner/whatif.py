@@ -17,13 +17,13 @@ import torch
 
 from penstock.learner import archive
 from penstock.learner.algorithms.cells import NoValue
-from penstock.learner.algorithms.contradictions import Sizes, contradictions
+from penstock.learner.algorithms.judging import Sizes
 from penstock.learner.archived import Models, Step
 from penstock.learner.archivist import moment_of
 from penstock.learner.batch import BatchError
 from penstock.learner.config import AlgorithmSection, LearnerSection
 from penstock.learner.recompute import Unfit, cosine, norm, outcome
-from penstock.learner.variants import Variant, VariantError, defaults, of_own, of_row
+from penstock.learner.variants import Ask, Variant, VariantError
 from penstock.services.codec import CodecError
 from penstock.services.contracts import PenstockError
 from penstock.services.model_config import ModelSection
@@ -102,31 +102,30 @@ def compare(
     run: Path,
     archives: Path,
     model: ModelSection,
-    rows: Sequence[str] = (),
-    sets: Sequence[str] = (),
+    ask: Ask,
     at: At = "start",
     newest: int | None = None,
     progress: Callable[[int, int, str], None] = lambda _done, _of, _what: None,
 ) -> Comparison:
-    """Every archived step with weights, or the `newest` so many, under rows of the table (`variants.of_row`) and
-    changes to the run's own (`variants.of_own`); without either, under `variants.defaults`.
+    """Every archived step with weights, or the `newest` so many, under the run's own algorithm and all that `ask` makes
+    of it.
 
     The run may go on meanwhile: a step that is pruned while it is read is left out. So is one that is damaged, or for
     which the run's own algorithm cannot be computed, with a note. `progress(done, of, what)` is
-    called at every evaluation. Raises PenstockError when there is nothing to look at, VariantError for a variant that
+    called at every evaluation. Raises PenstockError when there is nothing to look at, VariantError for variants that
     cannot be.
     """
     there = _archived(archives)
     # Nothing follows the last step, so of those that something may follow the newest are wanted.
     folders = (there[:-1] if at == "next" else there)[-(newest or 0) :]
-    work = _Work(model, at, rows, sets)
+    work = _Work(model, at, ask)
     for place, folder in enumerate(folders):
         later = there[there.index(folder) + 1 :]
         work.look_at(folder, later, functools.partial(progress, place, len(folders)))
     if not work.steps:
         raise PenstockError(_nothing(archives, at, work.gone))
     facts = [each for _, each in work.steps]
-    notes = [*work.gone, *_notes(facts, at)]
+    notes = [*work.left_out, *work.gone, *_notes(facts, at)]
     recorded = [each["metrics"].get("actor/grad_norm", math.nan) for each in facts]
     return Comparison(str(run), at, [str(v) for v, _ in work.steps], list(work.rows.values()), recorded, notes)
 
@@ -134,8 +133,8 @@ def compare(
 class _Work:
     """Evaluates steps one after the other."""
 
-    def __init__(self, model: ModelSection, at: At, rows: Sequence[str], sets: Sequence[str]) -> None:
-        self._model, self._at, self._asked = model, at, (rows, sets)
+    def __init__(self, model: ModelSection, at: At, ask: Ask) -> None:
+        self._model, self._at, self._ask = model, at, ask
         self._device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
         self._variants: list[Variant] = []
         self.rows: dict[str, Row] = {}
@@ -144,6 +143,8 @@ class _Work:
         """Those that were evaluated: the version each ended in, and its facts. Batches and groups are let go."""
         self.gone: list[str] = []
         """What became of the others."""
+        self.left_out: list[str] = []
+        """What is said of variants that were not asked for after all."""
 
     def look_at(self, folder: Path, later: Sequence[Path], progress: Callable[[str], None]) -> None:
         """One archived step; `later` are those after it."""
@@ -170,8 +171,9 @@ class _Work:
         """Metrics by variant; variants that cannot be computed are struck off the list with the reason."""
         own = AlgorithmSection.model_validate(step.facts["algorithm"])
         if not self._variants:
-            self._variants = [Variant(OWN, own), *_asked(*self._asked, own, step.longest)]
-            self.rows = {v.label: _row(v, step) for v in self._variants}
+            variants, self.left_out = self._ask(own, _sizes(step))
+            self._variants = [Variant(OWN, own), *variants]
+            self.rows = {v.label: Row(v.label, v.section.model_dump(mode="json"), v.reason) for v in self._variants}
         budget = LearnerSection.model_validate(step.facts["learner"]).micro_batch_tokens
         models = Models.load(step.folder, self._model, self._device)
         found: dict[str, dict[str, float]] = {}
@@ -195,18 +197,14 @@ class _Work:
         return found
 
 
-def _row(variant: Variant, step: Step) -> Row:
-    """Still empty; with a reason where its cells contradict each other."""
+def _sizes(step: Step) -> Sizes:
     learner = LearnerSection.model_validate(step.facts["learner"])
-    sizes = Sizes(
+    return Sizes(
         group_size=max(len(group.trajectories) for group in step.groups),
         groups_per_step=len(step.groups),
         updates=learner.epochs * learner.mini_batches,
         max_tokens=step.longest,
     )
-    found = contradictions(variant.section, sizes) if variant.label != OWN else ()
-    reason = "; ".join(f"{each.key}: {each.problem}" for each in found if each.level == "error")
-    return Row(variant.label, variant.section.model_dump(mode="json"), reason)
 
 
 def _archived(archives: Path) -> list[Path]:
@@ -220,12 +218,6 @@ def _archived(archives: Path) -> list[Path]:
             "archive.every=N archive.weights=true (they may also be set at `penstock resume`)"
         )
     return able
-
-
-def _asked(rows: Sequence[str], sets: Sequence[str], own: AlgorithmSection, longest: int) -> list[Variant]:
-    if not rows and not sets:
-        return defaults(own, longest)
-    return [*(of_row(text, longest) for text in rows), *(of_own(text, own, longest) for text in sets)]
 
 
 def _following(step: Step, later: Sequence[Path]) -> Path | None:

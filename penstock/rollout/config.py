@@ -23,6 +23,29 @@ class Keep:
 KEEP_NOTHING = Keep()
 
 
+_NOT_RECORDED = (
+    "it leaves tokens out, and which were left is recorded (keep_mask) for top_p and top_k only; the learner could not "
+    "renormalise over the same tokens, so its log-probabilities would not be those of what was drawn from; use top_p "
+    "or top_k with keep_mask: true"
+)
+_NOT_REPEATED = (
+    "it changes the logits before a token is drawn, and the learner, which computes log-probabilities from its own "
+    "logits, does not repeat that: they would not be those of what was drawn from; leave it out"
+)
+_FILTERS = ("min_p", "typical_p", "top_a", "epsilon_cutoff", "eta_cutoff")
+_PENALTIES = ("presence_penalty", "frequency_penalty", "repetition_penalty", "no_repeat_ngram_size")
+_CHANGED = (*_PENALTIES, "logit_bias", "bad_words", "allowed_token_ids", "min_tokens")
+_ENDS = "generation works on tokens; texts of one token each that end an answer are rollout.sampling.stop"
+LEFT_OUT = {
+    **dict.fromkeys(_FILTERS, _NOT_RECORDED),
+    **dict.fromkeys(_CHANGED, _NOT_REPEATED),
+    **dict.fromkeys(("stop_strings", "stop_sequences"), _ENDS),
+    **dict.fromkeys(("n", "best_of"), "how many answers a prompt gets is rollout.group_size"),
+    **dict.fromkeys(("max_new_tokens", "max_length"), "the budget of an answer is rollout.sampling.max_tokens"),
+}
+"""Sampling that people know from engines and that is refused, with the reason."""
+
+
 class SamplingSection(Section):
     """How tokens are drawn while training.
 
@@ -30,6 +53,7 @@ class SamplingSection(Section):
     distribution in ways that the recorded log-probabilities would not explain.
     """
 
+    left_out = LEFT_OUT
     temperature: float = Field(1.0, gt=0, le=2)
     """Above 0: greedy tokens have no log-probability to learn from. At most 2, vLLM's own bound."""
     top_p: float = Field(1.0, gt=0, le=1)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -13,6 +14,8 @@ class Section(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False, validate_default=True
     )
+    left_out: ClassVar[Mapping[str, str]] = {}
+    """Keys that people look for here and that are not there on purpose, each with the reason."""
 
 
 def on_resume(default: Any = ..., **rules: Any) -> Any:

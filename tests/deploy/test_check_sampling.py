@@ -46,3 +46,24 @@ def test_a_mixture_of_experts_without_kept_routing_is_pointed_out(place: Path):
         assert "rollout.keep_routing" not in check_overridden(place, "rollout.keep_routing=true")
     finally:
         file.write_text(before)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("min_p", "could not renormalise over the same tokens"),
+        ("typical_p", "use top_p or top_k with keep_mask: true"),
+        ("repetition_penalty", "changes the logits before a token is drawn"),
+        ("logit_bias", "does not repeat that"),
+        ("stop_strings", "are rollout.sampling.stop"),
+        ("n", "is rollout.group_size"),
+        ("max_new_tokens", "is rollout.sampling.max_tokens"),
+    ],
+)
+def test_sampling_that_is_refused_says_why(place: Path, name: str, said: str):
+    key = f"rollout.sampling.{name}"
+    on_the_command_line = check_overridden(place, f"{key}=1")[key]
+    in_a_section = check_overridden(place, f"rollout.sampling={{{name}: 1, max_tokens: 16}}")[key]
+    assert on_the_command_line == in_a_section
+    assert said in in_a_section.problem
+    assert in_a_section.nearest == ""

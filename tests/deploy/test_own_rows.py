@@ -110,6 +110,37 @@ def test_mistakes_around_an_own_row_are_found_by_check(own: Path, override: str,
     assert said in str(found[key])
 
 
+@pytest.mark.parametrize(
+    ("override", "allowed", "nearest"),
+    [
+        ("algorithm.objective.widht=1", "kind, width", "algorithm.objective.width"),
+        ("algorithm.objective.tau=1", "kind, width", ""),
+        ("algorithm.objective.clip_hihg=1", "kind, width", ""),
+    ],
+)
+def test_a_misspelt_key_of_an_own_cell_is_told_with_that_cells_own_keys(
+    own: Path, override: str, allowed: str, nearest: str
+) -> None:
+    (found,) = preflight.check(run_file(own), [override])
+    assert (found.key, found.allowed, found.nearest) == (override.partition("=")[0], allowed, nearest)
+    assert "belongs to kind" not in str(found)
+
+
+def test_other_mistakes_in_an_own_cell_are_told_as_pydantic_found_them(own: Path) -> None:
+    text = shown_code().replace("import torch\n", "import torch\nfrom pydantic import Field, field_validator\n")
+    text = text.replace(
+        "    width: float = 0.3\n",
+        "    width: float = Field(0.3, gt=0)\n    even: int = 2\n\n    @field_validator('even')\n"
+        "    def check(cls, value):\n"
+        "        if value % 2:\n            raise ValueError('is odd')\n        return value\n",
+    ).replace("mask, width):", "mask, width, even):")
+    (own / "my_rows.py").write_text(text)
+    found = findings(run_file(own), "algorithm.objective={width: 0, even: 3, widht: 2}")
+    assert found["algorithm.objective.width"].allowed == "more than 0.0"
+    assert (found["algorithm.objective.even"].problem, found["algorithm.objective.even"].found) == ("is odd", "3")
+    assert found["algorithm.objective.widht"].nearest == "algorithm.objective.width"
+
+
 def test_a_row_with_a_cell_in_the_wrong_place_is_refused(own: Path) -> None:
     with (own / "my_rows.py").open("a") as module:
         module.write("import dataclasses\nODD = dataclasses.replace(SOFT, objective=GroupMean())\n")

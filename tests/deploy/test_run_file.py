@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from penstock.deploy.findings import Finding, masked
+from penstock.deploy.findings import Finding
 from penstock.deploy.runfile import RunFile, RunFileError, changed_on_resume, load, load_for_resume, read, schema
+from penstock.deploy.shown import masked
 
 MINIMAL = """\
 name: sort

@@ -12,7 +12,8 @@ import torch
 from penstock.learner.algorithms import table
 from penstock.learner.algorithms.bound import KL_COEFFICIENT, OBJECTIVE_COEFFICIENT, bind
 from penstock.learner.algorithms.composition import compose
-from penstock.learner.algorithms.contradictions import Sizes, contradictions
+from penstock.learner.algorithms.contradictions import contradictions
+from penstock.learner.algorithms.judging import Sizes
 from penstock.learner.algorithms.loss_cells import PPOClip, Uncorrected
 from penstock.learner.config import AlgorithmSection
 

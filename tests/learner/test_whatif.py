@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import itertools
 import json
@@ -22,6 +23,8 @@ from typer.testing import CliRunner
 
 import penstock
 from penstock.cli.main import app
+from penstock.cli.main import run as run_command
+from penstock.deploy.variants import asked
 from penstock.learner import archive
 from penstock.learner.archived import HEAD, Models, Step
 from penstock.learner.whatif import OWN, compare
@@ -51,7 +54,8 @@ def run(team, tmp_path_factory):
 
 
 def compared(folder, *rows, sets=(), **given):
-    found = compare(folder, folder / "archive", ModelSection(path="unused"), rows, sets, **given)
+    ask = functools.partial(asked, rows, sets)
+    found = compare(folder, folder / "archive", ModelSection(path="unused"), ask, **given)
     return found, {row.label: row for row in found.rows}
 
 
@@ -125,8 +129,8 @@ def test_cells_that_contradict_each_other_are_listed_with_the_reason(run):
 
 
 def test_without_a_word_every_row_and_the_usual_corrections_are_tried(run):
+    from penstock.deploy.variants import OWN_CORRECTIONS
     from penstock.learner.algorithms import table
-    from penstock.learner.variants import OWN_CORRECTIONS
 
     found, rows = compared(run[0], newest=1)
     assert found.steps == ["0.3"]
@@ -322,6 +326,21 @@ def test_the_command_prints_plain_columns_where_it_is_piped(run_dir):
     assert float(cispo.split("\t")[1]) > 0
     assert notes[0] == "ppo: it needs values, and the archive has no value model"
     assert notes[1].startswith("note: at the start of a step")
+
+
+def test_the_command_refuses_wrong_variants_before_it_computes_anything(run_dir, monkeypatch, capsys):
+    arguments = ["whatif", str(run_dir.path), "--row", "cisp", "--set", "trust.max_wieght=3"]
+    monkeypatch.setattr(sys, "argv", ["penstock", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        run_command()
+    assert ended.value.code == 2
+    said = capsys.readouterr().err.splitlines()
+    assert said[0].startswith(
+        "penstock: --row 'cisp': error: name: no algorithm is called 'cisp'; did you mean 'cispo'"
+    )
+    assert said[1].startswith("--set 'trust.max_wieght=3': error: trust.max_wieght: ")
+    assert said[1].endswith("did you mean trust.max_weight?")
+    assert not run_dir.whatif.exists()
 
 
 def test_the_command_gives_json_when_asked(run_dir):

@@ -6,24 +6,30 @@ from collections.abc import Iterator
 
 from penstock.deploy.checks.context import Context, all_rules, rule
 from penstock.deploy.findings import Finding
+from penstock.deploy.runfile import RunFile
 from penstock.learner.algorithms.cells import OwnValue
-from penstock.learner.algorithms.contradictions import Sizes, contradictions
+from penstock.learner.algorithms.contradictions import contradictions
+from penstock.learner.algorithms.judging import Sizes
 from penstock.learner.algorithms.section import OPEN
 from penstock.services import models
 from penstock.services.contracts import PenstockError
 
 
-@rule("algorithm", "rollout", "learner", "limits")
-def the_cells_fit_each_other(ctx: Context) -> Iterator[Finding]:
-    run = ctx.run_file
-    sizes = Sizes(
+def sizes_of(run: RunFile) -> Sizes:
+    """What of `run` matters to its algorithm."""
+    return Sizes(
         group_size=run.rollout.group_size,
         groups_per_step=run.learner.groups_per_step,
         updates=run.learner.epochs * run.learner.mini_batches,
         max_tokens=run.rollout.sampling.max_tokens,
         steps=run.limits.steps,
     )
-    for found in contradictions(run.algorithm, sizes):
+
+
+@rule()
+def the_cells_fit_each_other(ctx: Context) -> Iterator[Finding]:
+    # Needs no section to be right: what stands at an unknown key is not looked at.
+    for found in contradictions(ctx.run_file.algorithm, sizes_of(ctx.run_file), ctx.unknown):
         say = ctx.error if found.level == "error" else ctx.warning
         yield say(found.key, found.problem, allowed=found.allowed, remedy=found.remedy)
 

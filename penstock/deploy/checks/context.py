@@ -11,8 +11,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from penstock.deploy.findings import Finding, Level, mask
+from pydantic import BaseModel
+
+from penstock.deploy.findings import Finding, Level
 from penstock.deploy.runfile import RunFile
+from penstock.deploy.shown import shown
 from penstock.deploy.yaml_source import KeyPath, YamlSource
 from penstock.services import models
 from penstock.services.contracts import PenstockError
@@ -20,6 +23,8 @@ from penstock.services.contracts import PenstockError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_NOTHING = object()
+"""Stands for a key that the file does not have."""
 Stage = Literal["train", "sft", "evaluate"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 
@@ -32,6 +37,8 @@ class Context:
     """In a file with mistakes of form: built from the parts that are right."""
     source: YamlSource
     stage: Stage
+    unknown: frozenset[str] = frozenset()
+    """Keys of the run file that have no right value yet; what stands in `run_file` there is a default."""
 
     def error(self, key: str, problem: str, *, allowed: str = "", nearest: str = "", remedy: str = "") -> Finding:
         """A finding that keeps the run from starting, with the value that stands at `key`."""
@@ -47,22 +54,29 @@ class Context:
 
     def _finding(self, level: Level, key: str, problem: str, allowed: str, nearest: str, remedy: str) -> Finding:
         path: KeyPath = tuple(int(part) if part.isdigit() else part for part in key.split("."))
-        value = self._value(path)
-        found = "" if value is None or isinstance(value, (dict, list, tuple)) else mask(value)
+        found = self._found(path) if level != "note" or self._value(path) is not _NOTHING else ""
         return Finding(key, problem, level, found, allowed, nearest, remedy, self.source.place(path))
+
+    def _found(self, path: KeyPath) -> str:
+        """What is written at `path`, or else what counts there; empty where that is nothing, or a whole section."""
+        value = self._value(path)
+        if value is not _NOTHING:
+            return shown(value, str(path[-1])) if value not in ({}, []) else ""
+        default = standing_at(self.run_file, path)
+        return f"{shown(default, str(path[-1]))} (the default)" if default is not None else ""
 
     def wrote(self, key: str) -> bool:
         """Whether the file, or the command line, says something at `key`."""
-        return self._value(tuple(key.split("."))) is not None
+        return self._value(tuple(key.split("."))) not in (_NOTHING, None)
 
     def _value(self, path: KeyPath) -> Any:
-        """What the file says at `path`; None where it says nothing and the default counts."""
+        """What the file says at `path`; `_NOTHING` where it says nothing and the default counts."""
         here: Any = self.source.values
         for key in path:
             try:
                 here = here[key]
             except (KeyError, IndexError, TypeError):
-                return None
+                return _NOTHING
         return here
 
     def within(self, prefix: str, problems: Iterable[tuple[str, str]]) -> Iterator[Finding]:
@@ -109,6 +123,14 @@ class Context:
     def joins_a_cluster(self) -> bool:
         """True when other machines may hold actors, so that this one's size says little."""
         return self.run_file.placement.ray_address is not None or "RAY_ADDRESS" in os.environ
+
+
+def standing_at(section: BaseModel, path: KeyPath) -> Any:
+    """The plain value at `path` below `section`; of a section that comes in kinds its kind, of others None."""
+    here: Any = section
+    for key in path:
+        here = getattr(here, str(key), None) if isinstance(here, BaseModel) else None
+    return {"kind": kind} if (kind := getattr(here, "kind", None)) else None if isinstance(here, BaseModel) else here
 
 
 def existing_folder(folder: Path) -> Path:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from pydantic import (
     Field,
     SerializationInfo,
     SerializerFunctionWrapHandler,
+    ValidationError,
     ValidationInfo,
     ValidatorFunctionWrapHandler,
     field_serializer,
     field_validator,
     model_validator,
 )
+from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
+from pydantic_core.core_schema import ErrorType
 
 from penstock.learner.algorithms import table
 from penstock.learner.algorithms.cells import (
@@ -121,7 +124,7 @@ class AlgorithmSection(Section):
     @classmethod
     def _own(cls, cell: Any, check: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
         if isinstance(cell, _OfOwnKind):
-            cell = cell.kind.model_validate(cell.values)
+            cell = cell.made()
         if not isinstance(cell, Cell):
             return check(cell)
         wanted = OPEN[str(info.field_name)]
@@ -169,6 +172,24 @@ class _OfOwnKind(NamedTuple):
 
     kind: type[Section]
     values: dict[str, Any]
+
+    def made(self) -> Section:
+        """Raises ValidationError; of a wrong key its context says whose it is, which nothing else here knows."""
+        try:
+            return self.kind.model_validate(self.values)
+        except ValidationError as error:
+            details = [self._detail(each) for each in error.errors(include_url=False)]
+            raise ValidationError.from_exception_data(error.title, details) from error
+
+    def _detail(self, found: ErrorDetails) -> InitErrorDetails:
+        kind: Any = found["type"]
+        context = found.get("ctx", {})
+        if kind == "extra_forbidden":
+            of = {"cell": self.kind, "depth": len(found["loc"])}
+            kind = PydanticCustomError(kind, "Extra inputs are not permitted", of)
+        elif kind not in get_args(ErrorType):
+            kind = PydanticCustomError(kind, found["msg"], context)
+        return InitErrorDetails(type=kind, loc=found["loc"], input=found["input"], ctx=context)
 
 
 def _merge(default: Any, given: Any) -> Any:

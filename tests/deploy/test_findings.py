@@ -1,0 +1,88 @@
+"""How mistakes are worded: values as in YAML, what was found, what was probably meant."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+from check_parts import check_overridden
+from typer.testing import CliRunner
+
+from penstock.cli.main import app
+from penstock.deploy.shown import shown
+from penstock.deploy.yaml_source import parse_value
+
+
+@pytest.mark.parametrize(
+    "value",
+    [True, False, None, 3, 0.5, 1e-06, math.inf, "text", "true", {"kind": "cispo", "clip": None}, [1, [False, "a"]]],
+)
+def test_a_value_is_shown_as_yaml_reads_it_back(value: object) -> None:
+    assert parse_value(shown({"value": value})) == {"value": value}
+
+
+def test_what_is_shown_is_short_and_has_no_secrets() -> None:
+    assert shown("x" * 200).endswith("…") and len(shown("x" * 200)) < 81
+    assert shown({"api_key": "hunter2", "url": "redis://me:hunter2@host/0"}) == (
+        "{api_key: '***', url: 'redis://me:***@host/0'}"
+    )
+    assert shown("hunter2", "password") == "'***'"
+
+
+@pytest.mark.parametrize(
+    ("override", "meant"),
+    [
+        ("algorithm=dapo", "algorithm: {name: dapo}"),
+        ("algorithm.objective=ppo_clip", "algorithm.objective: {kind: ppo_clip}"),
+        ("algorithm.objective=ppo_clp", "algorithm.objective: {kind: ppo_clip}"),
+        ("algorithm.trust=none", "algorithm.trust: {kind: none}"),
+        ("algorithm.value=null", "algorithm.value: {kind: none}"),
+        ("algorithm.reject=false", "algorithm.reject: {kind: none}"),
+        ("algorithm.whitening=sequences", "algorithm.whitening: {over: sequences}"),
+        ("algorithm.reduction=token_mean", "algorithm.reduction: {kind: token_mean}"),
+        ("algorithm.kl.controller=fixed", "algorithm.kl.controller: {kind: fixed}"),
+        ("algorithm.kl=0.1", "algorithm.kl: {coefficient: 0.1}"),
+        ("learner.schedule=cosine", "learner.schedule: {kind: cosine}"),
+        ("model=model", "model: {path: model}"),
+        ("data.sources.train=train.jsonl", "data.sources.train: {path: train.jsonl}"),
+        ("limits=50", "limits: {steps: 50}"),
+        ("limits=true", ""),
+        ("algorithm.objective=3", ""),
+    ],
+)
+def test_a_plain_value_in_place_of_a_section_is_told_how_it_was_meant(place: Path, override: str, meant: str) -> None:
+    found = check_overridden(place, override)[override.partition("=")[0]]
+    assert found.allowed == "a mapping of keys to values"
+    assert found.nearest == meant
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "found"),
+    [
+        ("rollout.keep_routing=true", "rollout.keep_routing", "true"),
+        ("engine.enforce_eager=3", "engine.enforce_eager", "3"),
+        ("engine.dtype=null", "engine.dtype", "null"),
+        ("algorithm.objective.kind=null", "algorithm.objective.kind", "null"),
+        ("reward=null", "reward", "null"),
+        ("learner.betas=[0.9, 1.0]", "learner", "{betas: [0.9, 1.0]}"),
+        ("algorithm.credit={kind: vtrace, max_c: 2}", "algorithm.credit", "{kind: 'vtrace', max_c: 2}"),
+        ("algorithm.credit={kind: gae}", "algorithm.value", "{kind: 'none'} (the default)"),
+        ("learner.epochs=1", "", ""),
+        ("algorithm.quorum=1", "algorithm.quorum", "1"),
+        ("learner.ranks=300", "learner.ranks", "300"),
+        ("checkpoints.every=60", "checkpoints.every", "60"),
+        ("limits.steps=10", "checkpoints.every", "20 (the default)"),
+    ],
+)
+def test_what_was_found_is_told_in_the_words_of_yaml(place: Path, override: str, key: str, found: str) -> None:
+    findings = check_overridden(place, override)
+    assert (findings[key].found if key else "") == found
+    assert not any(word in str(each) for each in findings.values() for word in ("None", "True", "False"))
+
+
+@pytest.mark.parametrize(("more", "said"), [([], "1 warning"), (["engine.dtype=bfloat16"], "2 warnings")])
+def test_warnings_are_counted_in_words_that_fit(place: Path, more: list[str], said: str) -> None:
+    check_overridden(place)
+    result = CliRunner().invoke(app, ["check", str(place / "run.yaml"), "checkpoints.every=60", *more])
+    assert result.stdout.splitlines()[-1] == f"{place / 'run.yaml'}: nothing amiss, {said}"
