@@ -13,10 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from penstock.rollout.config import KEEP_NOTHING, Keep
-from penstock.rollout.errors import PromptTooLong
-from penstock.rollout.recorder import Track
+from penstock.rollout.recorder import Recorder, Track
 from penstock.services.contracts import Request, SwapReport
-from penstock.services.trajectory import Completion, Experts, Finish, Sampling, Span, Unfinished
+from penstock.services.trajectory import Completion, Experts, Finish, Sampling, Unfinished
 from penstock.services.versions import FIRST, Version
 
 
@@ -45,7 +44,7 @@ def experts(version: Version, tokens: Sequence[int]) -> Experts:
     return np.stack([first, (first + 1) % 4], -1).astype(np.int16)
 
 
-class FakeGenerator:
+class FakeGenerator(Recorder):
     """`contracts.Generator` over the tables. Temperature 0 is greedy; top_p and top_k need `keep.most_kept`."""
 
     def __init__(
@@ -63,13 +62,12 @@ class FakeGenerator:
         """end: the end-of-sequence token. limit: longest prompt and answer together. slots: requests that advance
         at a time. fetch: called with the version at every swap; what it raises, the swap raises. keep: what is
         recorded beside tokens and log-probs."""
+        super().__init__(keep, limit)
         self.name = name
-        self._vocabulary, self._end, self._limit, self._slots = vocabulary, end, limit, slots
+        self._vocabulary, self._end, self._slots = vocabulary, end, slots
         self._random = np.random.default_rng(seed)
         self._fetch = fetch
-        self._keep = keep
         self._version = FIRST
-        self._tracks: dict[str, Track] = {}
         self._tables: dict[float, NDArray[np.float64]] = {}
         self.closed = False
 
@@ -77,19 +75,10 @@ class FakeGenerator:
     def version(self) -> Version:
         return self._version
 
-    @property
-    def in_flight(self) -> tuple[str, ...]:
-        return tuple(self._tracks)
-
-    def spans(self, key: str) -> tuple[Span, ...]:
-        return tuple(self._tracks[key].spans)
-
     def submit(self, request: Request) -> None:
-        if len(request.prompt.tokens) >= self._limit:
-            raise PromptTooLong(f"prompt {request.prompt.index} has {len(request.prompt.tokens)} tokens")
         if request.sampling.filtered and not self._keep.most_kept:
             raise ValueError("top_p and top_k need a generator that keeps what they left to draw from")
-        self._tracks[request.key] = Track(request, self._keep)
+        self._tracks[request.key] = self._begin(request)
 
     def step(self) -> list[tuple[str, Completion]]:
         """One more token for every request that has a slot."""
@@ -120,10 +109,6 @@ class FakeGenerator:
     def close(self) -> None:
         self._tracks.clear()
         self.closed = True
-
-    def _room(self, track: Track) -> int:
-        budget = min(track.request.sampling.max_tokens, self._limit - len(track.request.prompt.tokens))
-        return budget - len(track.tokens)
 
     def _ends(self, track: Track) -> bool:
         return bool(track.tokens) and track.tokens[-1] in (self._end, *track.request.sampling.stop_token_ids)

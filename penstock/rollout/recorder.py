@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from penstock.rollout.config import KEEP_NOTHING, Keep
+from penstock.rollout.errors import PromptTooLong
 from penstock.rollout.keeping import ExpertRows, KeptSet, KeptSets
 from penstock.services.contracts import Request
 from penstock.services.trajectory import Completion, Finish, Span, Unfinished
@@ -92,3 +93,37 @@ class Track:
             kept=self.kept.record() if self.kept is not None else None,
             routing=self.experts.record(len(self.tokens)) if self.experts is not None else None,
         )
+
+
+class Recorder:
+    """Base of generators: the completions in their hands, by key and in the order of submission. `longest`: most tokens
+    of a prompt and its answer together."""
+
+    def __init__(self, keep: Keep, longest: int) -> None:
+        self._keep, self._longest = keep, longest
+        self._tracks: dict[str, Track] = {}
+
+    @property
+    def in_flight(self) -> tuple[str, ...]:
+        return tuple(self._tracks)
+
+    def spans(self, key: str) -> tuple[Span, ...]:
+        """The versions that have sampled tokens of this request so far."""
+        return tuple(self._tracks[key].spans)
+
+    def _begin(self, request: Request) -> Track:
+        """A track of its own, in no one's hands yet. Raises PromptTooLong when there is no room for one more token."""
+        assert request.key not in self._tracks, request.key
+        prompt = len(request.prompt.tokens)
+        if prompt >= self._longest:
+            raise PromptTooLong(
+                f"prompt {request.prompt.index} ({request.prompt.source} row {request.prompt.row}) has {prompt} "
+                f"tokens, engine.max_model_len = {self._longest} leaves no room for an answer; raise it, or drop such "
+                "rows with data.max_prompt_tokens"
+            )
+        return Track(request, self._keep)
+
+    def _room(self, track: Track) -> int:
+        """How many more tokens this completion may have."""
+        budget = min(track.request.sampling.max_tokens, self._longest - len(track.request.prompt.tokens))
+        return budget - len(track.tokens)

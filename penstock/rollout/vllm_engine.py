@@ -16,11 +16,11 @@ import numpy as np
 from penstock.rollout.config import KEEP_NOTHING, EngineSection, Keep
 from penstock.rollout.errors import PromptTooLong
 from penstock.rollout.probe import judge, judge_change
-from penstock.rollout.recorder import Track
+from penstock.rollout.recorder import Recorder, Track
 from penstock.rollout.vllm_calls import Calls
 from penstock.rollout.vllm_setup import start_engine
 from penstock.services.contracts import PenstockError, Request, SwapReport, WeightReceiver, WeightsError
-from penstock.services.trajectory import Completion, Finish, Floats, Sampling, Span, Unfinished
+from penstock.services.trajectory import Completion, Finish, Floats, Sampling, Unfinished
 from penstock.services.versions import Version
 from penstock.services.weights.engine_transfer import Backend, EngineTransferReceiver
 from penstock.services.weights.files import WeightsMissing
@@ -36,7 +36,7 @@ class Decoder(Protocol):
     def decode(self, token_ids: list[int], *, skip_special_tokens: bool) -> str: ...
 
 
-class VllmGenerator:
+class VllmGenerator(Recorder):
     """Many completions at a time in one engine. One thread owns it; no method may be called from another."""
 
     def __init__(
@@ -62,18 +62,17 @@ class VllmGenerator:
         come. revision, trust_remote_code: of a model on the hub. keep: what completions hold beside tokens and
         log-probs. Raises EngineFailed.
         """
+        super().__init__(keep, section.max_model_len)
         self.name = name
         self._section = section
         self._tokenizer = tokenizer
         self._end_tokens = tuple(end_tokens)
         self._receiver = receiver
         self._version = loaded
-        self._tracks: dict[str, Track] = {}  # in the order of submission
-        self._active = 0  # how many of them the engine knows
+        self._active = 0  # how many of the tracks the engine knows
         self._done: list[tuple[str, Completion]] = []
         self._asides = 0  # probes and parity requests made so far
         self._probed: tuple[Manifest, list[float]] | None = None
-        self._keep = keep
         source = {"model": model, "revision": revision, "trust_remote_code": trust_remote_code}
         start = partial(start_engine, source, section, seed, keep, transfer)
         self._calls = Calls(name, start, section.swap_deadline)
@@ -93,25 +92,9 @@ class VllmGenerator:
             raise WeightsError(f"{self.name} has no published weights yet: the first call must be swap(version)")
         return self._version
 
-    @property
-    def in_flight(self) -> tuple[str, ...]:
-        return tuple(self._tracks)
-
-    def spans(self, key: str) -> tuple[Span, ...]:
-        """The versions that have sampled tokens of this request so far."""
-        return tuple(self._tracks[key].spans)
-
     def submit(self, request: Request) -> None:
         """Start a completion, or go on with one. Raises PromptTooLong when there is no room for one more token."""
-        assert request.key not in self._tracks, request.key
-        prompt, limit = len(request.prompt.tokens), self._section.max_model_len
-        if prompt >= limit:
-            raise PromptTooLong(
-                f"prompt {request.prompt.index} ({request.prompt.source} row {request.prompt.row}) has {prompt} "
-                f"tokens, engine.max_model_len = {limit} leaves no room for an answer; raise it, or drop such rows "
-                "with data.max_prompt_tokens"
-            )
-        track = Track(request, self._keep)
+        track = self._begin(request)
         if self._room(track) <= 0:  # handed over at the very end of its budget
             self._done.append((request.key, self._complete(track, "length")))
         else:
@@ -137,11 +120,6 @@ class VllmGenerator:
         """Stop the engine and free its memory."""
         self._tracks.clear()
         self._calls.close()
-
-    def _room(self, track: Track) -> int:
-        """How many more tokens this completion may have."""
-        budget = min(track.request.sampling.max_tokens, self._section.max_model_len - len(track.request.prompt.tokens))
-        return budget - len(track.tokens)
 
     def _admit(self) -> None:
         """Hand waiting requests to the engine while it has slots.
