@@ -129,6 +129,7 @@ def audited(team, tmp_path_factory):
 @pytest.mark.engine
 def test_the_parts_are_those_of_plain_forward_passes(audited):
     archives, metrics, sender, _ = audited
+    assert len(archive.steps(archives)) == len(metrics) == 6
     for number, step in enumerate(archive.steps(archives)):
         _, batch, _ = archive.read(step)
         found, counted = metrics[number], batch.mask

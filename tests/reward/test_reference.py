@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from concurrent.futures import CancelledError
 
 import numpy as np
@@ -85,12 +86,15 @@ def test_a_model_that_fails_fails_its_groups_and_the_next_one_is_tried():
 
 
 def test_close_leaves_no_thread_and_no_waiter(model):
+    before = set(threading.enumerate())
     scorer = ReferenceScorer(model, 1, 1.0)
     futures = [scorer.submit(prompt(i), [completion()] * 4) for i in range(50)]
+    assert set(threading.enumerate()) > before
     scorer.close()
     scorer.close()
+    assert set(threading.enumerate()) <= before
     for future in futures:
-        assert future.done() or future.cancelled()
+        assert future.done()
         if not future.cancelled():
             future.result(0)
     with pytest.raises(CancelledError):

@@ -69,6 +69,7 @@ def test_every_position_is_recorded_as_transformers_routes_it_and_logprobs_agree
     for i in range(20):  # more than the engine has slots
         submit(pieces, f"a{i}", Sampling(max_tokens=40, top_k=5 if i % 2 else 0))
     done = finish(pieces)
+    assert len(done) == 20
     for key, answer in done.items():
         expected = chosen_by(model, [*PROMPT, *answer.tokens.tolist()])[:-1]
         # A tie that a rounding decides may fall the other way.
@@ -85,7 +86,9 @@ def test_a_preempted_answer_keeps_what_was_recorded_first(moe_lab: Lab, moe_engi
     for _ in range(5):
         moe_engine.step()
     moe_engine._calls.recompute_all()
-    for answer in finish(moe_engine).values():
+    done = finish(moe_engine)
+    assert len(done) == 4
+    for answer in done.values():
         assert np.abs(logprobs(moe_lab.models[0], answer, with_experts=True) - answer.logprobs).max() < 1e-5
 
 
