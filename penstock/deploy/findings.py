@@ -71,7 +71,7 @@ _ALLOWED = {
     "greater_than_equal": "{ge} or more",
     "less_than": "less than {lt}",
     "less_than_equal": "{le} or less",
-    "too_short": "at least {min_length} entries",
+    "too_short": "{min_length} or more entries",
     "string_too_short": "at least {min_length} characters",
     "too_long": "at most {max_length} entries",
     "string_pattern_mismatch": "text that matches {pattern}",
@@ -85,6 +85,7 @@ _ALLOWED = {
     "float_parsing": "a number",
     "finite_number": "a finite number",
     "string_type": "text",
+    "path_type": "text",
     "dict_type": "a mapping of keys to values",
     "model_type": "a mapping of keys to values",
     "model_attributes_type": "a mapping of keys to values",
@@ -117,7 +118,8 @@ def _finding(detail: Any, path: KeyPath, root: type[BaseModel], source: YamlSour
         # Of a whole section what was written is shown, and not what was filled in.
         written = written_at(source.values, path) if isinstance(detail["input"], dict) else None
         found = value if not isinstance(detail["input"], dict) else shown(written) if written else ""
-        return Finding(key, without_password(str(context["error"])), found=found, where=where)
+        problem = without_password(str(context["error"]))
+        return Finding(key, problem, found="" if "found" in problem else found, where=where)
     if kind == "literal_error" and isinstance(detail["input"], str):
         words = re.findall(r"'([^']*)'", context["expected"])
         close = difflib.get_close_matches(detail["input"], words, n=1, cutoff=0.5)

@@ -65,7 +65,7 @@ def test_a_plain_value_in_place_of_a_section_is_told_how_it_was_meant(place: Pat
         ("engine.dtype=null", "engine.dtype", "null"),
         ("algorithm.objective.kind=null", "algorithm.objective.kind", "null"),
         ("reward=null", "reward", "null"),
-        ("learner.betas=[0.9, 1.0]", "learner", "{betas: [0.9, 1.0]}"),
+        ("learner.mini_batches=64", "learner", "{mini_batches: 64}"),
         ("algorithm.credit={kind: vtrace, max_c: 2}", "algorithm.credit", "{kind: 'vtrace', max_c: 2}"),
         ("algorithm.credit={kind: gae}", "algorithm.value", "{kind: 'none'} (the default)"),
         ("learner.epochs=1", "", ""),
@@ -79,6 +79,15 @@ def test_what_was_found_is_told_in_the_words_of_yaml(place: Path, override: str,
     findings = check_overridden(place, override)
     assert (findings[key].found if key else "") == found
     assert not any(word in str(each) for each in findings.values() for word in ("None", "True", "False"))
+
+
+def test_what_was_found_is_told_once(place: Path) -> None:
+    (found,) = check_overridden(place, "learner.betas=[0.9, 1.0]").values()
+    assert str(found) == "command line: error: learner: betas lie in [0, 1); found [0.9, 1.0]"
+
+
+def test_no_words_of_pydantics_are_shown_for_a_path(place: Path) -> None:
+    assert check_overridden(place, "weights.folder=3")["weights.folder"].allowed == "text"
 
 
 @pytest.mark.parametrize(("more", "said"), [([], "1 warning"), (["engine.dtype=bfloat16"], "2 warnings")])
