@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from penstock.deploy.checks.context import Stage
 from penstock.deploy.findings import Finding
-from penstock.deploy.runfile import RunFile, load, load_for_resume
+from penstock.deploy.runfile import RunFile, load, read_for_resume
 from penstock.services.metrics import read_table
 from penstock.services.rundir import RunDir, RunEvent
 
@@ -113,8 +113,7 @@ def resume(run_dir: Path | str, overrides: Sequence[str] = (), *, display: Displ
     from penstock.deploy.run import train as conduct
 
     directory = RunDir.open(run_dir)
-    load_for_resume(directory.config, overrides)
-    ready, warnings = require(directory.config, overrides, "train")
+    ready, warnings = require(directory.config, overrides, "train", read_for_resume)
     for warning in warnings:
         directory.add_event("warning", str(warning))
     conduct(ready, directory, display, resume=True)

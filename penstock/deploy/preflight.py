@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,7 +13,7 @@ from penstock.deploy.checks import algorithm, evidence, numbers, sampling, world
 from penstock.deploy.checks.context import Context, Rule, Stage
 from penstock.deploy.findings import Finding, Level, written_at, written_path
 from penstock.deploy.keys import names_at
-from penstock.deploy.runfile import RunFile, RunFileError, read
+from penstock.deploy.runfile import Reading, RunFile, RunFileError, read
 from penstock.deploy.yaml_source import KeyPath, YamlSource
 from penstock.learner.algorithms.judging import with_those_around
 from penstock.services.settings import Section
@@ -26,8 +26,10 @@ def check(path: Path | str, overrides: Sequence[str] = (), stage: Stage = "train
 
     Where the form of the file is wrong in places, the rules look at what is right.
     """
-    path = Path(path)
-    reading = read(path, overrides)
+    return _findings(read(Path(path), overrides), Path(path), stage)
+
+
+def _findings(reading: Reading, path: Path, stage: Stage) -> list[Finding]:
     findings = list(reading.findings)
     if not reading.source.values:
         return findings
@@ -51,10 +53,16 @@ def check(path: Path | str, overrides: Sequence[str] = (), stage: Stage = "train
     return sorted(findings, key=lambda finding: get_args(Level).index(finding.level))
 
 
-def require(path: Path | str, overrides: Sequence[str] = (), stage: Stage = "train") -> tuple[RunFile, list[Finding]]:
-    """The run file, ready to be run, and the warnings. Raises RunFileError with every finding if one is an error."""
-    findings = check(path, overrides, stage)
-    reading = read(Path(path), overrides)
+def require(
+    path: Path | str,
+    overrides: Sequence[str] = (),
+    stage: Stage = "train",
+    reader: Callable[[Path, Sequence[str]], Reading] = read,
+) -> tuple[RunFile, list[Finding]]:
+    """The run file, ready to be run, and the warnings. Raises RunFileError with every finding if one is an error, and
+    what `reader`, which reads it, raises."""
+    reading = reader(Path(path), overrides)
+    findings = _findings(reading, Path(path), stage)
     if reading.run_file is None or any(finding.level == "error" for finding in findings):
         raise RunFileError(str(path), findings)
     return reading.run_file, [finding for finding in findings if finding.level == "warning"]

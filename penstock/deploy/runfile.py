@@ -166,7 +166,10 @@ def read(path: Path, overrides: Sequence[str] = ()) -> Reading:
 
 def load(path: Path | str, overrides: Sequence[str] = ()) -> RunFile:
     """The run file at `path` with absolute paths. Raises RunFileError that lists every mistake of form."""
-    reading = read(Path(path), overrides)
+    return _right(path, read(Path(path), overrides))
+
+
+def _right(path: Path | str, reading: Reading) -> RunFile:
     if reading.run_file is None or reading.findings:
         raise RunFileError(str(path), reading.findings)
     return reading.run_file
@@ -205,10 +208,11 @@ def _at(run: RunFile, key: str) -> Any:
     return here
 
 
-def load_for_resume(config: Path, overrides: Sequence[str] = ()) -> RunFile:
-    """The resolved run file of an earlier run with overrides. Raises RunFileError for keys that must stay."""
-    old = load(config)
-    new = load(config, overrides)
+def read_for_resume(config: Path, overrides: Sequence[str] = ()) -> Reading:
+    """The resolved run file of an earlier run with overrides. Raises RunFileError for mistakes of form, and for keys
+    that must stay."""
+    old, reading = load(config), read(config, overrides)
+    new = _right(config, reading)
     findings = [
         Finding(
             key,
@@ -222,7 +226,7 @@ def load_for_resume(config: Path, overrides: Sequence[str] = ()) -> RunFile:
     ]
     if findings:
         raise RunFileError(str(config), findings)
-    return new
+    return reading
 
 
 def schema() -> dict[str, Any]:

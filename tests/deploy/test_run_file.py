@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from penstock.deploy.findings import Finding
-from penstock.deploy.runfile import RunFile, RunFileError, changed_on_resume, load, load_for_resume, read, schema
+from penstock.deploy.runfile import RunFile, RunFileError, changed_on_resume, load, read, read_for_resume, schema
 from penstock.deploy.shown import masked
 
 MINIMAL = """\
@@ -223,12 +223,13 @@ def test_config_yaml_reads_back_as_the_same_run_file(tmp_path: Path) -> None:
 
 def test_only_declared_keys_may_change_when_a_run_is_resumed(tmp_path: Path) -> None:
     config = _file(tmp_path, load(_file(tmp_path)).to_yaml(), "config.yaml")
-    run = load_for_resume(
+    run = read_for_resume(
         config, ["limits.steps=9", "learner.learning_rate=2e-6", "goals.0={metric: a/b, at_least: 0}"]
-    )
+    ).run_file
+    assert run is not None
     assert (run.limits.steps, run.learner.learning_rate, len(run.goals)) == (9, 2e-6, 1)
     with pytest.raises(RunFileError) as caught:
-        load_for_resume(config, ["limits.steps=9", "staleness.max_lag=1", "data.sources.train.weight=3", "seed=1"])
+        read_for_resume(config, ["limits.steps=9", "staleness.max_lag=1", "data.sources.train.weight=3", "seed=1"])
     assert [f.key for f in caught.value.findings] == ["seed", "data.sources.train.weight", "staleness.max_lag"]
     assert "cannot change when a run is resumed" in str(caught.value)
 
