@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 FUNCTIONS = '''
@@ -71,3 +73,14 @@ not_a_function = 3
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "mine.py").write_text(FUNCTIONS)
     return tmp_path
+
+
+@pytest.fixture
+def children() -> Callable[[], set[int]]:
+    """Living processes that the test has started; others of this process may have started before it."""
+
+    def living() -> set[int]:
+        return {p.pid for p in psutil.Process().children(recursive=True) if p.status() != psutil.STATUS_ZOMBIE}
+
+    before = living()
+    return lambda: living() - before

@@ -37,10 +37,6 @@ def call(part, completions=("a", "b"), columns=None, prompt="p", parts=None):
     return wire.Call(part, prompt, list(completions), ids, columns or {}, parts or {})
 
 
-def children():
-    return {p.pid for p in psutil.Process().children(recursive=True) if p.status() != psutil.STATUS_ZOMBIE}
-
-
 def test_a_function_in_trls_signature_works_as_it_is(sandbox):
     box = sandbox("same")
     assert box.call(call("same", ["4", "5"], {"answer": "4", "other": [1]})) == [1.0, 0.0]
@@ -95,7 +91,7 @@ def test_what_is_no_finite_number_is_a_cause_of_its_own_and_none_abstains(sandbo
         ("wrong_name", "needs the argument 'anwser', and there are answer, prompts"),
     ],
 )
-def test_a_failing_function_gives_its_cause_and_keeps_its_process(sandbox, name, cause):
+def test_a_failing_function_gives_its_cause_and_keeps_its_process(sandbox, name, cause, children):
     box = sandbox(name)
     before = children()
     entries = box.call(call(name, columns={"answer": 1}))
@@ -113,7 +109,7 @@ def test_a_failing_function_gives_its_cause_and_keeps_its_process(sandbox, name,
         ("killed", "the rule process was killed by SIGKILL (out of memory?)"),
     ],
 )
-def test_a_crash_is_a_cause_and_the_process_is_replaced(sandbox, name, cause):
+def test_a_crash_is_a_cause_and_the_process_is_replaced(sandbox, name, cause, children):
     box = sandbox(name, "same")
     (before,) = children()
     assert box.call(call(name)) == [cause, cause]
@@ -164,7 +160,7 @@ def test_a_large_group_goes_through(sandbox):
     assert sandbox("same").call(call("same", completions, {"answer": "x"})) == [0.0] * 8
 
 
-def test_calls_run_side_by_side_on_several_processes(sandbox):
+def test_calls_run_side_by_side_on_several_processes(sandbox, children):
     box = sandbox("later", workers=3)
     found = []
     threads = [threading.Thread(target=lambda: found.append(box.call(call("later")))) for _ in range(12)]
@@ -176,7 +172,7 @@ def test_calls_run_side_by_side_on_several_processes(sandbox):
     assert len(children()) <= 3
 
 
-def test_no_process_outlives_close_not_even_one_with_threads(sandbox):
+def test_no_process_outlives_close_not_even_one_with_threads(sandbox, children):
     box = sandbox("thread", workers=2)
     box.call(call("thread"))
     assert children()
@@ -185,7 +181,7 @@ def test_no_process_outlives_close_not_even_one_with_threads(sandbox):
     box.close()
 
 
-def test_close_ends_a_call_in_progress(sandbox):
+def test_close_ends_a_call_in_progress(sandbox, children):
     box = sandbox("sleep", timeouts={"sleep": 60.0})
     errors = []
 
@@ -250,7 +246,7 @@ def test_descriptors_are_given_back(sandbox):
         ("nowhere:f", "ModuleNotFoundError: No module named 'nowhere'"),
     ],
 )
-def test_a_rule_that_cannot_be_had_is_refused_at_the_start(folder, rule, text):
+def test_a_rule_that_cannot_be_had_is_refused_at_the_start(folder, rule, text, children):
     with pytest.raises(RewardError) as caught:
         Sandbox(RewardSection(rules={"part": RuleSection(rule=rule)}, folder=str(folder)))
     assert text in str(caught.value)
@@ -263,7 +259,7 @@ def test_an_argument_the_rule_does_not_have_is_refused_with_the_nearest(folder):
         Sandbox(RewardSection(rules=rules, folder=str(folder)))
 
 
-def test_a_module_that_hangs_while_it_is_imported_is_given_up(folder):
+def test_a_module_that_hangs_while_it_is_imported_is_given_up(folder, children):
     (folder / "slow.py").write_text("import time\ntime.sleep(60)\n")
     section = RewardSection(rules={"s": RuleSection(rule="slow:f")}, folder=str(folder), start_timeout=1.0)
     with pytest.raises(RewardError, match=r"importing slow:f: timed out after 1\.0 s"):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
 import time
 from concurrent.futures import CancelledError, Future
 
 import numpy as np
-import psutil
 import pytest
 from builders import completion, prompt
 from hypothesis import given
@@ -115,12 +115,14 @@ def test_stats_count_failures_by_part_under_declared_names(scorer):
     assert all(describe(name, METRICS) for name in stats)
 
 
-def test_a_scorer_is_one(scorer):
-    made: Scorer = scorer(exact={})
-    assert made is not None
+def test_a_scorer_has_the_calls_of_the_contract(scorer):
+    made = scorer(exact={})
+    for name in ("submit", "close"):
+        mine, wanted = (inspect.signature(getattr(kind, name)).parameters for kind in (type(made), Scorer))
+        assert list(mine) == list(wanted)
 
 
-def test_close_leaves_no_process_and_no_waiter(scorer):
+def test_close_leaves_no_process_and_no_waiter(scorer, children):
     made = scorer(slow={"rule": "mine:sleep", "timeout": 60})
     futures = [made.submit(prompt(i), [completion()]) for i in range(3)]
     time.sleep(0.3)
@@ -128,7 +130,7 @@ def test_close_leaves_no_process_and_no_waiter(scorer):
     for future in futures:
         with pytest.raises((CancelledError, RewardError)):
             future.result(1)
-    assert not psutil.Process().children(recursive=True)
+    assert not children()
 
 
 class FakeReference:
