@@ -50,7 +50,7 @@ imports:
 	@echo "[check] import contracts" && $(BIN)/lint-imports
 
 unit:
-	@echo "[check] unit tests" && $(BIN)/python -m pytest -q -n 2 -m "not engine and not slow"
+	@echo "[check] unit tests" && $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not engine and not slow"
 
 exact: setup ## compare every estimator's expectation with the exact gradient: docs/exact-gradients.md
 	@$(BIN)/python -m benchmarks.exact
