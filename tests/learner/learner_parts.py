@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import tiny
@@ -27,6 +28,21 @@ def tiny_model(seed: int = 0, family: str = "Qwen3", **changes):
 def free_address() -> str:
     """Below the ports from which the kernel takes the ends of connections, so that it stays free until it is used."""
     return f"127.0.0.1:{quiet_port('127.0.0.1')}"
+
+
+def on_two_ranks(function, folder: Path) -> list:
+    """Calls `function(rank, address, folder)` in two processes, and returns what each left in `rank-RANK.pt`, if it
+    did."""
+    context = torch.multiprocessing.spawn(function, (free_address(), str(folder)), nprocs=2, join=False)
+    assert context is not None
+    while not context.join(timeout=300):
+        pass
+    return [torch.load(file, weights_only=True) for file in sorted(folder.glob("rank-*.pt"))]
+
+
+def same(one, other):
+    """Whether two dicts of tensors agree bit by bit."""
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 class MemorySender:

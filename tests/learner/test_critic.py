@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import step_parts
 import torch
-from learner_parts import model_folder, tiny_model
+from learner_parts import model_folder, same, tiny_model
 
 from penstock.learner.algorithms.bound import bind
 from penstock.learner.config import LearnerSection
@@ -26,10 +26,6 @@ def snapshots(engines):
     if engines.critic is not None:
         copies |= {f"critic {name}": tensor for name, tensor in engines.critic.snapshot(True).items()}
     return copies
-
-
-def same(one, other):
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 def step(engines, algorithm, team, section=SECTION, batch=None, frozen=False):

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import step_parts
 import torch
-from learner_parts import free_address, tiny_model
+from learner_parts import on_two_ranks, tiny_model
 from step_parts import dealt
 
 from penstock.learner import deal, ranks
@@ -168,11 +168,7 @@ def resumed(section, team, folder):
 def pair():
     """The results of both ranks."""
     with tempfile.TemporaryDirectory() as folder:
-        context = torch.multiprocessing.spawn(two_ranks, (free_address(), folder), nprocs=2, join=False)
-        assert context is not None
-        while not context.join(timeout=300):
-            pass
-        return [torch.load(Path(folder) / f"rank-{rank}.pt", weights_only=True) for rank in (0, 1)]
+        return on_two_ranks(two_ranks, Path(folder))
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from learner_parts import free_address, tiny_model
+from learner_parts import free_address, same, tiny_model
 
 from penstock.learner import ranks
 from penstock.learner.config import LearnerSection
@@ -25,10 +25,6 @@ def update(engine, rate=1e-3):
         logp, _ = window_logprobs(engine, ROWS)
         engine.backward(-logp.sum() / 20, last)
     return engine.step(rate)
-
-
-def same(one, other):
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 @pytest.mark.parametrize(

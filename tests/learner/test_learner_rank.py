@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from learner_parts import MemorySender, Worker, free_address, model_folder
+from learner_parts import MemorySender, Worker, model_folder, on_two_ranks
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from penstock.learner import archive, checkpoints
@@ -124,9 +124,7 @@ def run():
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         model_folder(folder / "start")
-        context = torch.multiprocessing.spawn(one_rank, (free_address(), name), nprocs=2, join=False)
-        while not context.join(timeout=300):
-            pass
+        on_two_ranks(one_rank, folder)
         yield folder, json.loads((folder / "found.json").read_text())
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from learner_parts import free_address
+from learner_parts import on_two_ranks
 
 from penstock.learner import ranks
 from penstock.learner.config import LearnerSection
@@ -120,11 +120,7 @@ def two_ranks(rank, address, folder):
 def pair():
     """The results of both ranks."""
     with tempfile.TemporaryDirectory() as folder:
-        context = torch.multiprocessing.spawn(two_ranks, (free_address(), folder), nprocs=2, join=False)
-        assert context is not None
-        while not context.join(timeout=300):
-            pass
-        return [torch.load(Path(folder) / f"rank-{rank}.pt", weights_only=True) for rank in (0, 1)]
+        return on_two_ranks(two_ranks, Path(folder))
 
 
 def assert_same(found, expected, tolerance):

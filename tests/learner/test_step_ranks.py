@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import step_parts
 import torch
-from learner_parts import free_address, model_folder
-from test_critic import LAYOUTS, same, snapshots, spoiled
+from learner_parts import model_folder, on_two_ranks, same
+from test_critic import LAYOUTS, snapshots, spoiled
 from test_step_ppo import assert_same
 
 from penstock.learner import ranks
@@ -143,11 +143,7 @@ def pair():
     """The results of both ranks, and the model they started from."""
     with tempfile.TemporaryDirectory() as folder:
         model_folder(Path(folder) / "start")
-        context = torch.multiprocessing.spawn(two_ranks, (free_address(), folder), nprocs=2, join=False)
-        assert context is not None
-        while not context.join(timeout=300):
-            pass
-        results = [torch.load(Path(folder) / f"rank-{rank}.pt", weights_only=True) for rank in (0, 1)]
+        results = on_two_ranks(two_ranks, Path(folder))
         yield results, ModelSection(path=str(Path(folder) / "start"))
 
 
