@@ -132,7 +132,8 @@ h is met, G the size of a group (2 unless said), T the tokens of an answer, E[·
 **What to take from it**
 - On-policy, unbiased up to a constant: `reinforce`, `rloo`, and `ppo`, `ppo_kl`, `a2c` with exact values and without
   whitening or bonus. `dr_grpo` and `kimi` are exactly (G−1)/G of it.
-- A z-score climbs another hill: how often one wins against oneself, not how much one gets.
+- A z-score climbs another hill: how often one wins against oneself, not how much one gets. Its mean has the same
+  (G−1)/G in it; what turns the direction is the division.
 - Step rewards leave the gradient that of outcome and last score, whichever credit spreads them, as long as γ = 1 and
   a step's score says nothing of what comes after the step.
 - Off-policy only the product of all of an answer's ratios is unbiased. A weight per token, capped or not, keeps

@@ -103,7 +103,8 @@ ADVANTAGES = [
         "group z-score",
         Estimator(worlds.SEQUENCES, "on", plain(baseline=ZSCORE)),
         RETURN,
-        "The deviation takes the size of the difference away: close and clear wins count the same.",
+        "√½ is (G−1)/G, as of the mean, times √2 of the deviation of two, which also takes the size of the difference "
+        "away: close and clear wins count the same.",
         zscore_of_two(1.0, filtered=False),
         "√½ · Σ p p' sign(R − R') ∇log p",
     ),

@@ -207,6 +207,9 @@ def _advantages(groups: Sequence[Group], falling: Sequence[torch.Tensor], algori
     totals = torch.stack([rewards.sum() for rewards in falling])
     found = algorithm.baseline(totals, torch.arange(len(groups)).repeat_interleave(sizes), scored, signal)
     if algorithm.whiten_sequences is not None:
-        found = algorithm.whiten_sequences(found, scored)
+        # The same for a batch: where no task reward differs there is nothing that a deviation could divide.
+        outcomes = torch.cat([rewards for rewards, _ in judged])
+        differ = has_signal(outcomes, scored)
+        found = algorithm.whiten_sequences(found, scored) if differ else torch.zeros_like(found)
     values: list[float] = found.tolist()
     return values

@@ -77,7 +77,9 @@ _ALL: dict[str, Metric] = {
     "critic/grad_norm": Metric("norm of the value model's gradient before clipping, mean over applied updates"),
     "critic/lr": Metric("the value model's learning rate, mean over applied updates"),
     # --- divergences
-    "kl/reference": Metric("KL(π‖π_ref) of the policy from the frozen reference", "nat", "neither", "k3"),
+    "kl/reference": Metric(
+        "KL(π‖π_ref) of the policy from the frozen reference", "nat", "neither", "k3, tokens from μ, unweighted"
+    ),
     "kl/update": Metric(_UPDATE, "nat", "neither", "k3, tokens from μ, unweighted"),
     "kl/update/k1": Metric(_UPDATE, "nat", "neither", "k1, tokens from μ, unweighted"),
     "kl/step": Metric(

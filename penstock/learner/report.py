@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from penstock.learner.assemble import drawn_from_known
+from penstock.learner.assemble import drawn_from_known, signal_in
 from penstock.learner.batch import Batch
 from penstock.learner.feed import Fed
 from penstock.services.trajectory import Group, Trajectory
@@ -36,7 +36,7 @@ def group_metrics(fed: Fed) -> dict[str, float]:
         "reward/std": float(rewards.std()),
         "reward/solved": float((rewards >= SOLVED_AT).mean()),
         "reward/unscored": 1 - len(scored) / len(answers),
-        "reward/with_signal": len(fed.groups) / len(seen),
+        "reward/with_signal": sum(signal_in(group) for group in seen) / len(seen),
         "response/length_mean": float(lengths.mean()),
         "response/length_max": float(lengths.max()),
         "response/clipped": _share(answers, "length"),

@@ -78,6 +78,18 @@ REMEDIES: list[tuple[tuple[str, ...], str, tuple[str, ...]]] = [
         ("algorithm.credit={kind: gae}",),
     ),
     (("name=gspo", "trust={kind: masked_is}"), "algorithm.trust", ("algorithm.trust={kind: sequence_is}",)),
+    (("name=gspo", "trust={kind: decoupled}"), "algorithm.trust", ("algorithm.trust={kind: sequence_is}",)),
+    (("name=kimi", TWO, "trust={kind: truncated_is}"), "algorithm.trust", ("algorithm.trust={kind: none}",)),
+    (
+        ("name=kimi", TWO, "trust={kind: sequence_is}", "reject={kind: second_moment}"),
+        "algorithm.reject",
+        ("algorithm.reject={kind: none}",),
+    ),
+    (
+        ("name=kimi", TWO, "trust={kind: sequence_is}", "reject={kind: second_moment}"),
+        "algorithm.reject",
+        ("algorithm.reject={kind: off_policy_sequence}",),
+    ),
     (
         ("trust={kind: none}", "reject={kind: second_moment}"),
         "algorithm.trust",

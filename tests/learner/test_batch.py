@@ -144,6 +144,12 @@ def test_equal_task_rewards_stay_without_advantage_where_a_deviation_would_blow_
     assert equally_good(**cells).advantages.tolist() == [0.0] * 6
 
 
+@pytest.mark.parametrize("baseline", ["none", "others_mean"])
+def test_in_a_batch_of_equal_task_rewards_whitening_does_not_blow_the_penalty_up(baseline):
+    cells = {"baseline": {"kind": baseline}, "whitening": {"over": "sequences"}, "quorum": 1}
+    assert equally_good(**cells).advantages.tolist() == [0.0] * 6
+
+
 @pytest.mark.parametrize(("baseline", "factor"), [("group_mean", 1.0), ("leave_one_out", 1.5)])
 def test_a_penalty_in_the_reward_acts_at_its_own_size_where_all_task_rewards_are_equal(baseline, factor):
     # 0.1 · (0, 1, 2) comes off, less its mean of 0.1; against the others' mean that is 3/2 of it.

@@ -122,11 +122,19 @@ def test_a_contradiction_is_an_error_under_its_key(cells, sizes, key, problem, a
     assert allowed in found[key].allowed
 
 
-@pytest.mark.parametrize("trust", ["truncated_is", "masked_is", "decoupled"])
-def test_a_weight_per_token_beside_one_ratio_per_answer_is_a_warning(trust):
-    found = found_in({"name": "gspo", "trust": {"kind": trust}})
-    assert {key: each.level for key, each in found.items()} == {"algorithm.trust": "warning"}
-    assert f"{trust} weighs every token by itself" in found["algorithm.trust"].problem
+@pytest.mark.parametrize(
+    ("trust", "level"),
+    [
+        ({"kind": "truncated_is"}, "warning"),
+        ({"kind": "masked_is"}, "warning"),
+        ({"kind": "decoupled", "max_weight": 5}, "warning"),
+        ({"kind": "decoupled"}, "error"),
+    ],
+)
+def test_a_weight_per_token_beside_one_ratio_per_answer_is_told_and_refused_without_a_bound(trust, level):
+    found = found_in({"name": "gspo", "trust": trust})
+    assert {key: each.level for key, each in found.items()} == {"algorithm.trust": level}
+    assert f"{trust['kind']} weighs every token by itself" in found["algorithm.trust"].problem
     assert found_in({"name": "gspo", "trust": {"kind": "none"}}) == {}
 
 

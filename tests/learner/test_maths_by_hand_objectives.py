@@ -120,6 +120,15 @@ def test_the_pieces_of_mirror_descent_add_up_to_the_answers_loss():
     assert facts == {}
 
 
+def test_mirror_descent_with_weights_per_token_would_push_away_which_is_why_they_are_refused():
+    # log r = (1, −0.9), so S = 0.1. Whole: S²/2 = 0.005, gradient S for both. Weighed 0.1 and 2: S/2·(0.1 − 1.8) < 0.
+    logp = row(0.0, -1.9).requires_grad_()
+    losses, _ = objectives.mirror_descent(logp, row(-1.0, -1.0), row(-1.0, -1.0), row(0.0, 0.0), everywhere(logp), 1.0)
+    assert losses.sum().item() == pytest.approx(0.005)
+    assert slopes(losses, logp)[0] == pytest.approx([0.1, 0.1])
+    assert (losses * row(0.1, 2.0)).sum().item() == pytest.approx(-0.085)
+
+
 def test_mirror_descent_pulls_an_answer_back_however_far_it_has_moved():
     logp = row(-200.0, -200.0).requires_grad_()
     losses, _ = objectives.mirror_descent(logp, row(-1.0, -1.0), row(-1.0, -1.0), row(0.0, 0.0), everywhere(logp), 0.1)

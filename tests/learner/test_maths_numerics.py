@@ -196,6 +196,35 @@ def test_within_eighty_nats_every_combination_is_finite_in_float32(objective, tr
         assert not made.facts["actor/out_of_range"].any(), (penalty, reject)
 
 
+BEYOND_BOUNDS = {("gspo", "decoupled")}
+"""What `check` refuses: one token's weight without a bound, times a ratio that another token has made."""
+
+
+@functools.cache
+def corners_beside_corners():
+    """Every two corners as the tokens of one answer [6561, 2], both with a positive and with a negative advantage."""
+    pairs = torch.stack([CORNERS.repeat_interleave(len(CORNERS), 0), CORNERS.repeat(len(CORNERS), 1)], dim=-1)
+    return pairs.unbind(1)
+
+
+@pytest.mark.parametrize("trust", TRUSTS)
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_two_tokens_of_one_answer_at_the_ends_of_the_range_are_finite_together_wherever_check_allows_it(
+    objective, trust
+):
+    logp, prox, sampler, _ = corners_beside_corners()
+    mask, weights = torch.ones_like(logp).bool(), torch.full((len(logp),), 1 / logp.numel())
+    refused = (objective, trust) in BEYOND_BOUNDS
+    finite = True
+    for sign in (3.0, -3.0):
+        own = logp.clone().requires_grad_()
+        made = compose(
+            algorithm(objective, trust), own, prox, sampler, None, torch.full_like(logp, sign), mask, weights
+        )
+        finite = finite and bool(made.loss.isfinite() and torch.autograd.grad(made.loss, own)[0].isfinite().all())
+    assert finite is not refused
+
+
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_beyond_eighty_nats_a_token_is_masked_and_counted_and_the_others_are_untouched(objective):
     cells = algorithm(objective, "decoupled", penalty="unbiased")

@@ -91,6 +91,13 @@ def test_what_steps_earn_is_in_the_rewards_that_are_reported():
     assert (found["reward/mean"], found["reward/std"], found["reward/solved"]) == (0.75, 0.25, 0.5)
 
 
+def test_groups_with_signal_are_counted_by_their_rewards_also_where_all_are_kept():
+    fed = Fed(Version(0, 1))
+    fed.groups = [group(answer(1.0), answer(1.0)), group(answer(0.0), answer(0.0)), group(answer(0.0), answer(1.0))]
+    fed.passed_over = [group(answer(0.0), answer(0.0))]
+    assert group_metrics(fed)["reward/with_signal"] == 0.25
+
+
 def test_steps_survive_the_way_through_the_store():
     found = decode(encode(group(answer(1.0, (0, 0.5), (2, 0.25)))), Group).trajectories[0]
     assert [(step.token, step.score) for step in found.steps] == [(0, 0.5), (2, 0.25)]

@@ -35,8 +35,8 @@ def group_zscore(
 ) -> Float[Tensor, " members"]:
     """A_i = (R_i − mean(R)) / (std(R) + eps) over the scored members, std with n − 1 (GRPO, arXiv 2402.03300, §4.1.2).
 
-    0 for all without signal. In expectation the group's mean contains the member itself, which scales the
-    gradient by (G − 1)/G.
+    0 for all without signal. The mean contains the member itself, which alone would scale the expected gradient by
+    (G − 1)/G; the deviation, which differs from group to group, changes its direction as well.
     """
     if not has_signal(rewards, scored):
         return rewards.new_zeros(rewards.shape)

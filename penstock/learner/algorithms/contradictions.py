@@ -220,14 +220,29 @@ def _the_credit_and_the_objective_weigh_once(section: AlgorithmSection, _sizes: 
     return Contradiction("algorithm.objective", f"both {kinds} hold the ratio to the sampler", remedy=remedy)
 
 
-@about(OBJECTIVE, TRUST)
+@about(OBJECTIVE, TRUST, "algorithm.trust.max_weight")
 def _one_ratio_has_one_weight(section: AlgorithmSection, _sizes: Sizes) -> Contradiction | None:
     objective, trust = section.objective, section.trust
     if objective.ratio_of != "answer" or not trust.weighs or trust.weight_of != "token":
         return None
     problem = f"{trust.kind} weighs every token by itself, and {objective.kind} has one ratio for the whole answer"
-    remedy = "algorithm.trust: {kind: sequence_is}, or {kind: none}"
-    return Contradiction("algorithm.trust", problem, remedy=remedy, level="warning")
+    remedy = "algorithm.trust: {kind: sequence_is}, or algorithm.trust: {kind: none}"
+    if objective.whole:
+        problem += ": weighed apart, its tokens no longer add up to its loss, and may push the policy away"
+    elif not trust.bounded:
+        problem += ": without a bound, one token's weight times what another has done to the ratio may be infinite"
+    level: Literal["error", "warning"] = "error" if objective.whole or not trust.bounded else "warning"
+    return Contradiction("algorithm.trust", problem, remedy=remedy, level=level)
+
+
+@about(OBJECTIVE, REJECT)
+def _a_whole_answer_stays_whole(section: AlgorithmSection, _sizes: Sizes) -> Contradiction | None:
+    objective, reject = section.objective, section.reject
+    if not objective.whole or not reject.rejects or reject.rejects_of == "answer":
+        return None
+    problem = f"{reject.kind} leaves out tokens, and the loss {objective.kind} is of whole answers"
+    remedy = "algorithm.reject: {kind: none}, or algorithm.reject: {kind: off_policy_sequence}"
+    return Contradiction("algorithm.reject", problem, remedy=remedy)
 
 
 @about(REJECT, TRUST, CREDIT, OBJECTIVE)

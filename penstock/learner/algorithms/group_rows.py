@@ -77,7 +77,8 @@ GRPO = Algorithm(
 L = mean over answers of the mean over their tokens""",
     traps=(
         _EQUAL,
-        "The group's mean contains the answer itself: in expectation the gradient carries a factor (G − 1)/G.",
+        "The group's mean contains the answer itself, which alone is a factor (G − 1)/G on the expected gradient; the "
+        "deviation, which differs from group to group, turns it besides.",
         "Dividing by the deviation weighs easy and hard prompts more; dividing by the answer's length lets long wrong "
         "answers off lightly (Dr. GRPO).",
         "k3 as a loss has the gradient of KL(π_ref‖π), not of KL(π‖π_ref).",

@@ -74,6 +74,8 @@ class ObjectiveCell(Cell):
     """What the policy is compared with: nothing, the start of the step (π/π_prox), or what drew the token (π/μ)."""
     ratio_of: ClassVar[Literal["token", "answer"]] = "token"
     """Whether every token has a ratio of its own, or the answer has one for all of them."""
+    whole: ClassVar[bool] = False
+    """Whether it means anything only while all tokens of an answer are kept with one and the same weight."""
     reductions: ClassVar[tuple[str, ...]] = ()
     """Reductions with which it is the loss it is named after; none for any."""
     reductions_only: ClassVar[str] = ""
@@ -144,6 +146,8 @@ class MirrorDescent(ObjectiveCell):
     """Kimi k1.5: policy mirror descent on whole answers, with the squared log-ratio as regulariser."""
 
     function = f"{HERE}.objectives:mirror_descent"
+    ratio_of = "answer"
+    whole = True
     reductions = ("sequence_sum", "fixed_length")
     reductions_only = "the loss is of the whole answer, and a mean over tokens would change τ with its length"
     with_one_update = "its regulariser is 0, which leaves a plain policy gradient"
@@ -168,6 +172,11 @@ class TrustCell(Cell):
     """Whether weights may differ from 1."""
     weight_of: ClassVar[Literal["token", "answer"]] = "token"
     """Whether every token has a weight of its own, or the answer has one for all of them."""
+
+    @property
+    def bounded(self) -> bool:
+        """Whether a weight cannot grow beyond all bounds."""
+        return True
 
     def with_one_update(self) -> str:
         """What becomes of it in a step of a single update; empty where nothing is lost."""
@@ -225,6 +234,10 @@ class Decoupled(TrustCell):
     max_weight: float | None = Field(None, ge=1, le=1000)
     """Tokens with a larger weight are left out; null for no bound, as in the paper."""
 
+    @property
+    def bounded(self) -> bool:
+        return self.max_weight is not None
+
     def with_one_update(self) -> str:
         return "what is left is importance sampling without a bound" if self.max_weight is None else ""
 
@@ -243,6 +256,8 @@ class Rejection(Cell):
 
     rejects: ClassVar[bool] = True
     """Whether anything may be left out."""
+    rejects_of: ClassVar[Literal["token", "answer"]] = "token"
+    """Whether tokens are left out by themselves, or those of an answer together."""
 
     def bind_bound(self) -> Callable[..., float] | None:
         """The function of the whole batch's log-ratios that gives the bound; None where there is none."""
@@ -261,6 +276,7 @@ class OffPolicySequence(Rejection):
     """DeepSeek-V3.2: an answer with a negative advantage is left out when the sampler was too far from the policy."""
 
     function = f"{HERE}.rejections:off_policy_sequence"
+    rejects_of = "answer"
     kind: Literal["off_policy_sequence"] = "off_policy_sequence"
     max_divergence: float = Field(0.1, gt=0, le=100)
     """δ: mean over the answer's tokens of log(μ/π_prox), in nats."""

@@ -168,8 +168,9 @@ def mirror_descent(
     eq. 3): −A log π_t + (τ/2) S log r_t, where S = Σ_t log r_t carries a gradient too.
 
     The plain sum over the row is the paper's loss, in value and gradient; so only reductions fit that weigh all
-    tokens of all answers alike. Nothing is exponentiated, so S may be of any size: it is the very answer that has
-    moved far that must be pulled back.
+    tokens of all answers alike, and no weights or rejections of single tokens, with which the pieces no longer add up
+    to a square. Nothing is exponentiated, so S may be of any size: it is the very answer that has moved far that must
+    be pulled back.
     """
     ratio = log_ratio(logp, logp_prox.detach(), mask)
     moved = ratio.sum(dim=-1, keepdim=True)

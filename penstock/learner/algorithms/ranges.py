@@ -1,8 +1,8 @@
 """Which tokens have log-ratios that floats can hold. Pure functions, no gradients.
 
-e^80 is 5.5e34 and the largest float32 3.4e38: within ±80 nats every weight, ratio and penalty, the product of two
-of them, and their gradients are finite. What lies beyond is masked and counted, never clamped: a clamp would change
-the gradient without a trace. It stays in the denominators.
+e^80 is 5.5e34 and the largest float32 3.4e38: within ±80 nats every weight, ratio and penalty of a token, the
+product of two of them, and their gradients are finite. What lies beyond is masked and counted, never clamped: a clamp
+would change the gradient without a trace. It stays in the denominators.
 """
 
 from __future__ import annotations

@@ -55,8 +55,11 @@ def second_moment(
     bound: float,
 ) -> tuple[Bool[Tensor, "rows window"], Facts]:
     """Tokens whose (log π_prox/μ)² is within the bound that `second_moment_bound` gave for the whole batch (M2PO,
-    arXiv 2510.01161). Measured at the start of the step, as the bound is, and in doubles, as it is: rounded otherwise,
-    a square next to the bound would fall on its other side. Biased by what is left out."""
+    arXiv 2510.01161). Biased by what is left out.
+
+    The paper measures the policy being optimised, at every update; this is measured at the start of the step, as the
+    bound is, and in doubles, as it is: rounded otherwise, a square next to the bound would fall on its other side.
+    """
     apart = log_ratio(logp_prox.detach().double(), logp_sampler.detach().double(), mask)
     rejected = mask & (apart.square() > bound)
     return mask & ~rejected, {REJECTED: rejected.float()}
