@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from penstock.learner.batch import Array, Batch, BatchError
+from penstock.learner.batch import Array, Batch, BatchError, facts_in
 from penstock.services.codec import decode, encode
 from penstock.services.trajectory import Group
 from penstock.services.versions import Version
@@ -98,6 +98,18 @@ def read(folder: Path) -> tuple[Version, Batch, dict[str, Any]]:
     except BatchError as error:
         raise BatchError(f"{file} is damaged: {error}") from error
     return Version.parse(facts.pop("version")), batch, facts
+
+
+def read_facts(folder: Path) -> tuple[Version, dict[str, Any]]:
+    """The version that a step ended in and its facts, without the batch. Raises BatchError as `read` does."""
+    file = folder / _FILE
+    try:
+        facts = facts_in(file)
+    except FileNotFoundError as error:
+        raise BatchError(f"{folder} holds no archived batch: {_FILE} is missing") from error
+    except BatchError as error:
+        raise BatchError(f"{file} is damaged: {error}") from error
+    return Version.parse(facts.pop("version")), facts
 
 
 def read_groups(folder: Path) -> list[Group]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -16,6 +17,7 @@ from penstock.learner.archivist import moment_of
 from penstock.learner.assemble import Moment
 from penstock.learner.batch import Batch
 from penstock.learner.critic import ValueModel
+from penstock.services.contracts import PenstockError
 from penstock.services.logprob_model import LogprobModel
 from penstock.services.model_config import ModelSection
 from penstock.services.models import load_model, load_weights
@@ -75,8 +77,9 @@ class Models:
         return models
 
     def advance(self, step: Path) -> None:
-        """Put the weights that the step in `step` started from into policy and value model."""
-        load_weights(self.policy.model, load_file(step / archive.POLICY / archive.WEIGHTS))
+        """Put the weights that the step in `step` started from into policy and value model. Raises FileNotFoundError,
+        and PenstockError for damage."""
+        load_weights(self.policy.model, _tensors(step / archive.POLICY / archive.WEIGHTS))
         self._put_values(_values(step))
 
     def _put_values(self, values: Mapping[str, Tensor]) -> None:
@@ -89,7 +92,15 @@ class Models:
 def _values(step: Path) -> dict[str, Tensor]:
     """Weights of the step's value model or value head; empty where it has neither."""
     file = step / archive.VALUE / archive.WEIGHTS
-    return load_file(file) if file.parent.is_dir() else {}
+    return _tensors(file) if file.parent.is_dir() else {}
+
+
+def _tensors(file: Path) -> dict[str, Tensor]:
+    try:
+        tensors: dict[str, Tensor] = load_file(file)
+    except SafetensorError as error:
+        raise PenstockError(f"{file} is damaged: {error}") from error
+    return tensors
 
 
 def _policy(step: Path, section: ModelSection) -> Any:
@@ -97,7 +108,7 @@ def _policy(step: Path, section: ModelSection) -> Any:
     if not section.trust_remote_code:
         return load_model(section.model_copy(update={"path": str(step / archive.POLICY), "revision": None}), "float32")
     model = load_model(section, "float32")  # its code lies where the run started from
-    load_weights(model, load_file(step / archive.POLICY / archive.WEIGHTS))
+    load_weights(model, _tensors(step / archive.POLICY / archive.WEIGHTS))
     return model
 
 

@@ -68,10 +68,11 @@ class Archivist:
         batch: Batch,
         metrics: Mapping[str, float],
         coefficients: Mapping[str, float],
+        applied: int,
     ) -> None:
-        """Write the step that was made at `moment` from `groups`. Returns at once, unless the one before is not
-        written yet; when that one could not be, nothing more is, and `wait` says so: the step that was just made
-        is to be saved before anyone hears of it."""
+        """Write the step that was made at `moment` from `groups`, with so many updates `applied`. Returns at once,
+        unless the one before is not written yet; when that one could not be, nothing more is, and `wait` says so: the
+        step that was just made is to be saved before anyone hears of it."""
         self._join()
         if self._failure is not None:
             return
@@ -80,6 +81,7 @@ class Archivist:
             **self._facts,
             "metrics": dict(metrics),
             "coefficients": dict(coefficients),
+            "applied": applied,
             "moment": {
                 "now": str(moment.now),
                 "forks": {str(lineage): str(version) for lineage, version in moment.forks.items()},

@@ -6,8 +6,9 @@ The same object crosses between ranks and lies in the archive; its bytes are saf
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -193,14 +194,31 @@ class Batch:
             columns = safetensors.numpy.load(data)
         except (safetensors.SafetensorError, ValueError, AttributeError) as error:
             raise BatchError(f"these bytes are no batch: {error}") from error
-        if header.get("format") != _FORMAT:
-            raise BatchError(f"expected a batch of format {_FORMAT}, found {header.get('format')!r}")
+        facts = _facts(header)
         known = {f.name for f in fields(cls)}
         if unknown := sorted(set(columns) - known):
             raise BatchError(f"unknown columns {', '.join(unknown)}; known: {', '.join(sorted(known))}")
         if missing := sorted(known - set(columns) - set(_OPTIONAL)):
             raise BatchError(f"columns {', '.join(missing)} are missing")
-        return cls(**columns), json.loads(header["facts"])
+        return cls(**columns), facts
+
+
+def facts_in(file: Path) -> dict[str, Any]:
+    """The facts in a file's header, whose columns are not read. Raises FileNotFoundError, and BatchError as
+    `Batch.from_bytes` does."""
+    try:
+        with safetensors.safe_open(file, framework="numpy") as opened:
+            header = opened.metadata() or {}
+    except safetensors.SafetensorError as error:
+        raise BatchError(f"these bytes are no batch: {error}") from error
+    return _facts(header)
+
+
+def _facts(header: Mapping[str, str]) -> dict[str, Any]:
+    if header.get("format") != _FORMAT:
+        raise BatchError(f"expected a batch of format {_FORMAT}, found {header.get('format')!r}")
+    found: dict[str, Any] = json.loads(header["facts"])
+    return found
 
 
 def _gather(column: Array, lengths: Array, chosen: Array) -> Array:

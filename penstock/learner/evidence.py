@@ -76,7 +76,8 @@ class Evidence:
         learned = archive.learned(shares, trained.logp_start)
         self._learned = (moment.now, learned)
         if self._archivist.due(moment.now.next()):
-            self._archivist.keep(moment, groups, learned, finite(trained.metrics), coefficients)
+            metrics = finite(trained.metrics)
+            self._archivist.keep(moment, groups, learned, metrics, coefficients, trained.applied)
 
     def audit(self, version: Version) -> dict[str, float]:
         """What the audit of the step that ended in `version` says; nothing where none is due."""

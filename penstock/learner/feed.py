@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Literal
 
 from penstock.learner.algorithms.bound import BoundAlgorithm
 from penstock.learner.assemble import signal_in
@@ -34,6 +35,13 @@ class Fed:
     """What was wrong with the damaged ones."""
     ended: str = ""
     """Why there will be no such step; then `groups` is empty. Empty when the step can be made."""
+
+
+def why_useless(group: Group, algorithm: BoundAlgorithm) -> Literal["", "unscored", "no_signal"]:
+    """Why `algorithm` does not train on a group; empty for one that it trains on."""
+    if len(group.scored) < algorithm.quorum:
+        return "unscored"
+    return "" if algorithm.keeps_all_groups or signal_in(group) else "no_signal"
 
 
 class Feed:
@@ -101,11 +109,9 @@ class Feed:
                 fed.damage.append(f"group {stored.index}: {error}")
                 refused.setdefault("damaged", []).append(stored.index)
                 continue
-            if len(group.scored) < self._algorithm.quorum:
-                refused.setdefault("unscored", []).append(stored.index)
-            elif not self._algorithm.keeps_all_groups and not signal_in(group):
-                fed.passed_over.append(group)
-                refused.setdefault("no_signal", []).append(stored.index)
+            if why := why_useless(group, self._algorithm):
+                refused.setdefault(why, []).append(stored.index)
+                fed.passed_over += [group] if why == "no_signal" else []
             else:
                 fed.groups.append(group)
                 fed.indices.append(stored.index)

@@ -22,6 +22,7 @@ from penstock.learner.assemble import assemble
 from penstock.learner.config import AlgorithmSection
 from penstock.learner.deal import Share
 from penstock.learner.diagnostics import step_metrics
+from penstock.learner.feed import why_useless
 from penstock.learner.micro import MicroBatch
 from penstock.learner.ranks import Team
 from penstock.learner.start import begin
@@ -29,8 +30,11 @@ from penstock.learner.step import micro_losses
 from penstock.learner.tally import Tally
 from penstock.services.contracts import PenstockError
 from penstock.services.logprobs import plan_micro_batches
+from penstock.services.trajectory import Group
 
 _ALONE = Team(0, 1, 0.0, None)
+GROUPS = "whatif/groups"
+"""Metric: groups that an algorithm made its batch of."""
 
 
 class Unfit(PenstockError):
@@ -57,8 +61,9 @@ def outcome(
     """The gradient of the whole batch in one update, at the weights the step started from; with `following`, the
     archived step after it, at the weights that this one has led to. Raises Unfit."""
     algorithm = _algorithm(step, models, section)
+    groups = _groups(step, algorithm)
     try:
-        batch = assemble(step.groups, algorithm, step.moment)
+        batch = assemble(groups, algorithm, step.moment)
     except PenstockError as error:
         raise Unfit(str(error)) from error
     batch = deal.weigh(batch, [range(len(batch))], algorithm.reduction)
@@ -78,7 +83,21 @@ def outcome(
     gradient = [torch.zeros_like(p) if p.grad is None else p.grad for p in models.policy.parameters()]
     models.policy.zero_grad(set_to_none=True)
     metrics = step_metrics(tally.over(_ALONE), 1) | start.metrics | _effective(pull)
-    return Outcome(metrics, gradient)
+    return Outcome(metrics | {GROUPS: float(len(groups))}, gradient)
+
+
+def _groups(step: Step, algorithm: BoundAlgorithm) -> list[Group]:
+    """Those that the algorithm would train on: the step may have been fed by another filter and quorum."""
+    found = [(group, why_useless(group, algorithm)) for group in step.groups]
+    if useful := [group for group, why in found if not why]:
+        return useful
+    unscored = sum(why == "unscored" for _, why in found)
+    why = f"{unscored} have fewer scored answers than its quorum of {algorithm.quorum}" if unscored else ""
+    flat = f"{len(found) - unscored} have no signal (group_filter: signal)" if unscored < len(found) else ""
+    raise Unfit(
+        f"it would train on none of the {len(found)} groups of the step that ended in version {step.version}: "
+        + ", ".join(filter(None, (why, flat)))
+    )
 
 
 def _algorithm(step: Step, models: Models, section: AlgorithmSection) -> BoundAlgorithm:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +22,7 @@ from penstock.learner.archived import Models, Step
 from penstock.learner.archivist import moment_of
 from penstock.learner.batch import BatchError
 from penstock.learner.config import AlgorithmSection, LearnerSection
-from penstock.learner.recompute import Unfit, cosine, norm, outcome
+from penstock.learner.recompute import GROUPS, Unfit, cosine, norm, outcome
 from penstock.learner.variants import Ask, Variant, VariantError
 from penstock.services.codec import CodecError
 from penstock.services.contracts import PenstockError
@@ -117,15 +117,17 @@ def compare(
     """
     there = _archived(archives)
     # Nothing follows the last step, so of those that something may follow the newest are wanted.
-    folders = (there[:-1] if at == "next" else there)[-(newest or 0) :]
+    left = {folder: note for folder in there if (note := _came_to_nothing(folder))}
+    folders = [folder for folder in (there[:-1] if at == "next" else there) if folder not in left][-(newest or 0) :]
     work = _Work(model, at, ask)
+    work.gone.extend(left.values())
     for place, folder in enumerate(folders):
         later = there[there.index(folder) + 1 :]
         work.look_at(folder, later, functools.partial(progress, place, len(folders)))
     if not work.steps:
         raise PenstockError(_nothing(archives, at, work.gone))
     facts = [each for _, each in work.steps]
-    notes = [*work.left_out, *work.gone, *_notes(facts, at)]
+    notes = [*work.left_out, *work.gone, *_notes(facts, at), *_groups_differ(work.rows.values())]
     recorded = [each["metrics"].get("actor/grad_norm", math.nan) for each in facts]
     return Comparison(str(run), at, [str(v) for v, _ in work.steps], list(work.rows.values()), recorded, notes)
 
@@ -224,11 +226,23 @@ def _following(step: Step, later: Sequence[Path]) -> Path | None:
     """The archived step that started from the weights that `step` led to; None where there is none."""
     for folder in later:
         try:
-            if Step.read(folder).moment.now == step.version:
+            if moment_of(archive.read_facts(folder)[1]).now == step.version:
                 return folder
-        except (FileNotFoundError, BatchError):
+        except BatchError:
             continue
     return None
+
+
+def _came_to_nothing(folder: Path) -> str:
+    """What is to be said of a step none of whose updates were applied; empty for the others, and for those that cannot
+    be read, of which `look_at` says what is to be said."""
+    try:
+        _, facts = archive.read_facts(folder)
+    except BatchError:
+        return ""
+    if facts.get("applied", 1) > 0:  # older archives do not say so
+        return ""
+    return f"{folder.name} is left out: none of its updates were applied, since their gradients were not finite"
 
 
 def _nothing(archives: Path, at: At, gone: Sequence[str]) -> str:
@@ -265,6 +279,17 @@ def _notes(facts: Sequence[Mapping[str, Any]], at: At) -> Iterator[str]:
         )
     if "signal" in {each.group_filter for each in algorithms}:
         yield "the groups are those that the run kept: groups without signal are not among them, whatever the row"
+
+
+def _groups_differ(rows: Iterable[Row]) -> Iterator[str]:
+    """Where group filters or quorums differ, so do the batches: a part of what is compared."""
+    by_count: dict[float, list[str]] = {}
+    for row in rows:
+        if not row.reason and row.steps:
+            by_count.setdefault(row.mean(GROUPS), []).append(row.label)
+    if len(by_count) > 1:
+        used = "; ".join(f"{count:g} by {', '.join(labels)}" for count, labels in by_count.items())
+        yield f"group filters and quorums differ; groups used per step, on average: {used}"
 
 
 def _plain(value: Any) -> Any:

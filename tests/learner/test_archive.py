@@ -130,11 +130,13 @@ def test_only_the_weights_that_an_archived_step_starts_from_are_wanted(tmp_path)
 def test_a_step_is_kept_with_its_moment_and_its_weights(tmp_path):
     keeper = archivist(tmp_path, weights=True)
     keeper.hold({archive.POLICY: MODEL.tensors})
-    keeper.keep(MOMENT, [builders.group()], BATCH, {"actor/grad_norm": 0.5}, {"kl.coefficient": 0.2})
+    keeper.keep(MOMENT, [builders.group()], BATCH, {"actor/grad_norm": 0.5}, {"kl.coefficient": 0.2}, 2)
     keeper.wait()
     version, _, facts = archive.read(tmp_path / "step-000008-lineage-1")
     assert version == Version(1, 8)
     assert moment_of(facts) == MOMENT
+    assert facts["applied"] == 2
+    assert archive.read_facts(tmp_path / "step-000008-lineage-1") == (version, facts)
     assert (facts["coefficients"], facts["metrics"]) == ({"kl.coefficient": 0.2}, {"actor/grad_norm": 0.5})
     assert archive.has_weights(tmp_path / "step-000008-lineage-1")
 
@@ -144,7 +146,7 @@ def test_training_goes_on_while_a_step_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr(archive, "write", lambda *given: going.wait(10) and write(*given))
     keeper = archivist(tmp_path)
     began = time.monotonic()
-    keeper.keep(MOMENT, [], BATCH, {}, {})
+    keeper.keep(MOMENT, [], BATCH, {}, {}, 1)
     assert time.monotonic() - began < 1
     assert archive.steps(tmp_path) == []
     going.set()
@@ -155,7 +157,7 @@ def test_training_goes_on_while_a_step_is_written(tmp_path, monkeypatch):
 def test_a_step_that_cannot_be_written_ends_the_run_with_the_cause(tmp_path):
     (tmp_path / "archive").write_text("a file where the folder should be")
     keeper = archivist(tmp_path / "archive")
-    keeper.keep(MOMENT, [], BATCH, {}, {})
+    keeper.keep(MOMENT, [], BATCH, {}, {}, 1)
     with pytest.raises(PenstockError, match="could not be archived"):
         keeper.wait()
     keeper.wait()  # said once
@@ -165,7 +167,7 @@ def test_a_disk_that_does_not_answer_is_named_after_the_deadline(tmp_path, monke
     going = threading.Event()
     monkeypatch.setattr(archive, "write", lambda *_: going.wait(10))
     keeper = archivist(tmp_path, deadline=0.1)
-    keeper.keep(MOMENT, [], BATCH, {}, {})
+    keeper.keep(MOMENT, [], BATCH, {}, {}, 1)
     with pytest.raises(DeadlinePassed, match=r"archive-1\.8 has been written to"):
         keeper.wait()
     going.set()

@@ -76,7 +76,7 @@ def test_a_step_with_undefined_gradients_changes_nothing_and_three_of_them_end_t
     from penstock.learner.loop import NonFinite
 
     store, sender, reports = MemoryStore(), MemorySender(), []
-    loop = loop_of(team, store, sender, tmp_path, steps=5, reports=reports)
+    loop = loop_of(team, store, sender, tmp_path, steps=5, reports=reports, archive={"every": 1})
     # A sampler that reports probability 0 for what it drew: the KL estimate of the loss is undefined.
     algorithm = loop._crew._algorithm
     object.__setattr__(algorithm, "penalty", lambda logp, *_: logp * float("nan"))
@@ -91,6 +91,8 @@ def test_a_step_with_undefined_gradients_changes_nothing_and_three_of_them_end_t
     counts = store.counts()
     assert counts.balanced
     assert counts.dropped["nonfinite"] == 12
+    (left,) = archive.steps(tmp_path / "archive")
+    assert archive.read_facts(left)[1]["applied"] == 0
 
 
 def test_a_publication_that_fails_ends_the_run_with_its_cause(team, tmp_path):

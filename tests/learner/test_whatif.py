@@ -261,6 +261,38 @@ def test_a_damaged_step_is_left_out_and_the_note_says_what_is_damaged(run, tmp_p
         compared(tmp_path, "cispo")
 
 
+def rewritten(step, **changes):
+    """The facts in an archived step, changed."""
+    version, batch, facts = archive.read(step)
+    (step / "batch.safetensors").write_bytes(batch.to_bytes(version=str(version), **facts | changes))
+
+
+@pytest.mark.parametrize("at", ["start", "next"])
+def test_a_step_that_was_skipped_for_its_gradients_is_left_out_with_a_note(run, tmp_path, at):
+    shutil.copytree(run[0] / "archive", tmp_path / "archive")
+    rewritten(archive.steps(tmp_path / "archive")[-1], applied=0)
+    found, _ = compared(tmp_path, "cispo", at=at)
+    assert found.steps == ["0.1", "0.2"]
+    assert [note for note in found.notes if "left out" in note] == [
+        "step-000003-lineage-0 is left out: none of its updates were applied, since their gradients were not finite"
+    ]
+    newest, _ = compared(tmp_path, "cispo", newest=1)
+    assert newest.steps == ["0.2"]
+
+
+def test_damage_in_the_groups_of_the_step_that_follows_is_no_concern_of_this_one(run, tmp_path):
+    shutil.copytree(run[0] / "archive", tmp_path / "archive")
+    later = archive.steps(tmp_path / "archive")[-1]
+    (later / "groups.msgpack").write_bytes(b"x")
+    found, _ = compared(tmp_path, "cispo", at="next")
+    assert found.steps == ["0.1", "0.2"]
+    (later / archive.POLICY / archive.WEIGHTS).write_bytes(b"x")
+    found, _ = compared(tmp_path, "cispo", at="next")
+    assert found.steps == ["0.1"]
+    (note,) = [note for note in found.notes if "left out" in note]
+    assert "step-000003-lineage-0/policy/model.safetensors is damaged" in note
+
+
 def test_a_step_that_the_runs_own_row_cannot_be_computed_for_lends_nobody_its_place(critic_run, tmp_path):
     """Cosines are to the run's own gradient, never to that of the next variant in the list."""
     shutil.copytree(critic_run / "archive", tmp_path / "archive")
