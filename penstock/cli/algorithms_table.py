@@ -6,14 +6,18 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from penstock.learner.algorithms.cells import NoBaseline, NoValue, Outcome
-from penstock.learner.algorithms.loss_cells import KeepAll, Uncorrected
+from penstock.learner.algorithms.loss_cells import KL, KeepAll, Uncorrected
 from penstock.learner.algorithms.row import Algorithm
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
-HEADS = ("row", "advantages", "objective", "correction", "values", "reduction", "groups")
+HEADS = ("row", "advantages", "objective", "correction", "KL", "values", "reduction", "groups")
 SEE = "`penstock algorithms NAME` shows a row's equation, defaults, paper and traps."
+PADDING = 2
+"""Around every column."""
+NARROW = "What the cells of all rows are: in a wider terminal ({least} columns), or `penstock algorithms | cat`."
 
 
 def cells(row: Algorithm) -> tuple[str, ...]:
@@ -27,19 +31,39 @@ def cells(row: Algorithm) -> tuple[str, ...]:
     values = "–" if isinstance(row.value, NoValue) else row.value.kind
     groups = f"{row.group_filter}, quorum {row.quorum}"
     first = (row.name, ", ".join(advantages) or "the reward", objective, ", ".join(correction) or "–")
-    return *first, values, row.reduction.kind, groups
+    return *first, _kl(row.kl), values, row.reduction.kind, groups
 
 
-def table(rows: Sequence[Algorithm]) -> Table:
-    """For a terminal."""
+def show(rows: Sequence[Algorithm], console: Console) -> None:
+    """The table where the terminal is wide enough for every word of it, otherwise what each row is; how to see more."""
+    whole = [HEADS, *(cells(row) for row in rows)]
+    least = sum(_longest_words(whole)) + PADDING * len(HEADS)
+    fits = console.width >= least
+    short = [(HEADS[0], "what it is"), *((row.name, row.summary) for row in rows)]
+    console.print(_drawn(whole if fits else short, console.width))
+    hints = [SEE] if fits else [SEE, NARROW.format(least=least)]
+    console.print("\n" + "\n".join(hints).replace("`", ""), highlight=False, markup=False)
+
+
+def _drawn(lines: Sequence[Sequence[str]], width: int) -> Table:
+    """The first line as heads. Words stay whole: Rich itself makes wide columns narrower without looking at them."""
     from rich.table import Table
 
+    longest = _longest_words(lines)
+    wanted = [max(map(len, column)) - least for column, least in zip(zip(*lines, strict=True), longest, strict=True)]
+    spare = max(0, min(sum(wanted), width - sum(longest) - PADDING * len(longest)))
     drawn = Table(box=None, padding=(0, 1), header_style="bold")
-    for head in HEADS:
-        drawn.add_column(head, style="bold" if head == HEADS[0] else "", no_wrap=head == HEADS[0], overflow="fold")
-    for row in rows:
-        drawn.add_row(*cells(row))
+    for place, head in enumerate(lines[0]):
+        own = longest[place] + spare * wanted[place] // max(1, sum(wanted))
+        drawn.add_column(head, style="" if place else "bold", width=own, overflow="fold")
+    for line in lines[1:]:
+        drawn.add_row(*line)
     return drawn
+
+
+def _longest_words(lines: Sequence[Sequence[str]]) -> list[int]:
+    """Column by column."""
+    return [max(len(word) for text in column for word in text.split()) for column in zip(*lines, strict=True)]
 
 
 def plain(rows: Sequence[Algorithm]) -> str:
@@ -97,6 +121,13 @@ def _short(cell: Any) -> str:
     """`ppo_clip clip_low 0.2 clip_high 0.28`; what is off, and what only guards a division, is left out."""
     values = {k: v for k, v in cell.model_dump().items() if k not in ("kind", "eps") and v not in (None, False)}
     return " ".join([cell.kind, *(f"{k} {v['kind'] if isinstance(v, dict) else _flow(v)}" for k, v in values.items())])
+
+
+def _kl(cell: KL) -> str:
+    """`k1 in the reward 0.05`; an adaptive controller where there is one."""
+    beta = f" {cell.coefficient:g}" if cell.coefficient else ", off"
+    controller = f", {_short(cell.controller)}" if cell.controller.kind != "fixed" else ""
+    return f"{cell.estimator} in the {cell.placement}{beta}{controller}"
 
 
 def _bar(line: Sequence[str]) -> str:

@@ -178,8 +178,7 @@ def algorithms(
     elif sys.stdout.isatty():
         from rich.console import Console
 
-        Console().print(shown.table(rows))
-        typer.echo(f"\n{shown.SEE.replace('`', '')}")
+        shown.show(rows, Console())
     else:
         typer.echo(shown.plain(rows))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ import penstock.algorithms
 from penstock.cli import algorithms_table as shown
 from penstock.cli import main
 from penstock.learner.algorithms import table
+from penstock.learner.algorithms.loss_cells import KL, Doubling
 from penstock.learner.config import AlgorithmSection
 
 PAGE = Path(__file__).parents[2] / "docs" / "algorithms.md"
@@ -39,13 +41,29 @@ def test_in_a_pipe_every_row_is_one_line_under_its_heads(monkeypatch: Any, capsy
     assert dapo[lines[0].index("reduction") :].startswith("group_token_mean")
 
 
-@pytest.mark.parametrize("width", [80, 110, 200])
-def test_on_a_terminal_nothing_is_cut_off(width: int) -> None:
+@pytest.mark.parametrize("width", [60, 80, 110, 111, 120, 200])
+def test_on_a_terminal_nothing_is_cut_off_and_no_word_is_broken(width: int) -> None:
+    rows = list(table.rows().values())
     console = Console(width=width, file=io.StringIO(), record=True)
-    console.print(shown.table(list(table.rows().values())))
-    text = console.export_text()
-    assert "…" not in text
-    assert [line.split()[0] for line in text.splitlines() if not line.startswith("  ")] == ["row", *table.rows()]
+    shown.show(rows, console)
+    drawn, hints = console.export_text().split("\n\n")
+    assert "…" not in drawn
+    assert [line.split()[0] for line in drawn.splitlines() if not line.startswith("  ")] == ["row", *table.rows()]
+    whole = "quorum" in drawn
+    assert whole == (width >= 111)
+    expected = [cell for row in rows for cell in (shown.cells(row) if whole else (row.name, row.summary))]
+    heads = [*shown.HEADS] if whole else ["row", "what", "it", "is"]
+    assert sorted(drawn.split()) == sorted([*heads, *" ".join(expected).split()])
+    assert "penstock algorithms NAME" in hints
+    assert ("a wider terminal (111 columns)" in " ".join(hints.split())) != whole
+
+
+def test_the_kl_of_a_row_is_shown_with_place_and_size() -> None:
+    heads = dict(zip(shown.HEADS, shown.cells(table.find("grpo")), strict=True))
+    assert heads["KL"] == "k3 in the loss, off"
+    kl = KL(estimator="k1", placement="reward", coefficient=0.05, controller=Doubling(target=0.1))
+    changed = dataclasses.replace(table.find("rloo"), kl=kl)
+    assert shown.cells(changed)[shown.HEADS.index("KL")].startswith("k1 in the reward 0.05, doubling target 0.1")
 
 
 def test_one_row_says_paper_equation_traps_and_how_it_stands_in_a_run_file(monkeypatch: Any, capsys: Any) -> None:
