@@ -91,8 +91,8 @@ def all_keys(root: type[BaseModel], prefix: KeyPath = ()) -> Iterator[str]:
 
 
 def nearest_key(root: type[BaseModel], path: Sequence[str | int]) -> str:
-    """The existing key path that was probably meant: the same name elsewhere, else a sibling of almost that name,
-    else almost that name elsewhere, else almost that path; empty when nothing comes near."""
+    """The existing key path that was probably meant: the same name elsewhere, else a sibling of almost that name; empty
+    when nothing comes near. Names that are merely alike in sections that have nothing to do with it mislead."""
     wrong, whole = str(path[-1]), dotted(path)
     keys = [key for key in all_keys(root) if key != whole]
     by_name: dict[str, list[str]] = {}
@@ -107,14 +107,8 @@ def nearest_key(root: type[BaseModel], path: Sequence[str | int]) -> str:
 
     if wrong in by_name:
         return likeliest(wrong)
-    siblings = difflib.get_close_matches(wrong, names_at(root, path[:-1]), n=1, cutoff=0.6)
-    if siblings:
-        return dotted((*path[:-1], siblings[0]))
-    elsewhere = difflib.get_close_matches(wrong, list(by_name), n=1, cutoff=0.75)
-    if elsewhere:
-        return likeliest(elsewhere[0])
-    near = difflib.get_close_matches(whole, keys, n=1, cutoff=0.7)
-    return near[0] if near else ""
+    siblings = difflib.get_close_matches(wrong, names_at(root, path[:-1]), n=1, cutoff=0.65)
+    return dotted((*path[:-1], siblings[0])) if siblings else ""
 
 
 def is_list(annotation: Any) -> bool:

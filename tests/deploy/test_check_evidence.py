@@ -87,6 +87,13 @@ def test_weights_without_batches_are_a_warning(place: Path) -> None:
     assert (found.level, found.problem) == ("warning", "no step is archived, since archive.every is 0")
 
 
+def test_sequences_to_audit_without_a_step_to_audit_are_a_warning(place: Path) -> None:
+    (found,) = findings(place, "audit.sequences=5")
+    assert (found.level, found.key) == ("warning", "audit.sequences")
+    assert found.problem == "no step is audited, since audit.every is 0"
+    assert "audit.sequences" not in {f.key for f in findings(place, "audit.sequences=5", "audit.every=2")}
+
+
 @pytest.mark.parametrize("transport", ["nccl", "ipc"])
 def test_audits_between_cards_are_refused_with_the_reason(place: Path, transport: str) -> None:
     found = {f.key: f for f in findings(place, "audit.every=5", f"weights.transport={transport}")}

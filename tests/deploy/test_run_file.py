@@ -102,6 +102,11 @@ def test_an_override_of_an_unknown_key_names_the_nearest_right_one(tmp_path: Pat
     assert finding.where == "command line"
 
 
+@pytest.mark.parametrize("override", ["algorithm.dummy=1", "evaluation.part=1", "rollout.colour=1", "fruit=1"])
+def test_a_key_that_is_like_no_other_of_its_section_gets_no_guess(tmp_path: Path, override: str) -> None:
+    assert _findings(_file(tmp_path), override)[override.partition("=")[0]].nearest == ""
+
+
 def test_an_override_beyond_a_list_or_without_a_value_is_refused(tmp_path: Path) -> None:
     found = _findings(_file(tmp_path, MINIMAL + "goals: []\n"), "goals.3.metric=reward/mean", "limits.steps", "name=[1")
     assert found["goals.3"].allowed == "nothing, the list is empty"

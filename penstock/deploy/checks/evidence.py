@@ -69,6 +69,15 @@ def weights_are_archived_with_batches(ctx: Context) -> Iterator[Finding]:
         yield ctx.warning("archive.weights", "no step is archived, since archive.every is 0", remedy=remedy)
 
 
+@rule("audit")
+def sequences_are_audited_at_some_step(ctx: Context) -> Iterator[Finding]:
+    audit = ctx.run_file.audit
+    # config.yaml names every key: only what differs from the default was wanted by somebody.
+    if audit.every == 0 and audit.sequences != type(audit)().sequences:
+        remedy = "set audit.every to a number of steps"
+        yield ctx.warning("audit.sequences", "no step is audited, since audit.every is 0", remedy=remedy)
+
+
 @rule("audit", "weights")
 def audits_can_read_weights_back(ctx: Context) -> Iterator[Finding]:
     transport = ctx.run_file.weights.transport
