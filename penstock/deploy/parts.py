@@ -127,6 +127,10 @@ class Parts:
         for _ in range(run_file.rollout.workers):
             self.add_worker()
 
+    def require_room(self, workers: int) -> None:
+        """Raises PenstockError, which says what is lacking, when the cluster has no room for so many workers."""
+        place(self._run_file, workers=workers, ranks=self._run_file.learner.ranks)
+
     def add_worker(self) -> Member:
         """One more rollout worker; returns at once, while it starts."""
         number, log = self._numbers, self._directory.log
