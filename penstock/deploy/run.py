@@ -69,7 +69,7 @@ class Conductor:
         return end.outcome
 
     def _play(self, parts: Parts) -> None:
-        self._supervisor = Supervisor(parts, self._run_file, self._directory.path, self._journal, self._asked)
+        self._supervisor = Supervisor(parts, self._run_file, self._directory, self._journal, self._asked)
         try:
             with self._phases.phase("start"):
                 self._start(parts)
@@ -138,6 +138,7 @@ class Conductor:
     def _end(self, parts: Parts) -> None:
         """Workers hand back what they hold; for good when the run is over, for a resume when it was interrupted."""
         self._journal.enter("draining", "workers hand back what is unfinished")
+        self._supervisor.steering.close()
         running = [worker for worker in parts.workers if worker.state == "running"]
         for worker in running:
             worker.handle.request_drain.remote()

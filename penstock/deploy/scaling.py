@@ -67,7 +67,7 @@ class Scaling:
 
     def _dispensable(self) -> list[Member]:
         """Who should leave first: those that are not generating yet, then the youngest."""
-        return sorted(reversed(self.staying), key=lambda worker: worker.state == "running")
+        return sorted(self.staying[::-1], key=lambda worker: worker.state == "running")
 
     def _let_go(self, worker: Member) -> None:
         worker.leave()

@@ -1,4 +1,4 @@
-"""Carries out what is asked of a run while it goes on; every command leaves an event with who asked and what changed."""
+"""Carries out what is asked of a run while it goes on; every command leaves an event with who asked and what for."""
 
 from __future__ import annotations
 
