@@ -67,7 +67,9 @@ class Scaling:
 
     def _dispensable(self) -> list[Member]:
         """Who should leave first: those that are not generating yet, then the youngest."""
-        return sorted(self.staying[::-1], key=lambda worker: worker.state == "running")
+        youngest_first = self.staying[::-1]
+        youngest_first.sort(key=lambda worker: worker.state == "running")
+        return youngest_first
 
     def _let_go(self, worker: Member) -> None:
         worker.leave()

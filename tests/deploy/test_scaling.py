@@ -110,7 +110,8 @@ def test_one_that_is_still_starting_goes_before_one_that_generates_and_at_once(j
     parts.workers.reverse()
     scaling.ask(1)
     assert names(parts.workers) == ["rollout-0"]
-    assert len(killed) == 1
+    assert len(killed) > 0
+    assert not drained(parts.workers[0])
 
 
 def test_a_worker_that_died_still_counts_as_wanted(journal):
@@ -149,20 +150,13 @@ def test_one_worker_can_be_sent_away_by_name(journal):
     scaling.remove("rollout-1")
     assert scaling.wanted == 2
     assert names(scaling.staying) == ["rollout-0", "rollout-2"]
-    with pytest.raises(
-        Refused, match=r"no rollout worker 'rollout-1' that could leave; there are: rollout-0, rollout-2"
-    ):
+    with pytest.raises(Refused, match=r"'rollout-1' that could leave; there are: rollout-0, rollout-2"):
         scaling.remove("rollout-1")
 
 
-def steering_of(parts, directory, journal, learner=None, stops=None) -> Steering:
-    return Steering(
-        Mailbox(directory),
-        journal,
-        Scaling(parts, journal),
-        lambda: learner or Parts(1).workers[0],
-        (stops or []).append,
-    )
+def steering_of(parts, directory, journal) -> Steering:
+    learner = Parts(1).workers[0]
+    return Steering(Mailbox(directory), journal, Scaling(parts, journal), lambda: learner, lambda _: None)
 
 
 def asked(command) -> Asked:
