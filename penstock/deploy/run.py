@@ -82,7 +82,7 @@ class Conductor:
             with self._phases.phase("end"):
                 self._end(parts)
         finally:
-            self._peaks = {member.name: member.peak_rss for member in parts.members}
+            self._peaks = {member.name: member.peak_rss for member in (*parts.members, *parts.left)}
 
     @property
     def _interrupted(self) -> bool:
@@ -123,6 +123,9 @@ class Conductor:
 
     def _evaluate(self, parts: Parts, when: str, wanted: bool) -> None:
         if parts.evaluation is None or not wanted:
+            return
+        if self._supervisor.scaling.wanted == 0:
+            self._journal.warn(f"nothing is evaluated {when}: the run was scaled to no rollout worker")
             return
         self._journal.enter("evaluating", when)
         version = self._journal.version

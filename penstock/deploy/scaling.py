@@ -81,4 +81,5 @@ class Scaling:
         died = f" It died before it had: {worker.cause}" if worker.state == "dead" else ""
         worker.kill()
         self._parts.workers.remove(worker)
+        self._parts.left.append(worker)
         self._journal.tell("left", f"{worker.name} has left.{died}", name=worker.name, cause=worker.cause)

@@ -34,6 +34,7 @@ class Parts:
 
     def __init__(self, count: int) -> None:
         self.workers: list[Member] = []
+        self.left: list[Member] = []
         self.made = 0
         for _ in range(count):
             self.add_worker().state = "running"
@@ -98,6 +99,7 @@ def test_the_youngest_leave_first_are_drained_and_forgotten_once_they_have_ended
     scaling.look()
     assert names(parts.workers) == ["rollout-0"]
     assert len(killed) == 2, "their processes are ended, too"
+    assert names(parts.left) == ["rollout-2", "rollout-1"]
     events = [(event.kind, event.facts["name"]) for event in directory.read_events()]
     assert events == [("leaving", "rollout-2"), ("leaving", "rollout-1"), ("left", "rollout-2"), ("left", "rollout-1")]
     assert directory.read_events()[-1].facts["cause"] == "killed by signal 9"
