@@ -94,6 +94,19 @@ def status(
 
 
 @app.command()
+def scale(
+    wanted: Annotated[list[str], typer.Argument(metavar="ROLE=COUNT…", help="As rollout=4.", show_default=False)],
+    run_dir: Annotated[Path | None, typer.Option("--run", metavar="RUN_DIR", help="By default the newest run.")] = None,
+    runs_dir: Annotated[Path, typer.Option(help="Where to look for the newest run.")] = Path("runs"),
+) -> None:
+    """Let rollout workers join or leave a run while it goes on."""
+    from penstock.cli import steer
+
+    for answer in steer.scale(wanted, run_dir, runs_dir):
+        typer.echo(answer)
+
+
+@app.command()
 def check(
     run_file: RunFileArgument,
     overrides: Overrides = None,
@@ -275,8 +288,9 @@ def _code_of(error: Exception) -> int | None:
     from penstock.deploy.runfile import RunFileError
     from penstock.learner.variants import VariantError
     from penstock.services.contracts import PenstockError
+    from penstock.services.control import NoAnswer, Refused
     from penstock.services.rundir import RunDirError
 
-    if isinstance(error, (RunFileError, RunDirError, VariantError)):
+    if isinstance(error, (RunFileError, RunDirError, VariantError, Refused, NoAnswer)):
         return WRONG_INPUT
     return FAILED if isinstance(error, PenstockError) else None

@@ -100,7 +100,7 @@ class Pending:
         part.answer = worker.handle.evaluate.remote(part.job)
 
     def _able(self) -> list[Member]:
-        return [worker for worker in self._workers() if worker.state == "running"]
+        return [worker for worker in self._workers() if worker.state == "running" and not worker.leaving]
 
 
 def wait(

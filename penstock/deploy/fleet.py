@@ -41,6 +41,8 @@ class Member:
     """Reports that nobody has read yet, oldest first."""
     cause: str = ""
     """Why it died, when it did."""
+    leaving: bool = False
+    """It was asked to leave the run for good; nobody starts it again."""
     peak_rss: int = 0
     """Largest resident memory seen, bytes."""
     result: Any = None
@@ -141,6 +143,14 @@ class Member:
         read, self.inbox = self.inbox, []
         return read
 
+    def leave(self) -> None:
+        """Ask it to hand back what it holds and end; one that holds nothing yet ends at once."""
+        self.leaving = True
+        if self.state == "running":
+            self.handle.request_drain.remote()
+        else:
+            self.kill()
+
     def kill(self) -> None:
         """End the process at once."""
         if self.handle is not None:
@@ -152,7 +162,7 @@ class Member:
         """For people."""
         state = f"dead: {self.cause.splitlines()[0]}" if self.state == "dead" and self.cause else self.state
         if self.state == "running":
-            state = str(self.stats.get("doing", "running"))
+            state = "leaving" if self.leaving else str(self.stats.get("doing", "running"))
         return WorkerView(
             name=self.name,
             role=self.role,

@@ -38,6 +38,8 @@ class Parts:
         self.scorers: list[Member] = []
         self.learners: list[Member] = []
         self.workers: list[Member] = []
+        self.left: list[Member] = []
+        """Workers that have left the run for good, while it went on."""
         self.cluster: Cluster
         self.host: StoreHost
         self.placement: Placement
@@ -69,7 +71,8 @@ class Parts:
         os.environ[MARK] = self.run_id
         self._stack.callback(os.environ.pop, MARK, None)
         ranks, workers = run_file.learner.ranks, run_file.rollout.workers
-        self.cluster = Cluster(run_file.placement.ray_address, self.run_id, actors=ranks + workers + 1)
+        most = run_file.rollout.most_at_home
+        self.cluster = Cluster(run_file.placement.ray_address, self.run_id, actors=ranks + most + 1)
         self._stack.callback(self.cluster.close)
         self.placement = place(run_file, workers=workers, ranks=ranks)
         self.route = self._choose_route()
@@ -126,6 +129,12 @@ class Parts:
             member.launch()
         for _ in range(run_file.rollout.workers):
             self.add_worker()
+
+    def require_room(self, workers: int) -> None:
+        """Raises PenstockError, which says what is lacking, when the run may not have so many workers."""
+        if (most := self._run_file.rollout.max_workers) is not None and workers > most:
+            raise PenstockError(f"{workers} rollout workers are more than rollout.max_workers, which is {most}")
+        place(self._run_file, workers=workers, ranks=self._run_file.learner.ranks)
 
     def add_worker(self) -> Member:
         """One more rollout worker; returns at once, while it starts."""

@@ -69,7 +69,7 @@ class Conductor:
         return end.outcome
 
     def _play(self, parts: Parts) -> None:
-        self._supervisor = Supervisor(parts, self._run_file, self._directory.path, self._journal, self._asked)
+        self._supervisor = Supervisor(parts, self._run_file, self._directory, self._journal, self._asked)
         try:
             with self._phases.phase("start"):
                 self._start(parts)
@@ -82,7 +82,7 @@ class Conductor:
             with self._phases.phase("end"):
                 self._end(parts)
         finally:
-            self._peaks = {member.name: member.peak_rss for member in parts.members}
+            self._peaks = {member.name: member.peak_rss for member in (*parts.members, *parts.left)}
 
     @property
     def _interrupted(self) -> bool:
@@ -124,6 +124,9 @@ class Conductor:
     def _evaluate(self, parts: Parts, when: str, wanted: bool) -> None:
         if parts.evaluation is None or not wanted:
             return
+        if self._supervisor.scaling.wanted == 0:
+            self._journal.warn(f"nothing is evaluated {when}: the run was scaled to no rollout worker")
+            return
         self._journal.enter("evaluating", when)
         version = self._journal.version
         self._supervisor.until(lambda: self._supervisor.any_worker or bool(self._asked))
@@ -138,6 +141,7 @@ class Conductor:
     def _end(self, parts: Parts) -> None:
         """Workers hand back what they hold; for good when the run is over, for a resume when it was interrupted."""
         self._journal.enter("draining", "workers hand back what is unfinished")
+        self._supervisor.steering.close()
         running = [worker for worker in parts.workers if worker.state == "running"]
         for worker in running:
             worker.handle.request_drain.remote()

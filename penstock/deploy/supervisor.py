@@ -13,9 +13,13 @@ from penstock.deploy.fleet import ActorLost, Member
 from penstock.deploy.journal import Journal
 from penstock.deploy.parts import Parts
 from penstock.deploy.runfile import RunFile
+from penstock.deploy.scaling import Scaling
 from penstock.deploy.signals import Interruption
+from penstock.deploy.steering import Steering
 from penstock.services.contracts import DeadlinePassed, PenstockError, StoreError
+from penstock.services.mailbox import Mailbox
 from penstock.services.replay import LedgerCounts
+from penstock.services.rundir import RunDir
 from penstock.services.versions import Version
 
 TICK = 0.2
@@ -30,8 +34,10 @@ _DISK = 30.0
 class Supervisor:
     """Everything that happens around the data's path while a run goes on. `tick` never blocks for long."""
 
-    def __init__(self, parts: Parts, run_file: RunFile, directory: Path, journal: Journal, asked: Interruption) -> None:
-        self._parts, self._run_file, self._directory = parts, run_file, directory
+    def __init__(
+        self, parts: Parts, run_file: RunFile, directory: RunDir, journal: Journal, asked: Interruption
+    ) -> None:
+        self._parts, self._run_file, self._directory = parts, run_file, directory.path
         self._journal, self._asked = journal, asked
         self._seen_slow = self._seen_disk = 0.0
         self._evaluating: evaluations.Pending | None = None
@@ -43,6 +49,8 @@ class Supervisor:
         self.began_at = self.ended_at = 0.0
         """Unix seconds at which the learner began to take groups, and at which it ended."""
         self.restarts: dict[str, int] = {}
+        self.scaling = Scaling(parts, journal)
+        self.steering = Steering(Mailbox(directory), journal, self.scaling, lambda: self.learner, self.stop)
 
     @property
     def learner(self) -> Member:
@@ -56,6 +64,8 @@ class Supervisor:
         self.mend_store()
         self._mend_learner()
         self._mend_workers()
+        self.scaling.look()
+        self.steering.look()
         self._read_reports()
         self._collect_evaluation()
         self._keep_limits()
@@ -96,12 +106,12 @@ class Supervisor:
 
     def _mend_workers(self) -> None:
         """An engine that failed is replaced, never trusted."""
-        for member in self._parts.workers:
+        for member in self.scaling.staying:
             if member.state != "dead":
                 if member.state == "ready" and self.started:
                     member.run()
-                    if member.restarts:
-                        self._journal.tell("restarted", f"{member.name} is back", name=member.name)
+                    what = f"{member.name} is back" if member.restarts else f"{member.name} begins to generate"
+                    self._journal.tell("restarted" if member.restarts else "joined", what, name=member.name)
                 continue
             self._journal.tell("died", member.cause, name=member.name)
             most = self._run_file.rollout.max_restarts
@@ -217,7 +227,7 @@ class Supervisor:
     @property
     def any_worker(self) -> bool:
         """A worker is generating."""
-        return any(worker.state == "running" for worker in self._parts.workers)
+        return any(worker.state == "running" for worker in self.scaling.staying)
 
     def _keep_for_evaluation(self, version: Version) -> None:
         """The first weights must still be there when the last worker joins to evaluate them."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from penstock.services.settings import Section, on_resume
 
@@ -89,7 +89,10 @@ class RolloutSection(Section):
     """The workers that generate."""
 
     workers: int = on_resume(1, ge=1, le=4096)
-    """How many, each with an engine of its own; more can join and leave while the run goes on."""
+    """How many at the start, each with an engine of its own; more can join and leave while the run goes on."""
+    max_workers: int | None = on_resume(None, ge=1, le=4096)
+    """Most workers that the run may be scaled to. By default as many as the cluster has room for; a cluster that is
+    started for the run and ends with it has room for twice `workers` and two more."""
     group_size: int = Field(8, ge=1, le=1024)
     """Answers per prompt; baselines compare within a group, so 1 leaves nothing to compare with."""
     max_groups: int = on_resume(32, ge=1, le=65536)
@@ -110,6 +113,17 @@ class RolloutSection(Section):
     a small difference between two engines or versions sends a token to other experts, and its log-prob jumps."""
     sampling: SamplingSection = SamplingSection()
     """How tokens are drawn."""
+
+    @model_validator(mode="after")
+    def _within_the_most(self) -> RolloutSection:
+        if self.max_workers is not None and self.workers > self.max_workers:
+            raise ValueError(f"workers is {self.workers}, more than max_workers, which is {self.max_workers}")
+        return self
+
+    @property
+    def most_at_home(self) -> int:
+        """Workers that a cluster started for the run has room for."""
+        return self.max_workers or 2 * self.workers + 2
 
     @property
     def keep(self) -> Keep:

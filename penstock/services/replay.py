@@ -13,9 +13,9 @@ from typing import Any, Literal, Protocol
 from penstock.services.staleness import Forks
 from penstock.services.versions import Version
 
-Closed = Literal["", "lag", "memory", "data_end", "draining"]
-"""Why a reservation came back short: the staleness gate, the store's memory bound, no prompts left, or
-the run is ending. Empty when all that was asked for was given."""
+Closed = Literal["", "lag", "memory", "data_end", "held", "draining"]
+"""Why a reservation came back short: the staleness gate, the store's memory bound, no prompts left, closed by
+hand, or the run is ending. Empty when all that was asked for was given."""
 
 
 @dataclass(frozen=True)
@@ -211,6 +211,11 @@ class ReplayStore(Protocol):
 
     def drain(self, reason: str) -> int:
         """End of the run: no more reservations; everything outstanding → dropped(reason)."""
+        ...
+
+    def hold(self, held: bool) -> None:
+        """Close the gate for new prompts by hand, or leave it to the lag again. What is outstanding goes on, also what
+        another worker has returned; a learner that starts anew begins with an open gate."""
         ...
 
     def published(self) -> Version: ...

@@ -99,6 +99,11 @@ class RunDir:
         return self.path / "plots"
 
     @property
+    def control(self) -> Path:
+        """Commands to the driver and its answers, while the run goes on; see `services/mailbox.py`."""
+        return self.path / "control"
+
+    @property
     def whatif(self) -> Path:
         """What other algorithms would have done with the archived steps, as `penstock whatif` found last."""
         return self.path / "whatif.json"

@@ -67,7 +67,7 @@ class Book(Registry):
         self._drops: Counter[str] = Counter()
         self._refused: Counter[str] = Counter()
         self._causes: dict[str, str] = {}
-        self._draining = False
+        self._draining = self._by_hand = False
         self._last_commit: Version | None = None
         self._reconciled: tuple[str, Version] | None = None
         self._replies: dict[str, tuple[str, Reservation]] = {}
@@ -110,6 +110,8 @@ class Book(Registry):
             return "draining"
         if rules.prompts is not None and self._cursor >= rules.prompts:
             return "data_end"
+        if self._by_hand:
+            return "held"
         if not staleness.admits(len(self._in(*OUTSTANDING)), behind, rules.max_lag, rules.groups_per_step):
             return "lag"
         return "memory" if self._bytes() > rules.max_bytes else ""

@@ -96,6 +96,9 @@ class RedisStore:
     def drain(self, reason: str) -> int:
         return int(self._connection.call("drain", reason)[0])
 
+    def hold(self, held: bool) -> None:
+        self._connection.call("hold", int(held))
+
     def erase(self) -> int:
         """Delete everything this run has in the store, for a server that outlives the run. Not to be undone."""
         return self._connection.erase()

@@ -56,7 +56,8 @@ class MemoryStore(Book):
         return self._settle(request, Version(newest + 1, checkpoint.step))
 
     def _settle(self, request: str, version: Version) -> Version:
-        self._now, self._draining, self._reconciled = version, False, (request, version)
+        self._now, self._reconciled = version, (request, version)
+        self._draining = self._by_hand = False
         return version
 
     def _back_to(self, checkpoint: Version, forks: Forks, memo: LedgerMemo | None) -> None:
@@ -94,6 +95,11 @@ class MemoryStore(Book):
         self._at()
         self._draining = True
         return self._drop(self._in(*OUTSTANDING), reason)
+
+    @atomic
+    def hold(self, held: bool) -> None:
+        self._at()
+        self._by_hand = held
 
     # --- workers ------------------------------------------------------------------------------------
 

@@ -444,6 +444,24 @@ def test_with_max_lag_zero_and_no_signal_in_any_group_the_system_goes_on(opened)
     assert step(store, FIRST, 3) == ONE
 
 
+def test_a_gate_held_by_hand_gives_no_new_prompt_but_what_was_returned_and_opens_again(opened):
+    store = opened(groups_per_step=2)
+    played = reserve(store, 2)
+    store.release(played[0], b"half")
+    store.hold(True)
+    store.hold(True)
+    assert store.gate() == "held"
+    answer = store.reserve("w", FIRST, 2, 60.0, "while held")
+    assert ([ticket.index for ticket in answer.tickets], answer.closed) == ([played[0].index], "held")
+    store.put(played[1], b"whole", FIRST)
+    store.put(answer.tickets[0], b"whole", FIRST)
+    assert step(store, FIRST, 2) == ONE, "the learner goes on with what is there"
+    assert store.take(ONE, 1).exhausted is False, "closed by hand is not the end of the prompts"
+    store.hold(False)
+    assert store.gate() == ""
+    assert store.reserve("w", ONE, 1, 60.0, "open").tickets
+
+
 def test_the_end_drops_what_is_outstanding_and_admits_nothing(opened):
     store = opened(groups_per_step=2)
     play(store, 3)

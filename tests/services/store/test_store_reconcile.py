@@ -109,6 +109,13 @@ def test_a_drained_run_admits_again_after_a_resume(opened):
     assert len(reserve(store, 1)) == 1
 
 
+def test_a_gate_that_was_held_is_open_after_a_resume(opened):
+    store = opened()
+    store.hold(True)
+    store.reconcile(FIRST, 0, "resume")
+    assert len(reserve(store, 1)) == 1
+
+
 def test_a_checkpoint_of_another_run_is_refused(opened):
     store = opened()
     play(store, 2)

@@ -168,6 +168,10 @@ class Walk(RuleBasedStateMachine):
         if really == 0:
             self.same(lambda store, _: store.drain("run ended"))
 
+    @rule(held=st.booleans())
+    def hold(self, held: bool) -> None:
+        self.same(lambda store, _: store.hold(held))
+
     @rule(max_lag=st.integers(0, 3))
     def amend(self, max_lag: int) -> None:
         for store in self.stores:

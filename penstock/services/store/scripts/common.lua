@@ -32,6 +32,7 @@ local function state()
   local found, run = redis.call('HMGET', META, unpack(names)), {}
   for i, name in ipairs(names) do run[name] = tonumber(found[i]) end
   run.draining = redis.call('HEXISTS', META, 'draining') == 1
+  run.held = redis.call('HEXISTS', META, 'held') == 1
   return run
 end
 
@@ -55,6 +56,7 @@ end
 local function closed(run, running, behind)
   if run.draining then return 'draining' end
   if run.prompts >= 0 and run.cursor >= run.prompts then return 'data_end' end
+  if run.held then return 'held' end
   if running >= math.max(0, run.max_lag + 1 - behind) * run.groups_per_step then return 'lag' end
   if run.bytes > run.max_bytes then return 'memory' end
   return ''

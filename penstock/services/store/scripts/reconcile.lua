@@ -16,7 +16,7 @@ local function set(...) redis.call('HSET', META, ...) end
 local function settle(at_lineage, at_step)
   set('lineage', at_lineage, 'step', at_step, 'reconcile', request, 'reconciled_lineage', at_lineage,
     'reconciled_step', at_step)
-  redis.call('HDEL', META, 'draining')
+  redis.call('HDEL', META, 'draining', 'held')
   return { 'ok', at_lineage, at_step }
 end
 

@@ -1,0 +1,196 @@
+"""Workers join and leave: who starts, who goes first, what is refused. The actors are fakes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from penstock.deploy import fleet
+from penstock.deploy.config import LimitsSection, RecordingSection
+from penstock.deploy.fleet import Member
+from penstock.deploy.journal import Journal
+from penstock.deploy.scaling import Scaling
+from penstock.deploy.steering import Steering
+from penstock.services.contracts import PenstockError
+from penstock.services.control import Answer, Asked, Checkpoint, Pause, Refused, Remove, Scale, Stop
+from penstock.services.mailbox import Mailbox
+from penstock.services.rundir import RunDir
+
+
+class Method:
+    """Counts its calls."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple] = []
+
+    def remote(self, *arguments):
+        self.calls.append(arguments)
+
+
+class Parts:
+    """Workers without processes, on a cluster with room for four."""
+
+    def __init__(self, count: int) -> None:
+        self.workers: list[Member] = []
+        self.left: list[Member] = []
+        self.made = 0
+        for _ in range(count):
+            self.add_worker().state = "running"
+
+    def add_worker(self) -> Member:
+        handle = SimpleNamespace(ready=Method(), request_drain=Method())
+        member = Member(f"rollout-{self.made}", "rollout", Path("none.log"), start=lambda _: handle)
+        self.made += 1
+        member.launch()
+        self.workers.append(member)
+        return member
+
+    def require_room(self, workers: int) -> None:
+        if workers > 4:
+            raise PenstockError(f"the cluster is too small: {workers} CPUs are asked for, the cluster has 4")
+
+
+@pytest.fixture(autouse=True)
+def killed(monkeypatch) -> list:
+    gone: list = []
+    monkeypatch.setattr(fleet.ray, "kill", lambda handle, no_restart: gone.append(handle))
+    return gone
+
+
+@pytest.fixture
+def directory(tmp_path) -> RunDir:
+    return RunDir.create(tmp_path, "scaled", "name: scaled\n")
+
+
+@pytest.fixture
+def journal(directory) -> Journal:
+    return Journal(directory, "scaled", RecordingSection(), LimitsSection(), None)
+
+
+def names(workers) -> list[str]:
+    return [worker.name for worker in workers]
+
+
+def drained(worker: Member) -> bool:
+    return bool(worker.handle.request_drain.calls)
+
+
+def test_more_workers_start_at_once_and_are_told_of(directory, journal):
+    parts = Parts(1)
+    assert "1 rollout workers were wanted, now 3" in Scaling(parts, journal).ask(3)
+    assert names(parts.workers) == ["rollout-0", "rollout-1", "rollout-2"]
+    assert [worker.state for worker in parts.workers] == ["running", "starting", "starting"]
+    assert [event.facts["name"] for event in directory.read_events()] == ["rollout-1", "rollout-2"]
+
+
+def test_the_youngest_leave_first_are_drained_and_forgotten_once_they_have_ended(directory, journal, killed):
+    parts = Parts(3)
+    scaling = Scaling(parts, journal)
+    scaling.ask(1)
+    assert [drained(worker) for worker in parts.workers] == [False, True, True]
+    assert names(scaling.staying) == ["rollout-0"]
+    scaling.look()
+    assert len(parts.workers) == 3, "they are still handing over what they hold"
+    parts.workers[2].state = "ended"
+    scaling.look()
+    parts.workers[1].state, parts.workers[1].cause = "dead", "killed by signal 9"
+    scaling.look()
+    assert names(parts.workers) == ["rollout-0"]
+    assert len(killed) == 2, "their processes are ended, too"
+    assert names(parts.left) == ["rollout-2", "rollout-1"]
+    events = [(event.kind, event.facts["name"]) for event in directory.read_events()]
+    assert events == [("leaving", "rollout-2"), ("leaving", "rollout-1"), ("left", "rollout-2"), ("left", "rollout-1")]
+    assert directory.read_events()[-1].facts["cause"] == "killed by signal 9"
+
+
+def test_one_that_is_still_starting_goes_before_one_that_generates_and_at_once(journal, killed):
+    parts = Parts(1)
+    scaling = Scaling(parts, journal)
+    scaling.ask(2)
+    parts.workers.reverse()
+    scaling.ask(1)
+    assert names(parts.workers) == ["rollout-0"]
+    assert len(killed) > 0
+    assert not drained(parts.workers[0])
+
+
+def test_a_worker_that_died_still_counts_as_wanted(journal):
+    parts = Parts(2)
+    scaling = Scaling(parts, journal)
+    parts.workers[0].state = "dead"
+    scaling.look()
+    assert len(parts.workers) == 2, "whoever mends workers starts it again; nobody is added beside it"
+
+
+def test_scaling_to_nothing_and_back_gives_new_names(journal):
+    parts = Parts(2)
+    scaling = Scaling(parts, journal)
+    scaling.ask(0)
+    for worker in parts.workers:
+        worker.state = "ended"
+    scaling.look()
+    assert parts.workers == []
+    scaling.ask(2)
+    assert names(parts.workers) == ["rollout-2", "rollout-3"]
+
+
+def test_more_than_the_cluster_has_room_for_is_refused_and_changes_nothing(journal):
+    parts = Parts(2)
+    scaling = Scaling(parts, journal)
+    with pytest.raises(Refused, match="the cluster has 4"):
+        scaling.ask(5)
+    with pytest.raises(Refused, match=r"-1 rollout workers cannot be had; allowed: 0 to"):
+        scaling.ask(-1)
+    assert scaling.wanted == 2 and len(parts.workers) == 2
+
+
+def test_one_worker_can_be_sent_away_by_name(journal):
+    parts = Parts(3)
+    scaling = Scaling(parts, journal)
+    scaling.remove("rollout-1")
+    assert scaling.wanted == 2
+    assert names(scaling.staying) == ["rollout-0", "rollout-2"]
+    with pytest.raises(Refused, match=r"'rollout-1' that could leave; there are: rollout-0, rollout-2"):
+        scaling.remove("rollout-1")
+
+
+def steering_of(parts, directory, journal) -> Steering:
+    learner = Parts(1).workers[0]
+    return Steering(Mailbox(directory), journal, Scaling(parts, journal), lambda: learner, lambda _: None)
+
+
+def asked(command) -> Asked:
+    return Asked("1", "ada", 5.0, command)
+
+
+def test_every_command_leaves_an_event_with_who_asked_and_what(directory, journal):
+    steering = steering_of(Parts(2), directory, journal)
+    assert steering.carry_out(asked(Scale("rollout", 3))).done
+    assert steering.carry_out(asked(Remove("rollout-9"))) == Answer(
+        False, "there is no rollout worker 'rollout-9' that could leave; there are: rollout-0, rollout-1, rollout-2"
+    )
+    _, steered, refused = directory.read_events()
+    assert (steered.kind, refused.kind) == ("steered", "refused")
+    assert steered.facts == {"by": "ada", "asked": {"type": "scale", "role": "rollout", "count": 3}, "at": 5.0}
+    assert refused.message.startswith("ada: there is no rollout worker")
+
+
+def test_a_command_that_this_stage_cannot_carry_out_is_refused(directory, journal):
+    answer = steering_of(Parts(1), directory, journal).carry_out(asked(Pause()))
+    assert not answer.done and "Pause" in answer.text
+
+
+def test_checkpoint_and_stop_reach_the_learner_and_are_refused_while_it_does_not_train(directory, journal):
+    learner, stops = Parts(1).workers[0], []
+    learner.handle.request_checkpoint = Method()
+    steering = Steering(Mailbox(directory), journal, Scaling(Parts(0), journal), lambda: learner, stops.append)
+    assert steering.carry_out(asked(Checkpoint())).done
+    assert len(learner.handle.request_checkpoint.calls) == 1
+    assert steering.carry_out(asked(Stop("enough"))).done
+    assert stops == ["stopped: enough"]
+    learner.state = "ended"
+    for command in (Checkpoint(), Stop()):
+        assert "the learner is not training" in steering.carry_out(asked(command)).text
+    assert len(stops) == 1
