@@ -41,6 +41,8 @@ class Member:
     """Reports that nobody has read yet, oldest first."""
     cause: str = ""
     """Why it died, when it did."""
+    added: bool = False
+    """It joined while the run went on, which goes on without it when it fails for good."""
     leaving: bool = False
     """It was asked to leave the run for good; nobody starts it again."""
     peak_rss: int = 0
@@ -75,8 +77,8 @@ class Member:
     def poll(self, start_deadline: float) -> None:
         """Collect what has arrived, notice a death, ask for the next stats.
 
-        Raises DeadlinePassed when the actor takes too long to start: a starting engine is not a dead one, but it must
-        not start for ever.
+        Raises DeadlinePassed when an actor that the run began with takes too long to start: a starting engine is not a
+        dead one, but it must not start for ever.
         """
         if self.state in ("dead", "ended"):
             return
@@ -98,7 +100,7 @@ class Member:
                 f"waited {deadline:.0f} s (deadlines.start) for {self.name} to start; it has not answered. "
                 f"Its log is {self.log}"
             )
-            if self.restarts == 0:
+            if self.restarts == 0 and not self.added:
                 raise DeadlinePassed(late)
             self.state, self.cause = "dead", late  # a replacement that is late is one more death, not the run's end
 

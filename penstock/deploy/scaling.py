@@ -54,10 +54,17 @@ class Scaling:
         self._let_go(found)
         return f"{name} hands on what it holds and leaves; {self.wanted} rollout workers are wanted now"
 
+    def give_up(self, worker: Member) -> None:
+        """A worker that joined and died again and again: the run goes on without it."""
+        self.wanted -= 1
+        worker.leaving = True
+        self._journal.warn(f"{worker.name} is given up; {self.wanted} rollout workers are wanted now: {worker.cause}")
+
     def look(self) -> None:
         """Start who is missing, ask who is too many to leave, forget who is gone."""
         for _ in range(self.wanted - len(self.staying)):
             joined = self._parts.add_worker()
+            joined.added = True
             self._journal.tell("joining", f"{joined.name} joins and starts its engine", name=joined.name)
         surplus = len(self.staying) - self.wanted
         for worker in self._dispensable()[: max(0, surplus)]:

@@ -115,6 +115,9 @@ class Supervisor:
                 continue
             self._journal.tell("died", member.cause, name=member.name)
             most = self._run_file.rollout.max_restarts
+            if member.restarts >= most and member.added:
+                self.scaling.give_up(member)
+                continue
             if member.restarts >= most:
                 raise ActorLost(f"{member.cause}\n{member.name} was started again {most} times (rollout.max_restarts)")
             member.launch()

@@ -61,6 +61,18 @@ def test_an_actor_is_starting_then_ready_then_running_then_ended():
     assert actor.read_inbox() != [] and actor.read_inbox() == []
 
 
+@pytest.mark.parametrize("added", [False, True])
+def test_one_that_starts_too_slowly_ends_the_run_unless_it_was_added_to_it(added):
+    actor = member(Handle(ready=NEVER))
+    actor.added = added
+    if added:
+        actor.poll(-1)
+        assert actor.state == "dead" and "waited -1 s (deadlines.start)" in actor.cause
+    else:
+        with pytest.raises(DeadlinePassed, match=r"deadlines\.start"):
+            actor.poll(-1)
+
+
 def test_a_call_lost_to_a_broken_connection_is_the_death_of_an_actor_that_ray_does_not_restart():
     actor = member(Handle(run=UNAVAILABLE))
     actor.poll(10)

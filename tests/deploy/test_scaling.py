@@ -124,6 +124,19 @@ def test_a_worker_that_died_still_counts_as_wanted(journal):
     assert len(parts.workers) == 2, "whoever mends workers starts it again; nobody is added beside it"
 
 
+def test_a_worker_that_joined_and_is_given_up_is_forgotten_and_no_other_started_in_its_place(directory, journal):
+    parts = Parts(1)
+    scaling = Scaling(parts, journal)
+    scaling.ask(2)
+    assert [worker.added for worker in parts.workers] == [False, True]
+    parts.workers[1].state, parts.workers[1].cause = "dead", "out of memory"
+    scaling.give_up(parts.workers[1])
+    scaling.look()
+    assert names(parts.workers) == ["rollout-0"] and scaling.wanted == 1
+    warning = next(event for event in directory.read_events() if event.kind == "warning")
+    assert warning.message == "rollout-1 is given up; 1 rollout workers are wanted now: out of memory"
+
+
 def test_scaling_to_nothing_and_back_gives_new_names(journal):
     parts = Parts(2)
     scaling = Scaling(parts, journal)
