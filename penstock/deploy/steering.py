@@ -11,7 +11,7 @@ from penstock.deploy.fleet import Member
 from penstock.deploy.journal import Journal
 from penstock.deploy.scaling import Scaling
 from penstock.services.contracts import PenstockError
-from penstock.services.control import Answer, Asked, Checkpoint, Refused, Remove, Scale, Stop
+from penstock.services.control import Answer, Asked, Checkpoint, Gate, Refused, Remove, Scale, Stop
 from penstock.services.mailbox import Mailbox
 
 
@@ -25,13 +25,17 @@ class Steering:
         scaling: Scaling,
         learner: Callable[[], Member],
         stop: Callable[[str], None],
+        hold: Callable[[bool], None],
     ) -> None:
+        """`stop` ends the run after its step, for the reason given; `hold` closes the ledger's gate, or opens it."""
+        self._hold = hold
         self._mailbox, self._journal, self._scaling = mailbox, journal, scaling
         self._learner, self._stop = learner, stop
         self._ways: dict[type[Any], Callable[[Any], str]] = {
             Scale: self._scale,
             Remove: lambda command: self._scaling.remove(command.name),
             Checkpoint: self._checkpoint,
+            Gate: self._gate,
             Stop: self._end,
         }
         mailbox.refuse_left("it was asked of an earlier start of this run, and the run was started anew since")
@@ -62,6 +66,13 @@ class Steering:
         if command.role != "rollout":
             raise Refused(f"only rollout workers can be scaled; found {command.role}")
         return self._scaling.ask(command.count)
+
+    def _gate(self, command: Gate) -> str:
+        self._training()
+        self._hold(not command.open)
+        if command.open:
+            return "the gate is left to the lag again"
+        return "the gate is closed: no new prompts; what is being generated and what is stored goes on"
 
     def _checkpoint(self, _: Checkpoint) -> str:
         self._training().handle.request_checkpoint.remote()

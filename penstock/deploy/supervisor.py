@@ -50,7 +50,9 @@ class Supervisor:
         """Unix seconds at which the learner began to take groups, and at which it ended."""
         self.restarts: dict[str, int] = {}
         self.scaling = Scaling(parts, journal)
-        self.steering = Steering(Mailbox(directory), journal, self.scaling, lambda: self.learner, self.stop)
+        self.steering = Steering(
+            Mailbox(directory), journal, self.scaling, lambda: self.learner, self.stop, self._hold_gate
+        )
 
     @property
     def learner(self) -> Member:
@@ -187,6 +189,10 @@ class Supervisor:
         if gap > limit:
             what = f"sampler and learner differ by {gap:.2g} nats on tokens of version {version} without lag"
             self._journal.warn(f"{what} (recording.mismatch_warning is {limit:g})", step=version.step)
+
+    def _hold_gate(self, held: bool) -> None:
+        """Raises StoreError when the store is away: whoever asked is told, and asks again."""
+        self._parts.host.glance.hold(held)
 
     def _look_at_ledger(self) -> None:
         """A store that is away now is mended at the next tick, not waited for."""

@@ -13,8 +13,8 @@ from penstock.deploy.fleet import Member
 from penstock.deploy.journal import Journal
 from penstock.deploy.scaling import Scaling
 from penstock.deploy.steering import Steering
-from penstock.services.contracts import PenstockError
-from penstock.services.control import Answer, Asked, Checkpoint, Pause, Refused, Remove, Scale, Stop
+from penstock.services.contracts import PenstockError, StoreError
+from penstock.services.control import Answer, Asked, Checkpoint, Gate, Pause, Refused, Remove, Scale, Stop
 from penstock.services.mailbox import Mailbox
 from penstock.services.rundir import RunDir
 
@@ -171,7 +171,11 @@ def test_one_worker_can_be_sent_away_by_name(journal):
 
 def steering_of(parts, directory, journal) -> Steering:
     learner = Parts(1).workers[0]
-    return Steering(Mailbox(directory), journal, Scaling(parts, journal), lambda: learner, lambda _: None)
+    return Steering(Mailbox(directory), journal, Scaling(parts, journal), lambda: learner, lambda _: None, never)
+
+
+def never(_held: bool) -> None:
+    raise AssertionError("nobody asked for the gate")
 
 
 def asked(command) -> Asked:
@@ -198,7 +202,7 @@ def test_a_command_that_this_stage_cannot_carry_out_is_refused(directory, journa
 def test_checkpoint_and_stop_reach_the_learner_and_are_refused_while_it_does_not_train(directory, journal):
     learner, stops = Parts(1).workers[0], []
     learner.handle.request_checkpoint = Method()
-    steering = Steering(Mailbox(directory), journal, Scaling(Parts(0), journal), lambda: learner, stops.append)
+    steering = Steering(Mailbox(directory), journal, Scaling(Parts(0), journal), lambda: learner, stops.append, never)
     assert steering.carry_out(asked(Checkpoint())).done
     assert len(learner.handle.request_checkpoint.calls) == 1
     assert steering.carry_out(asked(Stop("enough"))).done
@@ -207,3 +211,18 @@ def test_checkpoint_and_stop_reach_the_learner_and_are_refused_while_it_does_not
     for command in (Checkpoint(), Stop()):
         assert "the learner is not training" in steering.carry_out(asked(command)).text
     assert len(stops) == 1
+
+
+def test_the_gate_is_closed_and_opened_by_hand_and_a_store_that_is_away_is_an_answer(directory, journal):
+    learner, held = Parts(1).workers[0], []
+
+    def hold(closed: bool) -> None:
+        if len(held) == 2:
+            raise StoreError("the store does not answer")
+        held.append(closed)
+
+    steering = Steering(Mailbox(directory), journal, Scaling(Parts(0), journal), lambda: learner, lambda _: None, hold)
+    assert "no new prompts" in steering.carry_out(asked(Gate(open=False))).text
+    assert "left to the lag" in steering.carry_out(asked(Gate(open=True))).text
+    assert held == [True, False]
+    assert steering.carry_out(asked(Gate(open=False))) == Answer(False, "the store does not answer")

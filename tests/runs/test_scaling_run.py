@@ -13,7 +13,7 @@ from conftest import RECIPE
 
 import penstock
 from penstock.deploy.view import RunView
-from penstock.services.control import Refused, Remove, Scale
+from penstock.services.control import Gate, Refused, Remove, Scale, Stop
 from penstock.services.mailbox import MailboxControl
 from penstock.services.rundir import RunDir
 
@@ -86,6 +86,9 @@ class Story(threading.Thread):
         screen.wait("the killed one is forgotten", lambda: "rollout-1" in events_of(directory, "left"))
         control.send(Scale("rollout", 2), "story")
         screen.wait("two generate", lambda: len(screen.generating()) == 2)
+        control.send(Gate(open=False), "story")
+        screen.wait("somebody waits at the closed gate", lambda: "waiting: held" in self.states())
+        control.send(Gate(open=True), "story")
         assert screen.view is not None
         self.end_after(screen.view.step + 3, control)
 
@@ -93,9 +96,11 @@ class Story(threading.Thread):
         there = self.screen.view.workers if self.screen.view else ()
         return [worker.name for worker in there if worker.pid]
 
-    def end_after(self, step: int, control: MailboxControl) -> None:
-        from penstock.services.control import Stop
+    def states(self) -> list[str]:
+        there = self.screen.view.workers if self.screen.view else ()
+        return [worker.state for worker in there]
 
+    def end_after(self, step: int, control: MailboxControl) -> None:
         self.screen.wait("a few more steps", lambda: self.screen.view is not None and self.screen.view.step >= step)
         control.send(Stop("the story is over"), "story")
 
@@ -126,5 +131,5 @@ def test_workers_join_leave_and_die_on_the_way_and_the_ledger_is_balanced(overri
     assert set(ledger["dropped"]) <= {"run_ended", "stale"}
     assert run.summary["lag"]["max"] <= 2
     steered = [event.facts["by"] for event in run.events if event.kind == "steered"]
-    assert steered == ["story"] * 5
+    assert steered == ["story"] * 7
     assert set(run.summary["peak_memory_bytes"]) >= {"rollout-0", "rollout-1", "rollout-2", "rollout-3"}
