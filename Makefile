@@ -16,7 +16,7 @@ export TORCH_EXTENSIONS_DIR ?= $(HOME)/.cache/penstock/torch_extensions
 export DS_ACCELERATOR ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu)
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help setup demo test engines runs check exact proofs unit lint types imports curve constraints clean
+.PHONY: help setup demo test engines runs stories check exact proofs unit lint types imports curve constraints clean
 
 help: ## list these commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -36,7 +36,10 @@ engines:
 	@echo "[test] rollout on vLLM" && $(BIN)/python -m pytest -q -m "engine and not slow" --ignore=tests/learner
 
 runs:
-	@echo "[test] whole runs" && $(BIN)/python -m pytest -q -m slow tests/runs
+	@echo "[test] whole runs" && $(BIN)/python -m pytest -q -m "slow and not story" tests/runs
+
+stories: setup ## whole runs with people and accidents in them, too long for every change (about five minutes)
+	@$(BIN)/python -m pytest -q -m story tests/runs
 
 check: setup lint types imports unit ## lint, strict types, import contracts, unit tests
 

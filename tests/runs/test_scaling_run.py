@@ -17,7 +17,7 @@ from penstock.services.control import Gate, Refused, Remove, Scale, Stop
 from penstock.services.mailbox import MailboxControl
 from penstock.services.rundir import RunDir
 
-pytestmark = [pytest.mark.engine, pytest.mark.slow]
+pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.story]
 STEPS = 400
 """More than the story needs: it ends the run itself."""
 
