@@ -10,11 +10,9 @@ from __future__ import annotations
 from penstock.deploy.fleet import Member
 from penstock.deploy.journal import Journal
 from penstock.deploy.parts import Parts
+from penstock.rollout.config import MOST_WORKERS
 from penstock.services.contracts import PenstockError
 from penstock.services.control import Refused
-
-MOST = 4096
-"""As in the run file."""
 
 
 class Scaling:
@@ -32,8 +30,8 @@ class Scaling:
 
     def ask(self, count: int) -> str:
         """Have `count` workers. Raises Refused when the cluster has no room for them; nothing is changed then."""
-        if not 0 <= count <= MOST:
-            raise Refused(f"{count} rollout workers cannot be had; allowed: 0 to {MOST}")
+        if not 0 <= count <= MOST_WORKERS:
+            raise Refused(f"{count} rollout workers cannot be had; allowed: 0 to {MOST_WORKERS}")
         before = self.wanted
         if count > before:
             try:

@@ -117,11 +117,12 @@ class Supervisor:
                 continue
             self._journal.tell("died", member.cause, name=member.name)
             most = self._run_file.rollout.max_restarts
-            if member.restarts >= most and member.added:
+            if member.restarts >= most:
+                if not member.added:
+                    again = f"{member.name} was started again {most} times (rollout.max_restarts)"
+                    raise ActorLost(f"{member.cause}\n{again}")
                 self.scaling.give_up(member)
                 continue
-            if member.restarts >= most:
-                raise ActorLost(f"{member.cause}\n{member.name} was started again {most} times (rollout.max_restarts)")
             member.launch()
             self.restarts[member.name] = member.restarts
             self._journal.tell("restarted", f"{member.name} is started again", name=member.name)

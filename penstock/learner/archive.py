@@ -14,9 +14,9 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 _FILE, _GROUPS = "batch.safetensors", "groups.msgpack"
 _CONFIG, WEIGHTS = "config.json", "model.safetensors"
+T = TypeVar("T")
+
 POLICY, VALUE = "policy", "value"
 """Folders of the weights within an archived step."""
 
@@ -90,26 +92,26 @@ def learned(shares: Iterable[Share], logp_start: Sequence[Array]) -> Batch:
 
 def read(folder: Path) -> tuple[Version, Batch, dict[str, Any]]:
     """The version that a step ended in, its batch, its facts. Raises BatchError when the folder holds none."""
-    file = folder / _FILE
-    if not file.is_file():
-        raise BatchError(f"{folder} holds no archived batch: {_FILE} is missing")
-    try:
-        batch, facts = Batch.from_bytes(file.read_bytes())
-    except BatchError as error:
-        raise BatchError(f"{file} is damaged: {error}") from error
+    batch, facts = _from_file(folder, lambda file: Batch.from_bytes(file.read_bytes()))
     return Version.parse(facts.pop("version")), batch, facts
 
 
 def read_facts(folder: Path) -> tuple[Version, dict[str, Any]]:
     """The version that a step ended in and its facts, without the batch. Raises BatchError as `read` does."""
+    facts = _from_file(folder, facts_in)
+    return Version.parse(facts.pop("version")), facts
+
+
+def _from_file(folder: Path, read: Callable[[Path], T]) -> T:
+    """What `read` makes of the step's batch file. Raises BatchError that names the file where it is missing or
+    damaged."""
     file = folder / _FILE
     try:
-        facts = facts_in(file)
-    except FileNotFoundError as error:
+        return read(file)
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
         raise BatchError(f"{folder} holds no archived batch: {_FILE} is missing") from error
     except BatchError as error:
         raise BatchError(f"{file} is damaged: {error}") from error
-    return Version.parse(facts.pop("version")), facts
 
 
 def read_groups(folder: Path) -> list[Group]:

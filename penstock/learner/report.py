@@ -66,12 +66,17 @@ def batch_metrics(batch: Batch, groups: Sequence[Group]) -> dict[str, float]:
 
 def dropped_metrics(dropped: Mapping[str, int]) -> dict[str, float]:
     """Groups dropped by reason; the reasons that are always there are reported at 0 too."""
-    return {f"dropped/{reason}": float(dropped.get(reason, 0)) for reason in {*REASONS, *dropped}}
+    return _by_reason("dropped", dropped, REASONS)
 
 
 def refused_metrics(refused: Mapping[str, int]) -> dict[str, float]:
     """The same of those that the rollout workers dropped, which the learner never saw."""
-    return {f"refused/{reason}": float(refused.get(reason, 0)) for reason in {*REFUSED, *refused}}
+    return _by_reason("refused", refused, REFUSED)
+
+
+def _by_reason(group: str, counts: Mapping[str, int], usual: Sequence[str]) -> dict[str, float]:
+    """The `usual` reasons also where there were none."""
+    return {f"{group}/{reason}": float(counts.get(reason, 0)) for reason in {*usual, *counts}}
 
 
 def time_metrics(batch: Batch, busy: float, seconds: float) -> dict[str, float]:

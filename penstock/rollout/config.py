@@ -21,6 +21,8 @@ class Keep:
 
 
 KEEP_NOTHING = Keep()
+MOST_WORKERS = 4096
+"""Of one run."""
 
 
 _NOT_RECORDED = (
@@ -88,9 +90,9 @@ class SamplingSection(Section):
 class RolloutSection(Section):
     """The workers that generate."""
 
-    workers: int = on_resume(1, ge=1, le=4096)
+    workers: int = on_resume(1, ge=1, le=MOST_WORKERS)
     """How many at the start, each with an engine of its own; more can join and leave while the run goes on."""
-    max_workers: int | None = on_resume(None, ge=1, le=4096)
+    max_workers: int | None = on_resume(None, ge=1, le=MOST_WORKERS)
     """Most workers that the run may be scaled to. By default as many as the cluster has room for; a cluster that is
     started for the run and ends with it has room for twice `workers` and two more."""
     group_size: int = Field(8, ge=1, le=1024)

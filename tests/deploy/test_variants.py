@@ -31,6 +31,12 @@ def refusal(*, rows: tuple[str, ...] = (), sets: tuple[str, ...] = ()) -> str:
     return str(caught.value)
 
 
+def tells(told: str, head: str, said: str) -> None:
+    assert told.startswith(head)
+    assert said in told
+    assert "\n" not in told
+
+
 def test_a_row_begins_from_the_table_and_not_from_the_run() -> None:
     section = of_row("cispo objective.max_weight=3", OWN, SIZES).section
     assert section.objective == CISPO(max_weight=3.0)
@@ -101,10 +107,7 @@ def test_the_name_of_the_section_may_stand_before_a_cell() -> None:
     ],
 )
 def test_a_change_that_cannot_be_is_told_as_check_tells_it(text: str, said: str) -> None:
-    told = refusal(sets=(text,))
-    assert told.startswith(f"--set {text!r}: error: ")
-    assert said in told
-    assert "\n" not in told
+    tells(refusal(sets=(text,)), f"--set {text!r}: error: ", said)
 
 
 @pytest.mark.parametrize(
@@ -118,10 +121,7 @@ def test_a_change_that_cannot_be_is_told_as_check_tells_it(text: str, said: str)
     ],
 )
 def test_a_row_that_cannot_be_is_told_as_check_tells_it(text: str, said: str) -> None:
-    told = refusal(rows=(text,))
-    assert told.startswith(f"--row {text!r}: error: ")
-    assert said in told
-    assert "\n" not in told
+    tells(refusal(rows=(text,)), f"--row {text!r}: error: ", said)
 
 
 def test_all_mistakes_in_all_texts_are_told_at_once() -> None:
