@@ -39,6 +39,22 @@ def _masks_can_be_kept(ctx: Context) -> Iterator[Finding]:
         )
 
 
+@rule("engine", "rollout", stages=("train", "evaluate"))
+def a_drill_measures_and_teaches_nothing(ctx: Context) -> Iterator[Finding]:
+    if ctx.run_file.engine.kind != "paced":
+        return
+    if ctx.stage == "evaluate":
+        yield ctx.error("engine.kind", "an evaluation measures a model, and paced answers come of none", allowed="vllm")
+        return
+    yield ctx.warning("engine.kind", "answers are random and nothing is learned: this is a drill", remedy="set vllm")
+    for key, wanted in (("sampling.top_p", 1.0), ("sampling.top_k", 0), ("keep_routing", False)):
+        found = ctx.run_file.rollout
+        for part in key.split("."):
+            found = getattr(found, part)
+        if found != wanted:
+            yield ctx.error(f"rollout.{key}", "means nothing to paced answers", allowed=str(wanted).lower())
+
+
 @rule("rollout", "model")
 def routing_can_be_kept(ctx: Context) -> Iterator[Finding]:
     if isinstance(ctx.model, PenstockError):
