@@ -2,7 +2,8 @@
 
     python -m benchmarks.page_run FOLDER [--steps 100000] [--seconds 1.5]
 
-Metrics have the names of a real run and move like one that learns, lags, and is steered now and then; nothing was trained.
+Metrics have the names of a real run and move like one that learns, lags, and is steered now and then; nothing was
+trained.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from penstock.deploy.view import RunView, WorkerView
+from penstock.deploy.view import Controls, RunView, WorkerView
 from penstock.services.lanes import LanesLog, Span
 from penstock.services.replay import LedgerCounts
 from penstock.services.rundir import RunDir
@@ -53,7 +54,10 @@ def series(steps: NDArray[np.float64], total: int, random: np.random.Generator) 
         "reward/std": 0.45 - 0.2 * learned + noise(0.01),
         "reward/with_signal": np.clip(0.9 - 0.5 * learned + noise(0.05), 0, 1),
         "reward/unscored": np.abs(noise(0.004)),
-        "kl/reference": 0.002 + 0.09 * along**1.3 + np.abs(noise(0.004)) + 0.05 * np.exp(-(((along - 0.62) / 0.03) ** 2)),
+        "kl/reference": 0.002
+        + 0.09 * along**1.3
+        + np.abs(noise(0.004))
+        + 0.05 * np.exp(-(((along - 0.62) / 0.03) ** 2)),
         "kl/update": 0.0008 + np.abs(noise(0.0003)),
         "kl/offpolicy": 0.004 * lag + np.abs(noise(0.002)),
         "actor/entropy": 1.4 - 0.9 * learned + noise(0.02),
@@ -139,10 +143,20 @@ def _events(run: RunDir, total: int, begin: float, end: float) -> None:
         (0.0, "training", "training", {}),
         (0.0, "joined", "rollout-0 begins to generate", {"name": "rollout-0"}),
         (0.31, "steered", "page from 127.0.0.1: a checkpoint is written at the end of the step", {"by": "page"}),
-        (0.44, "died", "rollout-1 died: killed by SIGKILL\nlast lines of its log:\n  swapped to 0.44", {"name": "rollout-1"}),
+        (
+            0.44,
+            "died",
+            "rollout-1 died: killed by SIGKILL\nlast lines of its log:\n  swapped to 0.44",
+            {"name": "rollout-1"},
+        ),
         (0.45, "restarted", "rollout-1 is back", {"name": "rollout-1"}),
         (0.5, "steered", "scale by ada@lab-3: 2 rollout workers were wanted, now 3", {"by": "scale by ada@lab-3"}),
-        (0.63, "guard", "kl/reference > 0.1 for 3 steps: kl.coefficient 0.02 → 0.03", {"by": "guard kl/reference > 0.1"}),
+        (
+            0.63,
+            "guard",
+            "kl/reference > 0.1 for 3 steps: kl.coefficient 0.02 → 0.03",
+            {"by": "guard kl/reference > 0.1"},
+        ),
         (0.8, "refused", "page from 127.0.0.1: 9 rollout workers are more than rollout.max_workers", {"by": "page"}),
         (0.99, "checkpoint", f"checkpoint at version 0.{total}", {"version": f"0.{total}"}),
     ]
@@ -177,11 +191,18 @@ def _turns(random: np.random.Generator, end: float, turn: tuple[tuple[str, float
 
 
 def _view(run: RunDir, total: int, begin: float, end: float) -> RunView:
+    def rollout(number: int, state: str, behind: int, flying: int, tokens: int, rate: float) -> WorkerView:
+        version = f"0.{total - behind}"
+        pid = 4712 + number
+        return WorkerView(
+            f"rollout-{number}", "rollout", state, pid, "127.0.0.1", version, flying, rate, tokens_in_flight=tokens
+        )
+
     workers = [
         WorkerView("learner-0", "learner", "training", 4711, "127.0.0.1", f"0.{total}", 0, 5200.0),
-        WorkerView("rollout-0", "rollout", "generating", 4712, "127.0.0.1", f"0.{total}", 48, 1890.0),
-        WorkerView("rollout-1", "rollout", "swapping weights", 4713, "127.0.0.1", f"0.{total - 1}", 46, 1850.0, 1),
-        WorkerView("rollout-2", "rollout", "waiting: lag", 4714, "127.0.0.1", f"0.{total}", 0, 1702.0),
+        rollout(0, "generating", 0, 48, 7300, 1890.0),
+        rollout(1, "swapping weights", 1, 46, 6900, 1850.0),
+        rollout(2, "waiting: lag", 0, 0, 0, 1702.0),
         WorkerView("scorer-0", "scorer", "running", 4715, "127.0.0.1"),
     ]
     states = {"returned": 0, "reserved": 30, "stored": 26, "taken": 32, "applied": 64}
@@ -200,6 +221,7 @@ def _view(run: RunDir, total: int, begin: float, end: float) -> RunView:
         name=run.path.name,
         run_dir=str(run.path),
         at=end,
+        controls=Controls(coefficients={"learning_rate": 1e-6, "max_lag": 8.0, "kl.coefficient": 0.03}),
     )
 
 

@@ -72,9 +72,9 @@ def _within(lane: deque[Span], begin: float, end: float) -> list[Span]:
 
 
 def coarsened(spans: Iterable[Span], resolution: float) -> list[Span]:
-    """Spans of at least `resolution` seconds as they are, and shorter ones that lie together in a cell of that length as
-    one, of the phase that has most of it. Cells begin at multiples of the resolution, so that what has been drawn stays
-    as it was."""
+    """Spans of at least `resolution` seconds as they are, and shorter ones that lie together in a cell of that length
+    as one, of the phase that has most of it. Cells begin at multiples of the resolution, so that what has been drawn
+    stays as it was."""
     joined: list[Span] = []
     cell, small = 0, list[Span]()
 

@@ -79,22 +79,16 @@ function show(answer, lanesFrom) {
     events.hear(answer.events);
     board.marks = board.marks.concat(answer.events.filter((event) => event.kind in MARK_COLOURS)).slice(-1000);
   }
-  const canSteer = facts.alive && ["training", "evaluating", "paused"].includes(facts.view?.phase);
+  const canSteer = facts.alive && ["training", "evaluating"].includes(facts.view?.phase);
   if (changed || answer.events.some((event) => event.kind in MARK_COLOURS)) {
     board.refresh();
     parts.metrics?.refresh();
   }
   overview.show(answer, lanesFrom, canSteer);
-  steer.show(facts, coefficient);
+  steer.show(facts);
   head(answer);
   ended = !facts.alive;
   document.body.dataset.painted = String(series.last.at(-1) ?? 0);
-}
-
-/** The newest value of a coefficient, where the run reports it. */
-function coefficient(name) {
-  const known = { "kl.coefficient": "actor/kl_coefficient", learning_rate: "actor/lr", max_lag: "off_policy/bound" };
-  return series.newest(`coefficient/${name}`) ?? (known[name] ? series.newest(known[name]) : null) ?? undefined;
 }
 
 const TONES = { training: "good", evaluating: "good", finished: "calm", starting: "calm", draining: "calm", failed: "bad", stopped: "warn", paused: "warn" };
@@ -107,13 +101,15 @@ function head(answer) {
   document.getElementById("name").title = facts.run_dir;
   const phase = document.getElementById("phase");
   const lost = verdict.startsWith("died") || verdict.includes("silent");
-  text("phase", lost ? verdict.split(",")[0] : (view?.phase ?? verdict.split(";")[0]));
-  phase.className = `pill ${lost ? "bad" : (TONES[view?.phase] ?? "calm")}`;
+  const paused = facts.alive && view?.controls?.paused_by;
+  text("phase", lost ? verdict.split(",")[0] : paused ? "paused" : (view?.phase ?? verdict.split(";")[0]));
+  phase.className = `pill ${lost ? "bad" : paused ? "warn" : (TONES[view?.phase] ?? "calm")}`;
   phase.title = verdict;
   document.title = `${view ? `${whole(view.step)} · ` : ""}${name} · Penstock`;
   if (answer.damage) banner(answer.damage, "bad");
   else if (answer.read_share < 1) banner(`Reading the metrics, ${Math.floor(100 * answer.read_share)} %: until then the curves are made of some of the steps.`, "calm");
   else if (lost || view?.phase === "failed") banner(verdict, "bad");
+  else if (paused) banner(`Paused by ${paused}.`, "quiet");
   else if (view?.message && view.phase !== "finished") banner(view.message, "quiet");
   else banner("", "");
   if (!view) return;
@@ -244,5 +240,4 @@ document.addEventListener("keydown", (event) => {
 
 const wanted = tabs.find((tab) => tab.getAttribute("aria-controls") === location.hash.slice(1));
 if (wanted) choose(wanted);
-api.get("run").then((run) => (steer.coefficients = run.coefficients), () => {});
 follow();

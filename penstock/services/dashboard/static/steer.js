@@ -1,7 +1,7 @@
 // The buttons: what is asked of the run, what it answered.
 
 import { command } from "./api.js";
-import { make, short } from "./format.js";
+import { make } from "./format.js";
 
 export class Steer {
   constructor() {
@@ -39,16 +39,17 @@ export class Steer {
   }
 
   /** What the run is doing now, so that the buttons say what they would change. */
-  show(facts, newest) {
+  show(facts) {
     const view = facts.view;
-    const able = facts.alive && ["training", "evaluating", "starting", "paused"].includes(view?.phase);
+    const able = facts.alive && ["training", "evaluating"].includes(view?.phase);
     const staying = (view?.workers ?? []).filter((worker) => worker.role === "rollout" && worker.state !== "leaving");
     this.workers = this.wanted ?? staying.length;
     if (this.wanted !== undefined && (staying.length === this.wanted || Date.now() > this.wantedUntil)) this.wanted = undefined;
     this.count.textContent = String(this.workers);
-    this.paused = Boolean(view?.paused) || view?.phase === "paused" || (view?.workers ?? []).some((worker) => worker.state === "paused");
-    this.held = Boolean(view?.held) || staying.some((worker) => worker.state === "waiting: held");
-    this.newest = newest;
+    const controls = view?.controls ?? {};
+    this.paused = Boolean(controls.paused_by);
+    this.held = controls.gate_open === false;
+    this.coefficients = controls.coefficients ?? {};
     set(this.pause, this.paused ? "Resume" : "Pause");
     set(this.gate, this.held ? "Open gate" : "Close gate");
     this.pause.classList.toggle("on", this.paused);
@@ -113,21 +114,22 @@ export class Steer {
   }
 
   openTune() {
-    const names = Object.keys(this.coefficients);
-    const shown = names.length ? names : ["kl.coefficient", "learning_rate"];
-    const fields = shown.map((name) => {
-      const value = this.newest(name) ?? this.coefficients[name];
-      const input = make("input", { class: "form-control form-control-sm", id: `set-${name}`, inputmode: "decimal", autocomplete: "off", placeholder: value === undefined ? "" : String(value) });
+    const rank = (name) => ["kl.coefficient", "learning_rate", "max_lag"].indexOf(name) >>> 0;
+    const names = Object.keys(this.coefficients).sort((a, b) => rank(a) - rank(b) || a.localeCompare(b));
+    const fields = names.map((name) => {
+      const value = this.coefficients[name];
+      const input = make("input", { class: "form-control form-control-sm", id: `set-${name}`, inputmode: "decimal", autocomplete: "off", placeholder: plain(value) });
       input.dataset.name = name;
-      const now = value === undefined ? "" : `now ${short(value)}`;
-      return make("div", { class: "field" }, make("label", { for: `set-${name}` }, name), input, make("span", { class: "form-text" }, now));
+      return make("div", { class: "field" }, make("label", { for: `set-${name}` }, name), input, make("span", { class: "form-text" }, `now ${plain(value)}`));
     });
+    if (names.length === 0) fields.push(make("p", {}, "The learner has not begun yet."));
     const apply = async () => {
       for (const input of this.dialog.querySelectorAll("input[data-name]")) {
         if (input.value.trim() === "") continue;
         const value = Number(input.value);
-        if (Number.isNaN(value)) this.toast(`${input.dataset.name}: ${input.value} is no number`, "refused");
-        else await this.ask({ type: "set", name: input.dataset.name, value }, this.tune);
+        const name = input.dataset.name;
+        if (Number.isNaN(value)) this.toast(`${name}: ${input.value} is no number`, "refused");
+        else await this.ask(name === "max_lag" ? { type: "max_lag", bound: value } : { type: "set", name, value }, this.tune);
       }
     };
     this.dialog.replaceChildren(
@@ -158,6 +160,10 @@ export class Steer {
     };
     return form;
   }
+}
+
+function plain(value) {
+  return String(Number(value.toPrecision(4)));
 }
 
 function set(element, text) {
