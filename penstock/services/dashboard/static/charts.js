@@ -3,7 +3,7 @@
 import { make, short, whole } from "./format.js";
 import { colour, onTheme } from "./theme.js";
 
-const FONT = '10px Inter, system-ui, "Segoe UI", sans-serif';
+export const FONT = '10px Inter, system-ui, "Segoe UI", sans-serif';
 
 /** What all charts of a page have in common. */
 export class Board {
@@ -284,7 +284,7 @@ function axisStep(step) {
   return step >= 1e4 ? `${step / 1e3}k` : whole(step);
 }
 
-function axisValue(value) {
+export function axisValue(value) {
   const size = Math.abs(value);
   if (size >= 1e6) return `${Number((value / 1e6).toPrecision(3))}M`;
   if (size >= 1e4) return `${Number((value / 1e3).toPrecision(3))}k`;

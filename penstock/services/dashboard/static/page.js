@@ -5,6 +5,7 @@ import { Board, MARK_COLOURS } from "./charts.js";
 import { Events } from "./events.js";
 import { clock, duration, make, whole } from "./format.js";
 import { Overview, SELECT } from "./overview.js";
+import { plot } from "./plot.js";
 import { Series } from "./series.js";
 import { Steer } from "./steer.js";
 import { onTheme, switchTheme, theme } from "./theme.js";
@@ -185,12 +186,21 @@ function choose(tab) {
   if (name in parts && parts[name] === null) load(name);
 }
 
+const OWN_STYLE = new Set(["inspector", "compare"]);
+
 /** What another file draws, when it is asked for first. */
 async function load(name) {
   const element = document.getElementById(name);
   try {
     const module = await import(`./${name}.js`);
-    parts[name] = module.mount(element, { get: api.get, theme, onTheme, board, wake: () => wake() }) ?? {};
+    const sheet = make("link", { rel: "stylesheet", href: `/static/${name}.css` });
+    const inside = make("div", { class: "part" });
+    element.replaceChildren(inside);
+    if (OWN_STYLE.has(name)) {
+      document.head.append(sheet);
+      await new Promise((resolve) => (sheet.onload = sheet.onerror = resolve)); // sizes count when it is drawn first
+    }
+    parts[name] = module.mount(inside, { get: api.get, theme, onTheme, plot, board, wake: () => wake() }) ?? {};
   } catch (error) {
     element.replaceChildren(make("p", { class: "empty" }, `This part of the page could not be loaded: ${error.message}`));
   }
