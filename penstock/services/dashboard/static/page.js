@@ -89,7 +89,10 @@ function show(answer, lanesFrom) {
   steer.show(facts);
   head(answer);
   ended = !facts.alive;
-  document.body.dataset.painted = String(series.last.at(-1) ?? 0);
+  requestAnimationFrame(() => {
+    if (!document.body.dataset.painted) performance.mark("painted");
+    document.body.dataset.painted = String(series.last.at(-1) ?? 0);
+  });
 }
 
 const TONES = { training: "good", evaluating: "good", finished: "calm", starting: "calm", draining: "calm", failed: "bad", stopped: "warn", paused: "warn" };
