@@ -88,6 +88,7 @@ class Asker:
 
 
 def add_step(run: RunDir, line: dict[str, Any], step: int) -> None:
+    """As the driver does."""
     with run.metrics.open("ab") as file:
         file.write(msgspec.json.encode(line | {"step": step, "time": time.time()}) + b"\n")
 

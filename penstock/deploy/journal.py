@@ -50,10 +50,11 @@ class Journal:
         self._lanes = LanesLog(directory.activity, directory.activity_before)
 
     def serve_at(self, page: str) -> None:
-        """The run's page is at this address; an empty one says nothing."""
+        """The run's page is at this address, which is shown at once; an empty one says nothing."""
         if page:
             self.page = page
             self.tell("dashboard", f"watch the run at {page}", address=page)
+            self.show((), None)
 
     def begin(self, version: Version) -> None:
         """The learner goes on at `version`."""
