@@ -111,11 +111,11 @@ function head(answer) {
   phase.title = verdict;
   document.title = `${view ? `${whole(view.step)} · ` : ""}${name} · Penstock`;
   if (answer.damage) banner(answer.damage, "bad");
-  else if (answer.read_share < 1) banner(`Reading the metrics, ${Math.floor(100 * answer.read_share)} %: until then the curves are made of some of the steps.`, "calm");
   else if (lost || view?.phase === "failed") banner(verdict, "bad");
   else if (paused) banner(`Paused by ${paused}.`, "quiet");
-  else if (view?.message && view.phase !== "finished") banner(view.message, "quiet");
+  else if (view?.message && ["starting", "draining", "stopped"].includes(view.phase)) banner(view.message, "quiet");
   else banner("", "");
+  text("reading", answer.read_share < 1 ? `reading the metrics, ${Math.floor(100 * answer.read_share)} %` : "");
   if (!view) return;
   const total = view.steps_total;
   const done = document.getElementById("done");
