@@ -208,7 +208,7 @@ export class Chart extends Card {
     const shared = { stroke: text, font: FONT, grid, ticks: { show: false } };
     return [
       { ...shared, size: 18, gap: 3, space: 44, grid: { show: false }, incrs: WHOLE, values: (u, splits) => splits.map(axisStep) },
-      { ...shared, size: 36, gap: 4, space: 26, values: (u, splits) => splits.map(axisValue), ...this.spec.axis },
+      { ...shared, size: 36, gap: 4, space: (u) => (u.height < 110 ? 15 : 26), values: (u, splits) => splits.map(axisValue), ...this.spec.axis },
     ];
   }
 

@@ -9,8 +9,12 @@ export class Events {
     this.button = document.getElementById("newest");
     this.dialog = document.getElementById("log");
     this.filter = make("input", { type: "search", class: "form-control form-control-sm", placeholder: "Filter: a kind, a name, a word", "aria-label": "Filter the events" });
-    this.list = make("ol", { class: "events", tabindex: "0" });
+    this.list = make("ol", { class: "events", tabindex: "0", "aria-label": "Events, the newest first" });
     this.filter.addEventListener("input", () => this.fill());
+    this.filter.addEventListener("keydown", (event) => {
+      // A search field keeps Escape to itself, also when there is nothing to clear.
+      if (event.key === "Escape" && this.filter.value === "") this.dialog.close();
+    });
     this.dialog.append(
       make("div", { class: "dialog-head" }, make("h2", { id: "log-title" }, "Events"), this.filter, make("form", { method: "dialog" }, make("button", { class: "btn btn-primary" }, "Close"))),
       this.list,

@@ -147,6 +147,8 @@ export class Lanes {
     this.scale = { begin, end, perSecond: room / this.span };
     const seen = new Set();
     const said = [];
+    this.drawTimes(ctx, begin, end, names.length * row);
+    ctx.textBaseline = "middle";
     names.forEach((name, index) => {
       const middle = index * row + row / 2;
       const bar = Math.min(20, Math.round(row * 0.68));
@@ -169,7 +171,6 @@ export class Lanes {
       ctx.fillStyle = colour("text-dim");
       ctx.fillText(share, this.width - 6, middle);
     });
-    this.drawTimes(ctx, begin, end, names.length * row);
     this.tell(seen, said);
   }
 
