@@ -237,16 +237,24 @@ help.append(
   make("form", { method: "dialog", class: "buttons" }, make("button", { class: "btn btn-primary" }, "Close")),
 );
 
+function keyed(key) {
+  if (/^[1-4]$/.test(key)) return () => choose(tabs[Number(key) - 1]);
+  if (key === "e") return () => events.open();
+  if (key === "t") return switchTheme;
+  if (key === "?") return () => help.showModal();
+  if (key === "Escape" && range) return () => zoom(null);
+  return null;
+}
+
 document.getElementById("theme").addEventListener("click", switchTheme);
 document.getElementById("help-open").addEventListener("click", () => help.showModal());
 document.addEventListener("keydown", (event) => {
   if (event.target.matches("input, select, textarea") || event.ctrlKey || event.metaKey || event.altKey) return;
   if (document.querySelector("dialog[open]")) return;
-  if (/^[1-4]$/.test(event.key)) choose(tabs[Number(event.key) - 1]);
-  else if (event.key === "e") events.open();
-  else if (event.key === "t") switchTheme();
-  else if (event.key === "?") help.showModal();
-  else if (event.key === "Escape" && range) zoom(null);
+  const act = keyed(event.key);
+  if (!act) return;
+  event.preventDefault(); // the key is not typed into what it opens
+  act();
 });
 
 // --- begin ------------------------------------------------------------------------------------------
