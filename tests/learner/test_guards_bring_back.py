@@ -55,7 +55,7 @@ class Referred(Worker):
 
 
 class GuardedRun:
-    """The loop, and around it what a driver does: steering, guards, an ear for commands; the actors are this process."""
+    """The loop, and around it what a driver does: steering, guards, an ear for commands. All of it in this process."""
 
     def __init__(self, team, folder: Path, guards: list[dict], *, steps: int, learning_rate: float, **cells) -> None:
         self.store, self.sender = MemoryStore(), MemorySender()
