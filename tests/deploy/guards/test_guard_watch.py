@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -33,17 +34,17 @@ def test_a_step_that_did_not_measure_it_changes_nothing_and_nan_breaks_the_row()
     assert fires(watch(**{"for": 2}), [1, math.nan, 1, 1]) == [4]
 
 
-def test_it_fires_as_often_as_it_may_says_so_once_and_again_when_it_was_well_in_between():
-    watched = watch(times=2)
+@pytest.mark.parametrize(
+    ("exhausted", "what"),
+    [
+        ("warn", ["fired", "fired", "exhausted", None, None, None]),
+        ("pause", [*["fired"] * 2, "exhausted", None, None, "exhausted"]),
+    ],
+)
+def test_it_fires_as_often_as_it_may_and_then_says_so_once_or_asks_whenever_it_holds_anew(exhausted, what):
+    watched = watch(times=2, exhausted=exhausted)
     seen = [watched.see(value, step) for step, value in enumerate([1, 1, 1, 1, 0, 1], 1)]
-    assert [firing.what if firing else None for firing in seen] == [
-        "fired",
-        "fired",
-        "exhausted",
-        None,
-        None,
-        "exhausted",
-    ]
+    assert [firing.what if firing else None for firing in seen] == what
     assert watched.fired == 2
 
 

@@ -162,7 +162,7 @@ def test_once_it_has_fired_so_often_as_it_may_it_asks_a_person_or_ends_the_run(d
     scene.step(1)
     scene.step(2)
     assert scene.ear.commands[1] == Pause()
-    assert isinstance(scene.ear.commands[2], Stop) and "it has fired 1 times" in scene.ear.commands[2].why
+    assert isinstance(scene.ear.commands[2], Stop) and "it has fired once" in scene.ear.commands[2].why
     assert [event.facts["what"] for event in scene.events()] == ["fired", "fired", "exhausted", "exhausted"]
 
 
