@@ -74,8 +74,17 @@ class Member:
         self._running = self.handle.run.remote()
         self.state = "running"
 
-    def poll(self, start_deadline: float) -> None:
-        """Collect what has arrived, notice a death, ask for the next stats.
+    @property
+    def awaited(self) -> list[Any]:
+        """The answers that `poll` looks for."""
+        if self.state in ("dead", "ended"):
+            return []
+        expected = (self._ready,) if self.state == "starting" else (self._running, self._asked)
+        return [answer for answer in expected if answer is not None]
+
+    def poll(self, start_deadline: float, arrived: Callable[[Any], bool] | None = None, ask: bool = True) -> None:
+        """Collect what has arrived, notice a death, and `ask` for the next stats. `arrived` says of an awaited answer
+        whether it is there; by default Ray is asked.
 
         Raises DeadlinePassed when an actor that the run began with takes too long to start: a starting engine is not a
         dead one, but it must not start for ever.
@@ -84,15 +93,15 @@ class Member:
             return
         try:
             if self.state == "starting":
-                self._await_ready(start_deadline)
+                self._await_ready(start_deadline, arrived or _done)
             else:
-                self._collect()
+                self._collect(arrived or _done, ask)
         except ray.exceptions.RayError as error:
             self.state = "dead"
             self.cause = explain(self.name, error, self.log, self._oom)
 
-    def _await_ready(self, deadline: float) -> None:
-        if _done(self._ready):
+    def _await_ready(self, deadline: float, arrived: Callable[[Any], bool]) -> None:
+        if arrived(self._ready):
             self.facts = ray.get(self._ready)
             self.state, self.heard = "ready", time.monotonic()
         elif time.monotonic() - self._since > deadline:
@@ -104,18 +113,18 @@ class Member:
                 raise DeadlinePassed(late)
             self.state, self.cause = "dead", late  # a replacement that is late is one more death, not the run's end
 
-    def _collect(self) -> None:
-        if self._running is not None and _done(self._running):
+    def _collect(self, arrived: Callable[[Any], bool], ask: bool) -> None:
+        if self._running is not None and arrived(self._running):
             self.result = ray.get(self._running)
             self.state = "ended"
-        if self._asked is None:
-            self._asked = self.handle.stats.remote()
-        elif _done(self._asked):
+        if self._asked is not None and arrived(self._asked):
             try:
                 self._hear(ray.get(self._asked))
             except ray.exceptions.ActorUnavailableError:
                 if self.role != "scorer":  # only scorers are started again by Ray itself
                     raise
+            self._asked = None
+        if self._asked is None and ask:
             self._asked = self.handle.stats.remote()
 
     def last_words(self, deadline: float) -> None:

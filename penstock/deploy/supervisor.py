@@ -15,6 +15,7 @@ from penstock.deploy.guards.guardian import Guardian
 from penstock.deploy.guards.live import Live
 from penstock.deploy.journal import Journal
 from penstock.deploy.parts import Parts
+from penstock.deploy.polling import Polling
 from penstock.deploy.runfile import RunFile
 from penstock.deploy.scaling import Scaling
 from penstock.deploy.signals import Interruption
@@ -42,6 +43,7 @@ class Supervisor:
     ) -> None:
         self._parts, self._run_file, self._directory = parts, run_file, directory.path
         self._journal, self._asked = journal, asked
+        self._polling = Polling(TICK, run_file.deadlines.silence)
         self._seen_slow = self._seen_disk = 0.0
         self._evaluating: evaluations.Pending | None = None
         self._evaluated_at = 0
@@ -66,8 +68,7 @@ class Supervisor:
 
     def tick(self) -> None:
         """One look at everything. Raises ActorLost, DeadlinePassed and StoreError when the run cannot go on."""
-        for member in self._parts.members:
-            member.poll(self._run_file.deadlines.start)
+        self._polling.look(self._parts.members, self._run_file.deadlines.start)
         self.mend_store()
         self._mend_learner()
         self._mend_workers()

@@ -154,6 +154,31 @@ def test_groups_are_generated_scored_and_put_until_the_gate_closes():
     assert store.counts().balanced
 
 
+def test_a_worker_that_asks_for_prompts_anyway_does_not_look_for_weights_besides(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("penstock.rollout.worker.RETRY", (0.01, 0.01))
+    monkeypatch.setattr("penstock.rollout.worker.LOOK", 0.1)
+    looks: list[float] = []
+
+    class Store(MemoryStore):
+        def published(self) -> Version:
+            looks.append(time.monotonic())
+            return super().published()
+
+    store = Store()
+    store.attach(LedgerRules(max_lag=0, groups_per_step=1, prompts=None, max_bytes=10**9))
+    store.reconcile(FIRST, 0, "start")
+    one = worker(store, max_lag=0)
+    with running(one):
+        until(lambda: str(one.stats()["closed"]) == "lag")
+        looks.clear()
+        time.sleep(0.3)
+        assert len(looks) <= 1, "the answers at the closed gate say which version is published"
+        train(store, FIRST, 1)
+        until(lambda: one.stats()["version"] == "0.1")
+
+
 def test_a_worker_follows_the_learner_and_no_group_is_beyond_the_bound():
     store = ledger(max_lag=1)
     one = worker(store, max_lag=1)
