@@ -31,8 +31,9 @@ class Crew:
     why_least: str
     parting: str
     """What one that leaves does with what it has."""
-    held: Callable[[Member], bool] = lambda _: False
-    """Whether somebody still waits for what this one has, so that it must not be ended yet."""
+    released: Callable[[Member], bool] = lambda _: False
+    """Whether nobody waits any more for what one that leaves has, so that it can be ended. Those that end by themselves
+    are never."""
     members: list[Member] = field(default_factory=list)
     left: list[Member] = field(default_factory=list)
     """Those that have left the run for good, while it went on."""
@@ -62,7 +63,7 @@ class ScorerSet:
         self._scorers, self._workers = scorers, workers
         self.number = 0
         """Counts the changes."""
-        self._names: tuple[str, ...] = ()
+        self._told: tuple[str, ...] = ()
 
     @property
     def handles(self) -> dict[str, Any]:
@@ -74,20 +75,18 @@ class ScorerSet:
     def look(self) -> None:
         """Tell the workers when the set has changed."""
         handles = self.handles
-        if tuple(handles) == self._names or not handles:
+        if tuple(handles) == self._told or not handles:
             return
-        self._names = tuple(handles)
+        self._told = tuple(handles)
         self.number += 1
         for worker in self._workers.members:
             if worker.state in ("starting", "ready", "running"):
                 worker.handle.use_scorers.remote(self.number, handles)
 
-    def held(self, scorer: Member) -> bool:
-        """Whether a worker may still wait for what `scorer` has: it has not confirmed the present set, or has groups
-        there. One that is still starting has given nobody anything."""
-        for worker in self._workers.members:
-            if worker.state == "running":
-                said = worker.stats.get("scorers", {"set": -1, "in_hand": {}})
-                if said["set"] < self.number or said["in_hand"].get(scorer.name):
-                    return True
-        return False
+    def released(self, scorer: Member) -> bool:
+        """Whether no worker can be waiting for what `scorer` has: all have confirmed a set without it, and none has a
+        group there. A worker that is still starting has given nobody anything."""
+        if scorer.name in self._told:
+            return False  # the workers do not know yet that it leaves
+        said = [w.stats.get("scorers") for w in self._workers.members if w.state == "running"]
+        return all(s and s["set"] >= self.number and not s["in_hand"].get(scorer.name) for s in said)

@@ -20,8 +20,8 @@ _UNNAMED = "node_"
 
 
 def grows() -> bool:
-    """True when the cluster that is joined has an autoscaler, of either of Ray's two kinds. Where Ray does not say so in
-    time, it has none."""
+    """True when the cluster that is joined has an autoscaler, of either of Ray's two kinds; False also where Ray does
+    not say so in time."""
     return _older() or _newer()
 
 

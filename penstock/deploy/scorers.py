@@ -72,7 +72,7 @@ class ScorerActor:
         return self._scorer.stats() | process | {"scorer/in_hand": float(self._in_hand)}
 
 
-def start_scorer(name: str, log: Path, options: dict[str, Any], arguments: dict[str, Any], _: int) -> Any:
+def start_scorer(name: str, log: Path, options: dict[str, Any], arguments: dict[str, Any]) -> Any:
     """A scorer's handle; it is still starting."""
     actor = ray.remote(ScorerActor).options(max_restarts=RESTARTS, max_concurrency=64, **options)
     return actor.remote(name, log, **arguments)

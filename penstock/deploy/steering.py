@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -11,7 +11,7 @@ from penstock.deploy.fleet import Member
 from penstock.deploy.journal import Journal
 from penstock.deploy.scaling import Scaling
 from penstock.services.contracts import PenstockError
-from penstock.services.control import Answer, Asked, Checkpoint, Gate, Refused, Remove, Scale, Stop
+from penstock.services.control import Answer, Asked, Checkpoint, Gate, Refused, Remove, ScalableRole, Scale, Stop
 from penstock.services.mailbox import Mailbox
 
 
@@ -22,7 +22,7 @@ class Steering:
         self,
         mailbox: Mailbox,
         journal: Journal,
-        scaling: Scaling,
+        scaling: Mapping[ScalableRole, Scaling],
         learner: Callable[[], Member],
         stop: Callable[[str], None],
         hold: Callable[[bool], None],
@@ -33,7 +33,7 @@ class Steering:
         self._learner, self._stop = learner, stop
         self._ways: dict[type[Any], Callable[[Any], str]] = {
             Scale: self._scale,
-            Remove: lambda command: self._scaling.remove(command.name),
+            Remove: self._remove,
             Checkpoint: self._checkpoint,
             Gate: self._gate,
             Stop: self._end,
@@ -63,9 +63,14 @@ class Steering:
         return Answer(True, text)
 
     def _scale(self, command: Scale) -> str:
-        if command.role != "rollout":
-            raise Refused(f"only rollout workers can be scaled; found {command.role}")
-        return self._scaling.ask(command.count)
+        return self._scaling[command.role].ask(command.count)
+
+    def _remove(self, command: Remove) -> str:
+        for scaling in self._scaling.values():
+            if scaling.has(command.name):
+                return scaling.remove(command.name)
+        there = ", ".join(m.name for scaling in self._scaling.values() for m in scaling.staying) or "nobody"
+        raise Refused(f"there is no {command.name!r} that could leave; there are: {there}")
 
     def _gate(self, command: Gate) -> str:
         self._training()
