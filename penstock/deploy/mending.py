@@ -76,8 +76,8 @@ class Mending:
             if not self._scorers.may_give_up(member):
                 raise ActorLost(f"{member.cause}\n  {self._go_on}")
             self._scorers.give_up(member)
-        pid = int(member.stats.get("process/pid", member.facts.get("pid", 0)))
-        if pid != member.facts.get("pid"):
+        known = member.facts.get("pid")
+        if (pid := int(member.stats.get("process/pid", known or 0))) != (known or 0):
             member.facts["pid"], member.restarts = pid, member.restarts + 1
             self.restarts[member.name] = member.restarts
             self._journal.tell("restarted", f"{member.name} died and was started again by Ray", name=member.name)
