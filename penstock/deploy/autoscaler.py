@@ -32,7 +32,7 @@ class Load:
     workers: int
     """Rollout workers that have delivered groups, and go on."""
     coming: int
-    """Workers that are wanted and have delivered nothing yet. They are not missing: an engine takes minutes to start."""
+    """Wanted workers that have delivered nothing yet. They are not missing: an engine takes minutes to start."""
     waited: float
     """Seconds in which the learner waited for groups."""
     idle: float
@@ -72,8 +72,8 @@ class _Seen:
 
     def __str__(self) -> str:
         return (
-            f"with {self.workers} workers the learner waited {self.waited:.0%} of {self.seconds:.0f} s, they had nothing "
-            f"to do for {self.idle:.0%}, and groups waited {self.queue:.1f} steps"
+            f"with {self.workers} workers the learner waited {self.waited:.0%} of {self.seconds:.0f} s, they had "
+            f"nothing to do for {self.idle:.0%}, and groups waited {self.queue:.1f} steps"
         )
 
 

@@ -51,6 +51,7 @@ class Mending:
         if member.state != "dead":
             if member.state == "ready" and started:
                 member.run()
+                self._parts.tell_bound(member)
                 what = f"{member.name} is back" if member.restarts else f"{member.name} begins to generate"
                 self._journal.tell("restarted" if member.restarts else "joined", what, name=member.name)
             return

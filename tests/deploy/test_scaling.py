@@ -1,11 +1,9 @@
-"""Workers join and leave: who starts, who goes first, what is refused. The actors are fakes."""
+"""Workers and scorers join and leave: who starts, who goes first, what is refused. The actors are fakes."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from types import SimpleNamespace
-
 import pytest
+from deploy_parts import crew_of, names
 
 from penstock.deploy import fleet
 from penstock.deploy.config import LimitsSection, RecordingSection
@@ -13,52 +11,8 @@ from penstock.deploy.crews import Crew, ScorerSet
 from penstock.deploy.fleet import Member
 from penstock.deploy.journal import Journal
 from penstock.deploy.scaling import Scaling
-from penstock.deploy.steering import Steering
-from penstock.services.contracts import PenstockError, StoreError
-from penstock.services.control import Answer, Asked, Checkpoint, Gate, Pause, Refused, Remove, Scale, Stop
-from penstock.services.mailbox import Mailbox
+from penstock.services.control import Refused
 from penstock.services.rundir import RunDir
-
-
-class Method:
-    """Counts its calls."""
-
-    def __init__(self) -> None:
-        self.calls: list[tuple] = []
-
-    def remote(self, *arguments):
-        self.calls.append(arguments)
-
-
-def crew_of(count: int, role: str = "rollout", **changes) -> Crew:
-    """Actors without processes, on a cluster with room for four, all of them running."""
-
-    def start(name: str, log: Path, restarts: int) -> SimpleNamespace:
-        return SimpleNamespace(ready=Method(), request_drain=Method(), run=Method(), use_scorers=Method())
-
-    def require_room(wanted: int) -> str:
-        if wanted > 4:
-            raise PenstockError(f"the cluster is too small: {wanted} CPUs are asked for, the cluster has 4")
-        return ""
-
-    settings = {
-        "noun": "rollout worker",
-        "least": 0,
-        "most": 4096,
-        "why_least": "",
-        "parting": "hands on what it holds",
-    }
-    if role == "scorer":
-        settings |= {
-            "noun": "scorer",
-            "least": 1,
-            "why_least": "nobody would judge",
-            "parting": "answers for what it has",
-        }
-    crew = Crew(role=role, start=start, log=lambda _: Path("none.log"), require_room=require_room, **settings | changes)
-    for _ in range(count):
-        crew.add().state = "running"
-    return crew
 
 
 @pytest.fixture(autouse=True)
@@ -76,10 +30,6 @@ def directory(tmp_path) -> RunDir:
 @pytest.fixture
 def journal(directory) -> Journal:
     return Journal(directory, "scaled", RecordingSection(), LimitsSection(), None)
-
-
-def names(workers) -> list[str]:
-    return [worker.name for worker in workers]
 
 
 def drained(worker: Member) -> bool:
@@ -263,66 +213,3 @@ def test_the_last_scorer_stays(journal):
     scaling.remove("scorer-0")
     assert not scaling.may_give_up(crew.members[1]), "it is the last one now"
     assert scaling.wanted == 1
-
-
-def both(journal, workers=0, scorers=1) -> dict:
-    return {"rollout": Scaling(crew_of(workers), journal), "scorer": Scaling(crew_of(scorers, "scorer"), journal)}
-
-
-def steering_of(workers: int, directory, journal) -> Steering:
-    learner = crew_of(1).members[0]
-    return Steering(Mailbox(directory), journal, both(journal, workers), lambda: learner, lambda _: None, never)
-
-
-def never(_held: bool) -> None:
-    raise AssertionError("nobody asked for the gate")
-
-
-def asked(command) -> Asked:
-    return Asked("1", "ada", 5.0, command)
-
-
-def test_every_command_leaves_an_event_with_who_asked_and_what(directory, journal):
-    steering = steering_of(2, directory, journal)
-    assert steering.carry_out(asked(Scale("rollout", 3))).done
-    assert steering.carry_out(asked(Remove("rollout-9"))) == Answer(
-        False, "there is no 'rollout-9' that could leave; there are: rollout-0, rollout-1, rollout-2, scorer-0"
-    )
-    _, steered, refused = directory.read_events()
-    assert (steered.kind, refused.kind) == ("steered", "refused")
-    assert steered.facts == {"by": "ada", "asked": {"type": "scale", "role": "rollout", "count": 3}, "at": 5.0}
-    assert refused.message.startswith("ada: there is no 'rollout-9'")
-
-
-def test_a_command_that_this_stage_cannot_carry_out_is_refused(directory, journal):
-    answer = steering_of(1, directory, journal).carry_out(asked(Pause()))
-    assert not answer.done and "Pause" in answer.text
-
-
-def test_checkpoint_and_stop_reach_the_learner_and_are_refused_while_it_does_not_train(directory, journal):
-    learner, stops = crew_of(1).members[0], []
-    learner.handle.request_checkpoint = Method()
-    steering = Steering(Mailbox(directory), journal, both(journal), lambda: learner, stops.append, never)
-    assert steering.carry_out(asked(Checkpoint())).done
-    assert len(learner.handle.request_checkpoint.calls) == 1
-    assert steering.carry_out(asked(Stop("enough"))).done
-    assert stops == ["stopped: enough"]
-    learner.state = "ended"
-    for command in (Checkpoint(), Stop()):
-        assert "the learner is not training" in steering.carry_out(asked(command)).text
-    assert len(stops) == 1
-
-
-def test_the_gate_is_closed_and_opened_by_hand_and_a_store_that_is_away_is_an_answer(directory, journal):
-    learner, held = crew_of(1).members[0], []
-
-    def hold(closed: bool) -> None:
-        if len(held) == 2:
-            raise StoreError("the store does not answer")
-        held.append(closed)
-
-    steering = Steering(Mailbox(directory), journal, both(journal), lambda: learner, lambda _: None, hold)
-    assert "no new prompts" in steering.carry_out(asked(Gate(open=False))).text
-    assert "left to the lag" in steering.carry_out(asked(Gate(open=True))).text
-    assert held == [True, False]
-    assert steering.carry_out(asked(Gate(open=False))) == Answer(False, "the store does not answer")
