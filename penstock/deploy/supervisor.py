@@ -11,6 +11,7 @@ from typing import Any
 
 from penstock.deploy import evaluations
 from penstock.deploy.around import scorer_metrics, worker_metrics
+from penstock.deploy.autoscaling import Autoscaling
 from penstock.deploy.fleet import Member
 from penstock.deploy.journal import Journal
 from penstock.deploy.mending import Mending
@@ -19,7 +20,8 @@ from penstock.deploy.runfile import RunFile
 from penstock.deploy.scaling import Scaling
 from penstock.deploy.signals import Interruption
 from penstock.deploy.steering import Levers, Steering
-from penstock.learner.dials import Dials
+from penstock.learner.dials import MAX_LAG, Dials
+from penstock.learner.requests import WAITING
 from penstock.services.contracts import PenstockError, StoreError
 from penstock.services.control import ScalableRole
 from penstock.services.replay import LedgerCounts
@@ -60,6 +62,7 @@ class Supervisor:
         dials = Dials(run_file.algorithm, run_file.learner, run_file.staleness.max_lag)
         levers = Levers(self.stop, parts.hold_gate, parts.bound_lag)
         self.steering = Steering(directory, journal, self.scaling, lambda: self.learner, levers, dials)
+        self.autoscaling = self._autoscaling()
 
     @property
     def learner(self) -> Member:
@@ -75,6 +78,8 @@ class Supervisor:
         for scaling in self.scaling.values():
             scaling.look()
         self.steering.look()
+        if self.autoscaling is not None:
+            self.autoscaling.looks.tick(self.learner.stats.get("doing") == WAITING)
         self._read_reports()
         self._collect_evaluation()
         self._keep_limits()
@@ -83,8 +88,23 @@ class Supervisor:
             self._look_at_ledger()
             if self.started:
                 self.mending.silence()
+            self._look_at_load()
             self._journal.controls = self.steering.controls
             self._journal.show(self._parts.members, self.ledger)
+
+    def _autoscaling(self) -> Autoscaling | None:
+        rules, groups = self._run_file.rollout.autoscale, self._run_file.learner.groups_per_step
+        if rules is None:
+            return None
+        return Autoscaling(rules, groups, self.scaling["rollout"], self.steering.carry_out, self._journal)
+
+    def _look_at_load(self) -> None:
+        if self.autoscaling is None or self.ledger is None:
+            return
+        controls = self.steering.controls
+        moves = self._journal.phase == "training" and controls.gate_open and not controls.paused_by
+        bound = int(controls.coefficients.get(MAX_LAG, 0))
+        self.autoscaling.look(moves and not self._stopping, self.ledger.by_state["stored"], bound)
 
     def until(self, done: Callable[[], bool]) -> None:
         """Tick until `done`."""
@@ -110,6 +130,8 @@ class Supervisor:
                 self.learner.pace = report["metrics"]["learner/tokens_per_second"]
                 self._journal.step(version, report["metrics"] | self._around(), report["samples"], report["at"])
                 self.steering.learned(report["coefficients"])
+                if self.autoscaling is not None:
+                    self.autoscaling.looks.stepped(report["metrics"])
                 self._compare_engines(version, report["metrics"])
                 for damage in report["damage"]:
                     self._journal.event("damaged", damage)

@@ -108,7 +108,8 @@ class AutoscaleSection(Section):
     down_after: float = on_resume(300.0, gt=0)
     """Seconds, and three train steps, for which that must have been so with the same workers."""
     again: float = on_resume(1800.0, gt=0)
-    """Seconds until a number is tried again that did not help, or that proved too small; doubled every time."""
+    """Seconds until a number is tried again that did not help, or that proved too small; doubled every time, up to
+    sixteenfold."""
     hold: float | None = on_resume(1800.0, ge=0)
     """Seconds for which a number that somebody has asked for is left alone; null for the rest of the run."""
 

@@ -98,7 +98,7 @@ def test_every_command_leaves_an_event_with_who_asked_and_what(run):
     assert (steered.kind, refused.kind) == ("steered", "refused")
     command = {"type": "scale", "role": "rollout", "count": 2}
     assert steered.facts == {"by": "ada", "asked": command, "at": 5.0, "step": 7}
-    assert refused.message.startswith("ada: there is no rollout worker")
+    assert refused.message.startswith("ada: there is no worker or scorer")
 
 
 def test_checkpoint_and_stop_reach_the_learner_and_are_refused_while_it_does_not_train(run):
