@@ -21,6 +21,8 @@ _STARVED = 0.95
 """A learner that waits for so much of its time has perhaps no step to count, and needs help all the same."""
 _GAIN = 0.25
 """A step up must shorten the wait by this share of what was expected of it; otherwise something else is too slow."""
+_HIDDEN = 0.05
+"""Less idleness than this says nothing of how many workers would do."""
 _MOST_DOUBLINGS = 5
 
 
@@ -38,7 +40,10 @@ class Load:
     idle: float
     """Share of the workers' time in which they had nothing to generate, mean over them."""
     queue: float
-    """How long groups lie stored before the learner takes them, in train steps: stored groups over those of a step."""
+    """Age of the queue, in train steps: how long groups lie stored before the learner takes them, which is the number
+    of stored groups over that of a step."""
+    max_lag: int
+    """The age that the gate allows, in train steps."""
     steps: int
     """Train steps that ended in it."""
     places: int
@@ -63,12 +68,17 @@ class _Seen:
     """Share of the time."""
     idle: float
     queue: float
+    max_lag: int
     places: int
 
     @property
     def needed(self) -> float:
         """Workers that the learner could keep busy all of their time."""
         return self.workers * (1 - self.idle) / max(1 - self.waited, 1e-9)
+
+    def wait_with(self, workers: int) -> float:
+        """The share of its time for which the learner would wait with so many."""
+        return max(0.0, 1 - workers / max(self.needed, 1e-9))
 
     def __str__(self) -> str:
         return (
@@ -135,8 +145,8 @@ class Autoscaler:
     def _up(self, seen: _Seen) -> Decision | None:
         """As many at once as bring the wait below its bound, but not more than twice as many as there are."""
         rules = self._rules
-        if seen.waited <= rules.up_wait or seen.queue >= 1:
-            return None
+        if seen.waited <= rules.up_wait or seen.idle > rules.down_idle:
+            return None  # where the workers wait too, more of them would only wait with them
         enough = math.ceil(min(seen.needed * (1 - rules.up_wait), 2 * seen.workers) - 1e-6)
         target = min(enough, rules.max, seen.places)
         if self._now < self._too_many.until:
@@ -156,7 +166,7 @@ class Autoscaler:
             return None
         before, count = self._last
         self._last = None
-        expected = max(0.0, 1 - count / before.needed)
+        expected = before.wait_with(count)
         if seen.waited <= self._rules.up_wait or before.waited - seen.waited >= _GAIN * (before.waited - expected):
             return None
         self._fail()
@@ -164,15 +174,19 @@ class Autoscaler:
         return self._decide(before.workers, f"more did not help: {seen}; with {before.workers} {before.waited:.0%}")
 
     def _down(self, seen: _Seen | None) -> Decision | None:
-        """One at a time, and only where those left would still have time to spare."""
+        """One at a time: where those left would still have time to spare, or where groups grow old in the store."""
         rules = self._rules
-        if seen is None or seen.waited > rules.up_wait / 2 or seen.queue < rules.down_queue:
+        if seen is None:
             return None
-        enough = math.ceil(seen.workers * (1 - seen.idle) / (1 - rules.down_idle) - 1e-6)
-        target = max(seen.workers - 1, enough, rules.min)
-        if self._now < self._too_few.until:
-            target = max(target, self._too_few.count + 1)
-        return self._decide(target, str(seen), seen) if target < seen.workers else None
+        fewer, bearable = seen.workers - 1, rules.up_wait / 2
+        spare = fewer * (1 - rules.down_idle) >= seen.needed - 1e-6
+        # Workers that seem busy may be busy with the last of their answers; only trying shows it.
+        tolerable = seen.idle < _HIDDEN or seen.wait_with(fewer) <= bearable
+        old = seen.waited <= bearable and seen.queue >= rules.down_queue * max(1, seen.max_lag) and tolerable
+        least = max(rules.min, self._too_few.count + 1 if self._now < self._too_few.until else 0)
+        if not (spare or old) or seen.workers <= least:
+            return None
+        return self._decide(fewer, str(seen), seen)
 
     # --- what is known ------------------------------------------------------------------------------
 
@@ -195,7 +209,7 @@ class Autoscaler:
         known = 1.0 * STEPS * self._step_seconds if math.isfinite(self._step_seconds) else 3 * seconds
         if steps < STEPS and not (share >= _STARVED and took >= known):
             return None
-        return _Seen(took, newest.workers, share, idle / took, queue / took, newest.places)
+        return _Seen(took, newest.workers, share, idle / took, queue / took, newest.max_lag, newest.places)
 
     def _decide(self, count: int, why: str, seen: _Seen | None = None) -> Decision:
         self._window.clear()

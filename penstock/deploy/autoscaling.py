@@ -46,8 +46,8 @@ class Looks:
         self._open = 0.0
         self._steps += 1
 
-    def load(self, workers: Sequence[Member], wanted: int, stored: int, places: int) -> Load:
-        """What was seen since the last call. `stored`: groups in the store; `places`: what the gate admits."""
+    def load(self, workers: Sequence[Member], wanted: int, stored: int, max_lag: int) -> Load:
+        """What was seen since the last call. `stored`: groups in the store."""
         now = self._clock()
         seconds, self._at = now - self._at, now
         there = [worker for worker in workers if worker.state == "running" and not worker.leaving]
@@ -62,8 +62,9 @@ class Looks:
             waited=waited,
             idle=self._idle_share(serving, seconds),
             queue=stored / self._groups,
+            max_lag=max_lag,
             steps=steps,
-            places=places,
+            places=(max_lag + 1) * self._groups,
         )
 
     def _serves(self, worker: Member, now: float) -> bool:
@@ -91,7 +92,6 @@ class Autoscaling:
     ) -> None:
         self._rules, self._scaling, self._ask, self._journal = rules, scaling, ask, journal
         self._clock = clock
-        self._groups = groups_per_step
         self.looks = Looks(groups_per_step, rules.up_after, clock)
         self._scaler = Autoscaler(rules)
         self._asked = scaling.asked
@@ -99,8 +99,7 @@ class Autoscaling:
 
     def look(self, active: bool, stored: int, max_lag: int) -> None:
         """About once a second. `active`: the run trains and nobody has paused it or closed its gate."""
-        places = (max_lag + 1) * self._groups
-        load = self.looks.load(self._scaling.staying, self._scaling.wanted, stored, places)
+        load = self.looks.load(self._scaling.staying, self._scaling.wanted, stored, max_lag)
         if self._scaling.asked != self._asked:
             self._let_be()
         if not active or self._clock() < self._held_until:

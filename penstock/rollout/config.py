@@ -101,12 +101,13 @@ class AutoscaleSection(Section):
     up_after: float = on_resume(60.0, gt=0)
     """Seconds, and three train steps, for which it must have been so with the same workers."""
     down_idle: float = on_resume(0.15, gt=0, lt=1)
-    """There may be one worker less when those left would still have nothing to do for this share of their time."""
-    down_queue: float = on_resume(0.5, ge=0)
-    """And when the stored groups wait for the learner for so many train steps on average: stored groups over
-    groups_per_step."""
+    """There should be one worker less where those left would still have nothing to do for this share of their time; and
+    not one more where those there are have it."""
+    down_queue: float = on_resume(0.75, gt=0)
+    """And where groups lie stored for this share of the train steps that max_lag allows, on average: a worker with one
+    long answer in its hands has something to do, and may be one too many all the same."""
     down_after: float = on_resume(300.0, gt=0)
-    """Seconds, and three train steps, for which that must have been so with the same workers."""
+    """Seconds, and three train steps, for which either must have been so with the same workers."""
     again: float = on_resume(1800.0, gt=0)
     """Seconds until a number is tried again that did not help, or that proved too small; doubled every time, up to
     sixteenfold."""

@@ -42,13 +42,13 @@ def test_a_finished_steps_own_word_takes_the_place_of_what_was_seen_of_its_wait(
     for _ in range(10):
         clock.now += 0.2
         looks.tick(waiting=True)
-    seen = looks.load(crew.members, 1, 4, 24)
+    seen = looks.load(crew.members, 1, 4, 2)
     assert (seen.seconds, seen.waited) == (pytest.approx(2.0), pytest.approx(2.0))
     assert (seen.queue, seen.places, seen.steps) == (0.5, 24, 0)
     looks.stepped({"time/wait": 1.9})
     clock.now += 1.0
     looks.tick(waiting=False)
-    seen = looks.load(crew.members, 1, 4, 24)
+    seen = looks.load(crew.members, 1, 4, 2)
     assert (seen.waited, seen.steps) == (pytest.approx(-0.1), 1)
 
 
@@ -57,13 +57,13 @@ def test_a_worker_counts_once_it_has_delivered_or_has_been_there_for_a_while():
     looks = Looks(8, 60, clock)
     worker_says(crew.members[0], groups_put=3.0)
     crew.members[2].state = "starting"
-    seen = looks.load(crew.members, 3, 0, 24)
+    seen = looks.load(crew.members, 3, 0, 2)
     assert (seen.workers, seen.coming) == (1, 2)
     clock.now += 61
-    seen = looks.load(crew.members, 3, 0, 24)
+    seen = looks.load(crew.members, 3, 0, 2)
     assert (seen.workers, seen.coming) == (2, 1)
     crew.members[1].leaving = True
-    assert looks.load(crew.members, 2, 0, 24).workers == 1
+    assert looks.load(crew.members, 2, 0, 2).workers == 1
 
 
 def test_idle_is_the_share_of_the_time_in_which_the_workers_had_nothing_to_do():
@@ -71,15 +71,15 @@ def test_idle_is_the_share_of_the_time_in_which_the_workers_had_nothing_to_do():
     looks = Looks(8, 60, clock)
     for worker, waited in zip(crew.members, (100.0, 7.0), strict=True):
         worker_says(worker, groups_put=1.0, waiting_seconds=waited)
-    assert looks.load(crew.members, 2, 0, 24).idle == 0.0
+    assert looks.load(crew.members, 2, 0, 2).idle == 0.0
     clock.now += 10
     for worker, waited in zip(crew.members, (105.0, 8.0), strict=True):
         worker_says(worker, groups_put=1.0, waiting_seconds=waited)
-    assert looks.load(crew.members, 2, 0, 24).idle == pytest.approx((5 + 1) / 20)
+    assert looks.load(crew.members, 2, 0, 2).idle == pytest.approx((5 + 1) / 20)
     clock.now += 10
     for worker, waited in zip(crew.members, (1.0, 12.0), strict=True):
         worker_says(worker, groups_put=1.0, waiting_seconds=waited)
-    assert looks.load(crew.members, 2, 0, 24).idle == pytest.approx(4 / 20), "the first was started again"
+    assert looks.load(crew.members, 2, 0, 2).idle == pytest.approx(4 / 20), "the first was started again"
 
 
 class Run:
