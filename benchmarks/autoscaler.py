@@ -22,14 +22,14 @@ from penstock.services.metrics import read_rows
 
 RULES = AutoscaleSection(min=1, max=6, up_after=15, down_after=20, again=300, hold=5)
 LIMIT = 90.0
-"""Seconds in which it must have settled after a start with one worker: three steps of a learner that waits, the start of
-a worker, and as much again where one more was not enough."""
+"""Seconds from the start of training in which the right number must have begun to work: three steps of a learner that
+waits, the start of a worker, and as much again where one more was not enough."""
 WATCHED = 45.0
 """Seconds in which nothing may change after that."""
 TOO_MANY = 5
 GROUPS, PACE, SECONDS = 8, 80.0, 2.5
-"""Groups of a step; tokens per second of one worker, which makes a step's groups of them in about five seconds; what the
-learner sleeps in a step beside its work."""
+"""Groups of a step; tokens per second of one worker, which makes a step's groups of them in about five seconds; what
+the learner sleeps in a step beside its work."""
 OVERRIDES = (
     "name=autoscaler",
     "rollout.max_workers=6",
@@ -51,7 +51,6 @@ def measured(folder: Path) -> dict[str, Any]:
     times: dict[str, float] = {}
 
     def play(onlooker: Onlooker) -> None:
-        times["began"] = time.time()
         onlooker.wait("it has scaled up", lambda: changes(onlooker.directory.read_events()), LIMIT)
         _quiet(onlooker, WATCHED)
         times["many"] = time.time()
@@ -61,7 +60,7 @@ def measured(folder: Path) -> dict[str, Any]:
         onlooker.control.send(Stop("measured"), "benchmark")
 
     run = played(RECIPE / "drill.yaml", [*inputs_in(folder), *OVERRIDES], play)
-    return summary(run, times["began"], times["many"])
+    return summary(run, times["many"])
 
 
 def _quiet(onlooker: Onlooker, seconds: float) -> None:
@@ -81,8 +80,9 @@ def changes(events: Any) -> list[tuple[float, int]]:
     return [(event.at, event.facts["asked"]["count"]) for event in steered]
 
 
-def summary(run: Run, began: float, many: float) -> dict[str, Any]:
-    """What the run's own record says."""
+def summary(run: Run, many: float) -> dict[str, Any]:
+    """What the run's own record says; `many` is when somebody asked for five."""
+    began = next(event.at for event in run.events if event.kind == "training")
     rows = [row for row in read_rows(run.dir / "metrics.jsonl") if "rollout/waiting_seconds" in row]
     made = changes(run.events)
     first = [row for row in rows if row["time"] < made[0][0]]
@@ -97,7 +97,8 @@ def summary(run: Run, began: float, many: float) -> dict[str, Any]:
     ratio = learner / worker
     fewest, most = math.ceil(ratio * (1 - RULES.up_wait)), math.ceil(ratio / (1 - RULES.down_idle))
     up, down = [c for c in made if c[0] < many], [c for c in made if c[0] > many]
-    settled = up[-1][0] - began
+    joined = [event.at for event in run.events if event.kind == "joined" and up[-1][0] < event.at < many]
+    settled = max(joined) - began
     return {
         "benchmark": "autoscaler",
         "worker_groups_per_second": round(worker, 2),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,8 @@ class Crew:
     why_least: str
     parting: str
     """What one that leaves does with what it has."""
+    last_words: Callable[[Member], Mapping[str, Any]]
+    """What should be known of one that has left."""
     released: Callable[[Member], bool] = lambda _: False
     """Whether nobody waits any more for what one that leaves has, so that it can be ended. Those that end by themselves
     are never."""

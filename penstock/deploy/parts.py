@@ -13,6 +13,7 @@ from typing import Any
 import ray
 
 from penstock.deploy import plans
+from penstock.deploy.around import token_account
 from penstock.deploy.assemble import build_stream, held_out_job
 from penstock.deploy.cluster import Cluster
 from penstock.deploy.crews import Crew, ScorerSet
@@ -154,6 +155,7 @@ class Parts:
             most=MOST_WORKERS,
             why_least="",
             parting="hands on what it holds",
+            last_words=lambda member: {"tokens": token_account([member])},
         )
 
     def _scoring_crew(self) -> Crew:
@@ -167,6 +169,7 @@ class Parts:
             most=MOST_SCORERS,
             why_least="without a scorer no answer reaches the learner, and workers end when nobody judges theirs",
             parting="answers for what it has",
+            last_words=lambda member: {"groups": int(member.stats.get("scorer/groups", 0))},
         )
 
     def _start_worker(self, name: str, log: Path, restarts: int) -> Any:

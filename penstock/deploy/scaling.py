@@ -107,7 +107,9 @@ class Scaling:
     def _forget(self, member: Member) -> None:
         """What a worker that died on its way held goes back when its leases end; what a scorer held is scored again."""
         died = f" It died before it had: {member.cause}" if member.state == "dead" else ""
+        crew = self._crew
         member.kill()
-        self._crew.members.remove(member)
-        self._crew.left.append(member)
-        self._journal.tell("left", f"{member.name} has left.{died}", name=member.name, cause=member.cause)
+        crew.members.remove(member)
+        crew.left.append(member)
+        facts = crew.last_words(member)
+        self._journal.tell("left", f"{member.name} has left.{died}", name=member.name, cause=member.cause, **facts)

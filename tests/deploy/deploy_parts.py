@@ -38,7 +38,13 @@ def crew_of(count: int, role: str = "rollout") -> Crew:
         return ""
 
     crew = Crew(
-        role=role, start=start, log=lambda _: Path("none.log"), require_room=require_room, most=4096, **_WORDS[role]
+        role=role,
+        start=start,
+        log=lambda _: Path("none.log"),
+        require_room=require_room,
+        most=4096,
+        last_words=lambda member: {"said": member.stats},
+        **_WORDS[role],
     )
     for _ in range(count):
         crew.add().state = "running"
