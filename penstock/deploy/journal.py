@@ -6,6 +6,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from penstock.deploy.config import LimitsSection, RecordingSection
@@ -44,6 +45,11 @@ class Journal:
         self.message = ""
         self.controls = Controls()
         """As shown next."""
+
+    @property
+    def run_dir(self) -> Path:
+        """The directory that is written into."""
+        return self._directory.path
 
     def begin(self, version: Version) -> None:
         """The learner goes on at `version`."""

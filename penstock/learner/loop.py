@@ -30,7 +30,7 @@ from penstock.learner.dials import MAX_LAG, Dials
 from penstock.learner.evidence import Evidence
 from penstock.learner.feed import Fed, Feed
 from penstock.learner.publisher import Publisher
-from penstock.learner.requests import Requests
+from penstock.learner.requests import WAITING, Requests
 from penstock.services.contracts import PenstockError, WeightSender
 from penstock.services.replay import ReplayStore
 from penstock.services.versions import FIRST, Version
@@ -146,7 +146,7 @@ class LearnerLoop:
         while not (why := self._why_stop()):
             self._weights = {}
             began = time.monotonic()
-            self._beat("waiting for groups")
+            self._beat(WAITING)
             fed = self._feed.next(self.version, self._while_waiting)
             stopped = self._stand_while_paused()
             waited = time.monotonic() - began
@@ -326,7 +326,7 @@ class LearnerLoop:
         """At every turn of the feed's wait."""
         self._crew.idle()
         self._publisher.check()
-        self._beat("waiting for groups")
+        self._beat(WAITING)
         if time.monotonic() - self._gate_seen > 1.0:
             self._gate_seen = time.monotonic()
             # Applied groups are kept until a checkpoint has them; they may hold the space that new ones need.

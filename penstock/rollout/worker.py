@@ -104,6 +104,7 @@ class RolloutWorker:
             **self._meter.read(),
             "rollout/groups_in_hand": float(len(self._groups)),
             "rollout/in_flight": float(self._groups.generating),
+            "rollout/tokens_sampled": float(self._generator.sampled),
             "phase": self._phase,
             "version": self._serving,
             "published": str(self._published),
