@@ -6,6 +6,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from penstock.deploy.config import LimitsSection, RecordingSection
@@ -55,6 +56,11 @@ class Journal:
             self.page = page
             self.tell("dashboard", f"watch the run at {page}", address=page)
             self.show((), None)
+
+    @property
+    def run_dir(self) -> Path:
+        """The directory that is written into."""
+        return self._directory.path
 
     def begin(self, version: Version) -> None:
         """The learner goes on at `version`."""

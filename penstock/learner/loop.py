@@ -30,7 +30,7 @@ from penstock.learner.dials import MAX_LAG, Dials
 from penstock.learner.evidence import Evidence
 from penstock.learner.feed import Fed, Feed
 from penstock.learner.publisher import Publisher
-from penstock.learner.requests import Requests
+from penstock.learner.requests import WAITING, Requests
 from penstock.services.contracts import PenstockError, WeightSender
 from penstock.services.replay import ReplayStore
 from penstock.services.versions import FIRST, Version
@@ -98,7 +98,15 @@ class LearnerLoop:
         self._publisher = Publisher(store, sender, keeps, settings.staleness.take_deadline)
         self._evidence = Evidence(settings, crew, auditor, self._waiting)
         groups, aged = settings.learner.groups_per_step, settings.staleness
-        self._feed = Feed(store, algorithm, groups, aged.refill_attempts, aged.take_deadline, warn=self._warn)
+        self._feed = Feed(
+            store,
+            algorithm,
+            groups,
+            aged.refill_attempts,
+            aged.take_deadline,
+            warn=self._warn,
+            max_lag=lambda: None if aged.outlived == "mask" else self.max_lag,
+        )
         resume, turnable = settings.resume, Dials(settings.algorithm, settings.learner, aged.max_lag).start
         self._coefficients = Coefficients(
             algorithm.adaptive, resume.coefficients if resume else {}, turnable, resume.began if resume else {}
@@ -138,7 +146,7 @@ class LearnerLoop:
         while not (why := self._why_stop()):
             self._weights = {}
             began = time.monotonic()
-            self._beat("waiting for groups")
+            self._beat(WAITING)
             fed = self._feed.next(self.version, self._while_waiting)
             stopped = self._stand_while_paused()
             waited = time.monotonic() - began
@@ -319,7 +327,7 @@ class LearnerLoop:
         """At every turn of the feed's wait."""
         self._crew.idle()
         self._publisher.check()
-        self._beat("waiting for groups")
+        self._beat(WAITING)
         if time.monotonic() - self._gate_seen > 1.0:
             self._gate_seen = time.monotonic()
             # Applied groups are kept until a checkpoint has them; they may hold the space that new ones need.

@@ -34,7 +34,7 @@ __all__ = ["RolloutWorker", "Rules"]
 T = TypeVar("T")
 
 LOOK = 0.25
-"""Seconds between looks at which version is published."""
+"""Seconds between looks at which version is published; an answer about prompts says it, too."""
 RETRY = (0.05, 1.0)
 """Seconds between questions at a closed gate: at first, and at most."""
 REST = 0.2
@@ -107,6 +107,7 @@ class RolloutWorker:
             **self._meter.read(),
             "rollout/groups_in_hand": float(len(self._groups)),
             "rollout/in_flight": float(self._groups.generating),
+            "rollout/tokens_sampled": float(self._generator.sampled),
             "rollout/tokens_in_flight": float(self._tokens),
             "phase": self._phase,
             "version": self._serving,
@@ -163,9 +164,7 @@ class RolloutWorker:
                 self._rest()
 
     def _swap_if_behind(self) -> None:
-        now = time.monotonic()
-        if now - self._looked >= LOOK:
-            self._looked = now
+        if time.monotonic() - self._looked >= LOOK:
             self._saw(self._ask("published", self._store.published))
         if self._published == self._generator.version or self._evaluator.busy:
             return
@@ -191,6 +190,7 @@ class RolloutWorker:
 
     def _saw(self, published: Version) -> None:
         """A version that the learner has published; a new lineage comes with a new tree of versions."""
+        self._looked = time.monotonic()
         if published.lineage != 0 and published.lineage not in self._forks:
             self._forks = self._ask("forks", self._store.forks)
         self._published = published
