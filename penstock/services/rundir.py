@@ -6,6 +6,7 @@ import difflib
 import fcntl
 import json
 import os
+import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -18,6 +19,9 @@ from penstock.services.contracts import PenstockError
 from penstock.services.versions import Version
 
 _STEP_NAME = "step-{step:06d}-lineage-{lineage}"
+_STEP_IN_NAME = re.compile(r"step-(\d+)-lineage-(\d+)")
+BATCH_FILE = "batch.safetensors"
+"""In the folder of an archived step."""
 
 
 def step_name(version: Version) -> str:
@@ -124,6 +128,9 @@ class RunDir:
 
     def samples_of(self, version: Version) -> Path:
         return self.samples / f"{step_name(version)}.jsonl"
+
+    def archived_batch(self, version: Version) -> Path:
+        return self.archive / step_name(version) / BATCH_FILE
 
     # --- making and finding ---
 
@@ -260,6 +267,14 @@ class RunDir:
             raise RunDirError(f"{self.path}: no samples of step {step}; {there}")
         return [msgspec.json.decode(line) for line in _whole_lines(found[-1])]
 
+    def sampled(self) -> list[Version]:
+        """The steps that samples were recorded of, by step and lineage."""
+        return _versions_in(self.samples)
+
+    def archived(self) -> list[Version]:
+        """The steps that are archived, by step and lineage."""
+        return _versions_in(self.archive)
+
     def _read_json(self, path: Path) -> dict[str, Any] | None:
         if not path.exists():
             return None
@@ -294,6 +309,13 @@ def _whole_lines(path: Path) -> Iterator[bytes]:
     if path.exists():
         with path.open("rb") as file:
             yield from (line for line in file if line.endswith(b"\n"))
+
+
+def _versions_in(folder: Path) -> list[Version]:
+    """What the files and folders in it are called after; what is being written or deleted has another name."""
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    found = (_STEP_IN_NAME.match(name) for name in names)
+    return sorted({Version(int(m[2]), int(m[1])) for m in found if m}, key=lambda v: (v.step, v.lineage))
 
 
 def _runs_in(folder: Path) -> Iterator[RunDir]:
