@@ -10,7 +10,16 @@ import msgspec
 import numpy as np
 
 from penstock.services.rundir import RunDir, step_name
-from penstock.services.samples import ACTION, CLIPPED_HIGH, COUNTS, LEFT_OUT, WEIGHT_CUT, SpanRecord, TokenRecord, stretches
+from penstock.services.samples import (
+    ACTION,
+    CLIPPED_HIGH,
+    COUNTS,
+    LEFT_OUT,
+    WEIGHT_CUT,
+    SpanRecord,
+    TokenRecord,
+    stretches,
+)
 from penstock.services.versions import Version
 
 TEXTS = ("4", "2", " <b>bold</b>", "\n", "", "é", " = ", "7", "[eos]")
@@ -81,7 +90,9 @@ def run_dir(folder: Path, steps: tuple[int, ...] = (4, 8, 12), name: str = "sums
     """A run with two answers in each of `steps`."""
     directory = RunDir.create(folder / "runs", name, f"name: {name}\nmodel: {{path: nowhere}}\n")
     for step in steps:
-        directory.write_samples(Version(0, step), [sample(), text_alone(reward=None, unscored="it hung", finish="length")])
+        directory.write_samples(
+            Version(0, step), [sample(), text_alone(reward=None, unscored="it hung", finish="length")]
+        )
     return directory
 
 
@@ -107,7 +118,12 @@ def archive_step(directory: RunDir, version: Version, **algorithm: Any) -> None:
         older_kv=np.asarray([False, False, False, True, True]),
     )
     facts = {
-        "moment": {"now": str(Version(version.lineage, version.step - 1)), "forks": {}, "max_lag": 2, "mask_beyond": False},
+        "moment": {
+            "now": str(Version(version.lineage, version.step - 1)),
+            "forks": {},
+            "max_lag": 2,
+            "mask_beyond": False,
+        },
         "algorithm": {"value": {"kind": "none"}, "whitening": {"over": "none"}} | algorithm,
     }
     folder = directory.archive / step_name(version)

@@ -19,10 +19,11 @@ class BatchFile:
     def __init__(self, path: Path) -> None:
         """Raises FileNotFoundError, and ValueError for what is no batch of this schema."""
         try:
-            self._file: Any = safetensors.safe_open(str(path), framework="numpy")
+            opened: Any = safetensors.safe_open(str(path), framework="numpy")
         except safetensors.SafetensorError as error:
             raise ValueError(f"{path} is no batch: {error}") from error
-        header = self._file.metadata() or {}
+        self._file = opened
+        header = opened.metadata() or {}
         if header.get("format") != FORMAT:
             raise ValueError(f"{path}: expected a batch of format {FORMAT}, found {header.get('format')!r}")
         self.facts: dict[str, Any] = json.loads(header["facts"])

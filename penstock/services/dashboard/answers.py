@@ -200,12 +200,8 @@ class Piece:
             return None
         cut = {name: column[first:last] for name, column in self.columns.items()}
         plain: dict[str, Any] = {name: cut.pop(name).tolist() for name in ("tokens", "marks")}
-        return Stretch(
-            start=self.start + first,
-            texts=self.texts(first, last),
-            **plain,
-            **{name: numbers(column) for name, column in cut.items()},
-        )
+        rest: dict[str, Any] = {name: numbers(column) for name, column in cut.items()}
+        return Stretch(start=self.start + first, texts=self.texts(first, last), **plain, **rest)
 
 
 @dataclass(frozen=True)
