@@ -78,13 +78,14 @@ def status(
     from rich.console import Console
 
     from penstock.cli.display import panel
+    from penstock.deploy.status import as_json
     from penstock.deploy.status import status as read_status
 
     facts = read_status(run_dir, runs_dir)
     if json:
         import msgspec
 
-        typer.echo(msgspec.json.encode({"verdict": facts.verdict, "facts": facts}, enc_hook=str).decode())
+        typer.echo(msgspec.json.encode(as_json(facts)).decode())
         return
     console = Console()
     console.print(f"{facts.run_dir}", highlight=False, soft_wrap=True)

@@ -71,6 +71,16 @@ class RunDir:
         return self.path / "events.jsonl"
 
     @property
+    def activity(self) -> Path:
+        """What every actor did and when, as spans of phases; see `services/lanes.py`."""
+        return self.path / "activity.jsonl"
+
+    @property
+    def activity_before(self) -> Path:
+        """The earlier part of it, once it has grown large."""
+        return self.path / "activity-before.jsonl"
+
+    @property
     def status(self) -> Path:
         """What the driver is doing now; replaced about once a second."""
         return self.path / "status.json"
