@@ -183,6 +183,11 @@ class RunDir:
             raise RunDirError(f"no run directory under {runs_dir.resolve()}; start one with: penstock train RUN.yaml")
         return max(runs, key=_last_touched)
 
+    def beside(self) -> list[RunDir]:
+        """The other runs in the same folder, the one that was written to last first."""
+        others = [run for run in _runs_in(self.path.parent) if run.path != self.path]
+        return sorted(others, key=_last_touched, reverse=True)
+
     # --- one driver at a time ---
 
     def lock(self) -> None:

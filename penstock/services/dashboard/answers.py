@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from penstock.services.contracts import PenstockError
+from penstock.services.rundir import RunDirError
 from penstock.services.samples import MARKS, Numbers, SpanRecord, numbers
 from penstock.services.versions import Version
 
@@ -30,8 +30,8 @@ _TYPICAL = 0.95
 """The colours are full at this quantile of what is not 0, so that one far-off token does not pale all others."""
 
 
-class NotRecorded(PenstockError):
-    """No such step, answer or token in what the run has written down; the text names the nearest that is there."""
+class NotRecorded(RunDirError):
+    """No such step, answer or metric in what the run has written down; the text names the nearest that is there."""
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ from __future__ import annotations
 from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any
 
-import msgspec
 from fastapi import APIRouter, HTTPException, Query, Response
 
 from penstock.services.contracts import PenstockError
 from penstock.services.dashboard.answers import Answers, NotRecorded, Source, StepEntry, Steps, Tokens, page
+from penstock.services.dashboard.api import encoded
 from penstock.services.dashboard.archived import Archive
 from penstock.services.dashboard.sampled import Samples
 from penstock.services.rundir import RunDir
@@ -151,9 +151,9 @@ def inspector_router(directory: RunDir) -> APIRouter:
 
 
 def _json(look: Any, *arguments: Any) -> Response:
-    """What `look` finds, as it is: FastAPI would check every number again. 404 for what is not there."""
+    """What `look` finds; 404 for what is not there."""
     try:
         found = look(*arguments)
     except (PenstockError, FileNotFoundError) as error:
         raise HTTPException(404, str(error)) from error
-    return Response(msgspec.json.encode(found), media_type="application/json")
+    return encoded(found)
