@@ -83,6 +83,7 @@ def page_of(name: str, router: APIRouter) -> Iterator[str]:
         app.get(path)(lambda: Response(content, media_type=media, headers={"content-security-policy": POLICY}))
 
     at("/", PAGE.format(name=name), "text/html")
+    at("/favicon.ico", "", "image/x-icon")
     at("/harness.css", STYLE.format(), "text/css")
     at("/harness.js", SCRIPT.format(name=name), "text/javascript")
     app.mount("/static", StaticFiles(directory=STATIC))

@@ -74,10 +74,12 @@ class Neighbours:
         return side
 
 
+Name = Annotated[str, Query(max_length=300, description="Name of the other run's directory.")]
+
+
 def compare_router(directory: RunDir) -> APIRouter:
     """Routes below `compare/`; other runs are looked for beside this one only."""
     router, neighbours = APIRouter(prefix="/compare", tags=["compare"]), Neighbours(directory)
-    Name = Annotated[str, Query(max_length=300, description="Name of the other run's directory.")]
 
     @router.get("/runs", response_model=list[Other])
     def runs() -> Response:
