@@ -16,7 +16,9 @@ staleness: {{max_lag: {max_lag}}}
 """
 
 
-def run_of(folder: Path, name: str, steps: int, rate: float = 1e-4, max_lag: int = 2, more: str = "", **slope: float) -> RunDir:
+def run_of(
+    folder: Path, name: str, steps: int, rate: float = 1e-4, max_lag: int = 2, more: str = "", **slope: float
+) -> RunDir:
     """Ten tokens and half a second a step, reward a hundredth per step; evaluated at steps 1 and `steps`."""
     directory = RunDir.create(folder / "runs", name, CONFIG.format(name=name, rate=rate, max_lag=max_lag) + more)
     log = MetricsLog(directory.metrics)

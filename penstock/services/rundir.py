@@ -42,6 +42,15 @@ class RunEvent(NamedTuple):
     message: str
     facts: Mapping[str, Any]
 
+    @classmethod
+    def of_line(cls, line: bytes) -> RunEvent:
+        """Raises RunDirError for a line that is none."""
+        try:
+            facts = msgspec.json.decode(line, type=dict[str, Any])
+            return cls(facts.pop("time"), facts.pop("kind"), facts.pop("message"), facts)
+        except (msgspec.MsgspecError, KeyError) as error:
+            raise RunDirError(f"not a line of events: {line[:200]!r}: {error}") from error
+
 
 class RunDir:
     """One run's folder. Making the object touches nothing; `create` and `open` are the two ways to get one."""
@@ -260,11 +269,7 @@ class RunDir:
         _append(self.events, msgspec.json.encode(line) + b"\n")
 
     def read_events(self) -> list[RunEvent]:
-        events = []
-        for line in _whole_lines(self.events):
-            facts = msgspec.json.decode(line)
-            events.append(RunEvent(facts.pop("time"), facts.pop("kind"), facts.pop("message"), facts))
-        return events
+        return [RunEvent.of_line(line) for line in _whole_lines(self.events)]
 
     def write_samples(self, version: Version, samples: Iterable[Mapping[str, Any]]) -> None:
         """A few trajectories of the step that ended in `version`, one readable JSON object per line."""

@@ -108,7 +108,7 @@ class Side(NamedTuple):
 def compare(a: Side, b: Side) -> Comparison:
     """Everything but the curves. Raises RunDirError for a run directory that is damaged."""
     facts = [_facts(side) for side in (a, b)]
-    order = list(dict.fromkeys(key for found in facts for key in found))
+    order = list(dict.fromkeys(key for found in facts for key, value in found.items() if value is not None))
     order.sort(key=lambda key: _GROUPS.index(key[0]))
     figures = [Figure(*key, *(found.get(key) for found in facts)) for key in order]
     differences = differing(a.directory.read_config(), b.directory.read_config())
