@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 NO_REFERENCE = "the run has no reference model"
 NOT_TRAINED_ON = "the step was not trained on this answer: it is unscored, or has no token that counts"
-_OF_THE_STEP = ("logp_learner", "advantages", "trust_weights")
+_OF_THE_STEP = ("logp_learner", "advantages", "trust_weights", "token_rewards")
 _OF_ACTIONS = ("logp_sampler", "logp_learner", "logp_reference", "trust_weights")
 """Columns that mean nothing beside a token that the policy did not choose."""
 
@@ -130,11 +130,12 @@ def _span(version: Version, count: int, older_kv: bool, moment: Moment) -> SpanR
 
 
 def _by_answer(shares: Sequence[Share], trained: Trained) -> dict[Key, dict[str, Array]]:
-    """What the ranks say of the shown rows."""
+    """What the ranks say of the shown rows, and the rewards of their tokens."""
     found: dict[Key, dict[str, Array]] = {}
     for share, payload in zip(shares, trained.shown, strict=False):
-        batch = share.batch
-        keys = [(int(batch.groups[row]), int(batch.members[row])) for row in share.shown]
-        lengths = [int(batch.lengths[row]) for row in share.shown]
-        found |= zip(keys, exhibit.split(payload, lengths), strict=True)
+        batch, ends = share.batch, np.cumsum(share.batch.lengths)
+        told = exhibit.split(payload, [int(batch.lengths[row]) for row in share.shown])
+        for row, columns in zip(share.shown, told, strict=True):
+            rewards = batch.token_rewards[ends[row] - batch.lengths[row] : ends[row]]
+            found[int(batch.groups[row]), int(batch.members[row])] = columns | {"token_rewards": rewards}
     return found
