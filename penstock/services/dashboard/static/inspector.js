@@ -419,7 +419,7 @@ class Inspector {
     const { data } = this.view;
     const rows = [];
     const add = (term, text, title, quiet) => rows.push(make('dt', { text: term, title }), make('dd', { text, title, class: quiet ? 'in-quiet' : undefined }));
-    add('token', `${shownText(token.text, token.id)}`, 'its text');
+    rows.push(make('dt', { text: 'token' }), make('dd', { children: [make('code', { text: shownText(token.text, token.id) })] }));
     add('id', String(token.id));
     add('position', `${count(token.at)} of ${count(data.length)}`, 'counted from 0 within the answer');
     add('sampled by', `version ${token.span.version}`, 'the weights that drew it');
@@ -598,7 +598,7 @@ class TokenView {
       parts.push(make('span', { class: 'in-swap', text: token.span.version, title: `weights swapped here to version ${token.span.version}, lag ${lag}` }));
     }
     const element = make('span', {
-      class: `tk ${this.classes(token.marks)}`, id: `in-tk-${token.at}`, role: 'option', 'data-at': token.at,
+      class: `tk ${this.classes(token.marks)}`, id: `in-tk-${token.at}`, role: 'option', 'aria-selected': 'false', 'data-at': token.at,
       text: shownText(token.text, token.id),
     });
     element.token = token;
@@ -716,10 +716,13 @@ class TokenView {
   }
 
   mark(at) {
-    this.host.querySelector('.in-here')?.classList.remove('in-here');
+    const before = this.host.querySelector('.in-here');
+    before?.classList.remove('in-here');
+    before?.setAttribute('aria-selected', 'false');
     const element = this.element(at);
     if (!element) return;
     element.classList.add('in-here');
+    element.setAttribute('aria-selected', 'true');
     this.host.setAttribute('aria-activedescendant', element.id);
   }
 }
