@@ -120,7 +120,7 @@ def test_what_a_resume_gave_up_is_not_compared(tmp_path: Path) -> None:
 
 
 def test_a_metric_that_neither_has_is_refused_with_the_nearest(runs: tuple[RunDir, RunDir]) -> None:
-    with pytest.raises(NotRecorded, match="no metric 'reward/men' in .*; nearest: reward/mean"):
+    with pytest.raises(NotRecorded, match=r"no metric 'reward/men' in .*; nearest: reward/mean"):
         curves([Side.read(run) for run in runs], "reward/men")
 
 

@@ -125,7 +125,7 @@ def test_spans_by_the_same_weights_are_one() -> None:
 
 
 def test_an_answer_that_is_there_as_text_alone_says_which_key_keeps_more(run: RunDir) -> None:
-    with pytest.raises(NotRecorded, match="recording.sample_tokens"):
+    with pytest.raises(NotRecorded, match=r"recording\.sample_tokens"):
         Inspector(run).tokens("samples", 12, None, 1)
     assert "recording.sample_tokens" in NO_TOKENS
 
