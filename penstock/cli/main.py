@@ -177,6 +177,27 @@ def scale(
 
 
 @app.command()
+def dashboard(
+    run_dir: Annotated[Path | None, typer.Argument(metavar="RUN_DIR", help="By default the newest run.")] = None,
+    run: Annotated[Path | None, typer.Option("--run", metavar="NAME", help="The same, by its name.")] = None,
+    runs_dir: Annotated[Path, typer.Option(help="Where runs are looked for.")] = Path("runs"),
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; beyond this machine it demands a token.")
+    ] = "127.0.0.1",
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="0: any that is free. By default 8400, or else a free one.")
+    ] = None,
+    token_env: Annotated[
+        str, typer.Option(metavar="VARIABLE", help="Environment variable that holds the token.")
+    ] = "PENSTOCK_DASHBOARD_TOKEN",
+) -> None:
+    """Serve the page of a run, running or ended: watch it and steer it, until Ctrl-C."""
+    from penstock.cli import page
+
+    page.serve(run_dir, run, runs_dir, host, port, token_env)
+
+
+@app.command()
 def check(
     run_file: RunFileArgument,
     overrides: Overrides = None,
@@ -360,8 +381,9 @@ def _code_of(error: Exception) -> int | None:
     from penstock.learner.variants import VariantError
     from penstock.services.contracts import PenstockError
     from penstock.services.control import NoAnswer, Refused
+    from penstock.services.dashboard.config import PageError
     from penstock.services.rundir import RunDirError
 
-    if isinstance(error, (RunFileError, RunDirError, VariantError, Refused, NoAnswer, TailError)):
+    if isinstance(error, (RunFileError, RunDirError, VariantError, Refused, NoAnswer, PageError, TailError)):
         return WRONG_INPUT
     return FAILED if isinstance(error, PenstockError) else None

@@ -12,11 +12,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-
-import penstock
 from penstock.deploy.catalogue import catalogue
 from penstock.deploy.status import as_json, status
-from penstock.services.dashboard.config import DashboardSection, PageError, token_for
+from penstock.services.dashboard.config import DashboardSection, token_for
 from penstock.services.dashboard.listener import Listener, listen
 from penstock.services.mailbox import MailboxControl, whoami
 from penstock.services.rundir import RunDir
@@ -56,12 +54,13 @@ def beside(section: DashboardSection, directory: RunDir) -> Iterator[str]:
         return
     token_for(section.host, section.token_env)
     listener = listen(section.host, section.port)
+    address = listener.address
     try:
         process = _start(section, directory, listener)
     finally:
         listener.socket.close()
     try:
-        yield listener.address
+        yield address
     finally:
         process.terminate()
         try:
@@ -74,7 +73,7 @@ def beside(section: DashboardSection, directory: RunDir) -> Iterator[str]:
 def _start(section: DashboardSection, directory: RunDir, listener: Listener) -> subprocess.Popen[bytes]:
     """The process, which has the socket and so the port. Signals from the terminal go to the run alone."""
     number = listener.socket.fileno()
-    home = Path(penstock.__file__).parents[1]
+    home = Path(__file__).parents[2]
     paths = os.pathsep.join([str(home), *filter(None, [os.environ.get("PYTHONPATH")])])
     arguments = [str(directory.path), str(number), section.host, section.token_env, str(os.getpid())]
     with directory.log("dashboard").open("ab") as log:

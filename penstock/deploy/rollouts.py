@@ -91,6 +91,7 @@ class RolloutActor:
             **said,
             "doing": said["phase"],
             "silent": time.time() - float(said.get("beat", time.time())),
+            "spans": self._worker.spans() if self._worker is not None else [],
             "process/rss": psutil.Process().memory_info().rss,
         }
 

@@ -13,6 +13,7 @@ from penstock.deploy import evaluations, plans
 from penstock.deploy.ending import Ending, ending, tenure
 from penstock.deploy.fleet import wait_until_ready
 from penstock.deploy.journal import Journal
+from penstock.deploy.page import beside
 from penstock.deploy.parts import Parts
 from penstock.deploy.runfile import RunFile
 from penstock.deploy.signals import Interruption
@@ -39,17 +40,26 @@ def train(run_file: RunFile, directory: RunDir, display: Display | None = None, 
         if resume:
             require_more_to_do(run_file, directory)
             directory.begin_again(run_file.to_yaml())
-        held.outcome = Conductor(run_file, directory, display, held.asked, resume).go()
+        with beside(run_file.dashboard, directory) as page:
+            held.outcome = Conductor(run_file, directory, display, held.asked, resume, page).go()
 
 
 class Conductor:
     """Start, evaluate, train, evaluate, end; and a summary whatever happens."""
 
     def __init__(
-        self, run_file: RunFile, directory: RunDir, display: Display | None, asked: Interruption, resume: bool
+        self,
+        run_file: RunFile,
+        directory: RunDir,
+        display: Display | None,
+        asked: Interruption,
+        resume: bool,
+        page: str = "",
     ) -> None:
+        """`page`: address at which people watch the run; empty when nothing is served."""
         self._run_file, self._directory, self._asked = run_file, directory, asked
         self._journal = Journal(directory, run_file.name, run_file.recording, run_file.limits, display)
+        self._journal.serve_at(page)
         self._phases = Phases()
         self._checkpoint = _latest(directory) if resume else None
         self._resumed = resume

@@ -207,6 +207,7 @@ class Supervisor:
             metrics |= {n: float(v) for n, v in scorer.stats.items() if n.startswith("scorer/")}
         if self.ledger is not None:
             metrics |= {f"ledger/{state}": float(count) for state, count in self.ledger.by_state.items()}
+            metrics["ledger/queue_age"] = self.ledger.queue_age
             metrics["ledger/payload_bytes"] = float(self.ledger.payload_bytes)
         return metrics | self._live.read(self.ledger)
 

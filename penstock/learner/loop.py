@@ -264,6 +264,7 @@ class LearnerLoop:
     def _assemble(self, fed: Fed) -> tuple[Batch, Moment]:
         """Whole groups with their advantages; every mini-batch's denominators in the weights; when that was."""
         learner, staleness = self._settings.learner, self._settings.staleness
+        self._beat("assembling the batch")
         self._coefficients.turn(self.requests.turned())
         moment = Moment(self.version, self._store.forks(), self.max_lag, staleness.outlived == "mask")
         batch = assemble(fed.groups, self._algorithm.at(self._coefficients.values), moment)

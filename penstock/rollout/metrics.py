@@ -10,6 +10,7 @@ METRICS: dict[str, Metric] = {
     "rollout/groups_put": Metric("groups handed to the store", "groups", "up"),
     "rollout/groups_in_hand": Metric("groups being generated or scored", "groups"),
     "rollout/in_flight": Metric("answers being generated", "answers"),
+    "rollout/tokens_in_flight": Metric("tokens that these answers have so far", "tokens"),
     "rollout/waiting_share": Metric("share of the time in which there was nothing to generate", "", "down"),
     "rollout/swaps": Metric("weight swaps since the worker started", "swaps"),
     "rollout/swap/verify_seconds": Metric("last swap: fetching and checking, generation stands still", "s", "down"),

@@ -1,4 +1,4 @@
-"""What an actor does over time, as spans of phases: recorded by the actor, gathered by the driver, drawn by the page."""
+"""What an actor does over time, as spans of phases: it records them, the driver gathers them, the page draws them."""
 
 from __future__ import annotations
 

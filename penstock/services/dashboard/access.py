@@ -3,8 +3,8 @@
 - **Host**: a page on this machine's own address answers to that address alone. Otherwise a foreign page could make its
   own name mean 127.0.0.1 and then read this one as if it were its own.
 - **Token**, where there is one: in the cookie that the sign-in sets, or as `Authorization: Bearer …`.
-- **Origin**: what changes anything must come from the page itself, also on this machine, and say so in JSON; a form or a
-  script of another site can do neither.
+- **Origin**: what changes anything must come from the page itself, also on this machine, and say so in JSON; a form or
+  a script of another site can do neither.
 """
 
 from __future__ import annotations

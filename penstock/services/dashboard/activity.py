@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterable, Set
+from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
@@ -14,8 +14,8 @@ from penstock.services.lanes import Line, Span
 
 KEPT = 20_000
 """Spans that are remembered per lane, hours of an ordinary run."""
-SHOWN = frozenset({"swapping weights", "publishing", "writing a checkpoint"})
-"""Phases that are short, and that people look for: a cell that has any of one shows it."""
+SEAM = 0.002
+"""Seconds between two spans that lie together, for rounding."""
 _LINE = msgspec.json.Decoder(Line)
 
 
@@ -53,7 +53,12 @@ class Activity:
         """By lane what happened from `begin` to `end`, unix seconds, in spans of at least `resolution` seconds."""
         with self._lock:
             lanes = {name: _within(lane, begin, end) for name, lane in self._lanes.items()}
-        return {name: coarsened(spans, resolution, SHOWN) for name, spans in sorted(lanes.items()) if spans}
+        return {name: coarsened(spans, resolution) for name, spans in sorted(lanes.items()) if spans}
+
+    def shares(self, begin: float, end: float) -> dict[str, dict[str, float]]:
+        """By lane and phase, the seconds from `begin` to `end`."""
+        with self._lock:
+            return {name: seconds(_within(lane, begin, end)) for name, lane in sorted(self._lanes.items())}
 
 
 def _within(lane: deque[Span], begin: float, end: float) -> list[Span]:
@@ -62,39 +67,46 @@ def _within(lane: deque[Span], begin: float, end: float) -> list[Span]:
         if span.end <= begin:
             break
         if span.begin < end:
-            found.append(span)
+            found.append(Span(span.phase, max(begin, span.begin), min(end, span.end)))
     return found[::-1]
 
 
-def coarsened(spans: Iterable[Span], resolution: float, shown: Set[str] = frozenset()) -> list[Span]:
-    """Neighbours of one phase joined, and every cell of `resolution` seconds that holds several phases given to the one
-    that has most of it, or to one of `shown`. Cells begin at multiples of the resolution, so that what has been drawn
+def coarsened(spans: Iterable[Span], resolution: float) -> list[Span]:
+    """Spans of at least `resolution` seconds as they are, and shorter ones that lie together in a cell of that length
+    as one, of the phase that has most of it. Cells begin at multiples of the resolution, so that what has been drawn
     stays as it was."""
     joined: list[Span] = []
-    cell, shares = 0, dict[str, float]()
+    cell, small = 0, list[Span]()
 
     def add(phase: str, begin: float, end: float) -> None:
-        if joined and joined[-1].phase == phase and begin <= joined[-1].end:
+        if joined and joined[-1].phase == phase and begin - joined[-1].end < SEAM:
             joined[-1] = Span(phase, joined[-1].begin, end)
         else:
             joined.append(Span(phase, begin, end))
 
     def settle() -> None:
-        if shares:
-            phase = max(shares, key=lambda phase: (phase in shown, shares[phase]))
-            add(phase, cell * resolution, (cell + 1) * resolution)
-            shares.clear()
+        if small:
+            shares = seconds(small)
+            add(max(shares, key=lambda phase: shares[phase]), small[0].begin, small[-1].end)
+            small.clear()
 
     for span in spans:
-        first, last = int(span.begin // resolution), int(span.end // resolution)
-        for at in (first, last) if last > first else (first,):
-            if at != cell:
-                settle()
-                cell = at
-                if at == last > first + 1:
-                    add(span.phase, (first + 1) * resolution, last * resolution)
-            within = min(span.end, (at + 1) * resolution) - max(span.begin, at * resolution)
-            if within > 0:
-                shares[span.phase] = shares.get(span.phase, 0.0) + within
+        if span.end - span.begin >= resolution:
+            settle()
+            add(*span)
+            continue
+        at = int(span.begin // resolution)
+        if at != cell:
+            settle()
+            cell = at
+        small.append(span)
     settle()
     return joined
+
+
+def seconds(spans: Iterable[Span]) -> dict[str, float]:
+    """How long each phase took in all."""
+    found: dict[str, float] = {}
+    for span in spans:
+        found[span.phase] = found.get(span.phase, 0.0) + span.end - span.begin
+    return found

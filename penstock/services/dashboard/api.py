@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
@@ -32,8 +32,6 @@ class Subject:
     facts: Facts
     control: RunControl
     catalogue: Catalogue
-    coefficients: Callable[[], Mapping[str, float]] = dict
-    """What may be changed while the run goes on, with the values it began with."""
     user: str = ""
     """Who serves the page, for the run's events."""
 
@@ -45,7 +43,7 @@ def run_router(subject: Subject, watch: Watch) -> APIRouter:
 
     @router.get("/run")
     def run() -> Response:
-        """What does not change: the run's name, its folder, its run file (secrets masked), what may be changed."""
+        """What does not change: the run's name, its folder, its run file with secrets masked."""
         try:
             config = directory.read_config()
         except OSError as error:
@@ -55,7 +53,6 @@ def run_router(subject: Subject, watch: Watch) -> APIRouter:
                 "name": config.get("name", directory.path.name),
                 "run_dir": str(directory.path),
                 "config": config,
-                "coefficients": dict(subject.coefficients()),
             }
         )
 
@@ -110,7 +107,9 @@ def command_router(subject: Subject) -> APIRouter:
 
     @router.post(
         "/commands",
-        openapi_extra={"requestBody": {"required": True, "content": {"application/json": {"schema": _command_schema()}}}},
+        openapi_extra={
+            "requestBody": {"required": True, "content": {"application/json": {"schema": _command_schema()}}}
+        },
         responses={409: {"description": "refused; nothing was changed"}, 503: {"description": "nobody answered"}},
     )
     async def command(request: Request) -> Response:

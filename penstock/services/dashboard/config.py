@@ -5,8 +5,6 @@ from __future__ import annotations
 import ipaddress
 import os
 
-from pydantic import Field
-
 from penstock.services.contracts import PenstockError
 from penstock.services.settings import Section, on_resume
 
@@ -31,8 +29,8 @@ class DashboardSection(Section):
     port: int = on_resume(0, ge=0, le=65535)
     """Port to listen on; 0 takes one that is free."""
     token_env: str = on_resume(TOKEN_ENV, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
-    """Name of the environment variable that holds the token which the page asks for. Where `host` is this machine's own,
-    no token is asked for when the variable is unset."""
+    """Name of the environment variable that holds the token which the page asks for. Where `host` is this machine's
+    own, no token is asked for when the variable is unset."""
 
 
 def is_local(host: str) -> bool:

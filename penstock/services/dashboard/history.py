@@ -244,7 +244,8 @@ def _series(names: list[str], found: Buckets, width: int) -> dict[str, list[list
 
 def _short(values: NDArray[Any]) -> list[float | None]:
     """Five digits, which is more than a page can show."""
-    return [float(f"{value:.5g}") if known else None for value, known in zip(values.tolist(), np.isfinite(values))]
+    known = np.isfinite(values).tolist()
+    return [float(f"{value:.5g}") if there else None for value, there in zip(values.tolist(), known, strict=True)]
 
 
 def sampled(path: Path, lines: int) -> History:

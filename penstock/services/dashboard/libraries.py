@@ -47,8 +47,26 @@ def _folders(package: str) -> Iterator[Path]:
 
 
 LIBRARIES = (
-    Library("uplot.js", "youplot", "youplot", "vendor/uplot.iife.min.js", "sha384-XMP23k7YSCFr13Xrkxh4IO0v1W+8fB6AP+3Vycxphp2Z0V2vocAZHyuGaFCysrtM"),
-    Library("uplot.css", "youplot", "youplot", "vendor/uplot.min.css", "sha384-IfV0B7MIOYuO95kO9G5ySKPz/85zqFNOAs8iy4tkK5zd9izhJAB8b7lHrwYqqmYE"),
-    Library("bootstrap.css", "bootstrap-wrapper", "bootstrap", "css/bootstrap.min.css", "sha384-sRIl4kxILFvY47J16cr9ZwB07vP4J8+LH7qKQnuqkuIAvNWLzeN8tE5YBujZqJLB"),
+    Library(
+        "uplot.js",
+        "youplot",
+        "youplot",
+        "vendor/uplot.iife.min.js",
+        "sha384-XMP23k7YSCFr13Xrkxh4IO0v1W+8fB6AP+3Vycxphp2Z0V2vocAZHyuGaFCysrtM",
+    ),
+    Library(
+        "uplot.css",
+        "youplot",
+        "youplot",
+        "vendor/uplot.min.css",
+        "sha384-IfV0B7MIOYuO95kO9G5ySKPz/85zqFNOAs8iy4tkK5zd9izhJAB8b7lHrwYqqmYE",
+    ),
+    Library(
+        "bootstrap.css",
+        "bootstrap-wrapper",
+        "bootstrap",
+        "css/bootstrap.min.css",
+        "sha384-sRIl4kxILFvY47J16cr9ZwB07vP4J8+LH7qKQnuqkuIAvNWLzeN8tE5YBujZqJLB",
+    ),
 )
 """uPlot 1.6.31 draws the curves, Bootstrap 5.3.8 styles buttons, forms and tables."""

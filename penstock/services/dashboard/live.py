@@ -57,6 +57,8 @@ class Live:
     """Newer ones, oldest first."""
     lanes: dict[str, list[Span]]
     """By actor: phase, begin, end."""
+    shares: dict[str, dict[str, float]]
+    """By actor and phase, the seconds of the last `lanes_span` ones."""
     lanes_end: float
     """The latest moment of which is known what an actor did; that of a run that has ended is its end."""
 
@@ -76,6 +78,7 @@ def live(watch: Watch, facts: Facts, wanted: Wanted) -> Live:
         history.span,
         watch.chronicle.after(wanted.events),
         watch.activity.between(begin, end, wanted.resolution),
+        watch.activity.shares(end - wanted.lanes_span, end),
         end,
     )
 

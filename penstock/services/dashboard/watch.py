@@ -26,12 +26,15 @@ class Watch:
         self._whole = History(directory.metrics)
         self.history = self._whole
         """All steps; some of them while a large file is being read."""
-        self.chronicle = Chronicle(directory.events, lambda time: self.history.step_at(time))
+        self.chronicle = Chronicle(directory.events, self._step_at)
         self.activity = Activity(directory.activity, directory.activity_before)
         self.damage = ""
         """What is wrong with the metrics from some line on; empty when nothing is."""
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="watch", daemon=True)
+
+    def _step_at(self, time: float) -> int:
+        return self.history.step_at(time)
 
     @property
     def read_share(self) -> float:
@@ -52,7 +55,8 @@ class Watch:
     def _follow(self) -> None:
         steps: tuple[Callable[[], bool], ...] = (self.chronicle.follow, self.activity.follow, self._read_metrics)
         while not self._stop.is_set():
-            if not any([step() for step in steps]):  # all of them, whatever the first one found
+            found = [step() for step in steps]
+            if not any(found):
                 self._stop.wait(LOOK)
 
     def _read_metrics(self) -> bool:
