@@ -43,6 +43,7 @@ def sample(texts: tuple[str, ...] | None = TEXTS, at_most: int = 512, **changes:
         "logp_sampler": np.full(length, -0.5),
         "logp_learner": -0.5 + apart,
         "advantages": np.where(place < 6, 1.0, -0.25),
+        "token_rewards": (place == length - 1).astype(float),
         "trust_weights": np.minimum(np.exp(apart), 1.25),
     }
     record = TokenRecord(

@@ -25,14 +25,16 @@ def show(found: Comparison, curves: Sequence[Curves], console: Console) -> None:
         for line in _plain(found, curves):
             console.file.write("\t".join(line) + "\n")
         return
-    console.print(_figures(found))
-    console.print(_differences(found))
-    for each in curves:
-        console.print(_curves(each))
+    tables = [("what came of them", _figures(found)), ("what differs in the run files", _differences(found))]
+    tables += [(f"{each.metric} over {each.over}", _curves(each)) for each in curves]
+    for title, table in tables:
+        # A title of the table's own would be broken at the table's width.
+        console.print(title, style="bold", markup=False, highlight=False)
+        console.print(table)
 
 
 def _figures(found: Comparison) -> Table:
-    table = _table("what came of them", "", found.a, found.b)
+    table = _table("", found.a, found.b)
     group = ""
     for figure in found.figures:
         if figure.group != group:
@@ -43,7 +45,7 @@ def _figures(found: Comparison) -> Table:
 
 
 def _differences(found: Comparison) -> Table:
-    table = _table("what differs in the run files", "key", found.a, found.b)
+    table = _table("key", found.a, found.b)
     for difference in found.differences:
         table.add_row(*(_safe(text) for text in _spelled(difference)))
     if not found.differences:
@@ -52,7 +54,7 @@ def _differences(found: Comparison) -> Table:
 
 
 def _curves(found: Curves) -> Table:
-    table = _table(f"{found.metric} over {found.over}", found.over, *(curve.label for curve in found.series))
+    table = _table(found.over, *(curve.label for curve in found.series))
     for line in rows(found):
         table.add_row(*(NOTHING if value is None else f"{value:.4g}" for value in line))
     return table
@@ -101,11 +103,11 @@ def _plain(found: Comparison, curves: Sequence[Curves]) -> Iterator[tuple[str, .
         yield from (tuple("" if value is None else f"{value:.6g}" for value in line) for line in rows(each))
 
 
-def _table(title: str, *heads: str) -> Table:
+def _table(*heads: str) -> Table:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    table = Table(box=SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", padding=(0, 2, 0, 0))
+    table = Table(box=SIMPLE_HEAD, padding=(0, 2, 0, 0))
     for place, head in enumerate(heads):
         table.add_column(head, overflow="fold", justify="left" if place == 0 else "right")
     return table

@@ -8,6 +8,7 @@ const BLOCK = 256;
 export const PAGE = 4 * BLOCK;
 const PAGES_KEPT = 48;
 const LEAP = 100;
+const SETTLE = 1000;
 const NEAR = "1200px 0px";
 const STRONGEST = 0.72;
 
@@ -74,6 +75,7 @@ export class TokenView {
     this.host = inspector.tokens;
     this.pages = new Map([[0, Promise.resolve(first)]]);
     this.focus = null;
+    this.movedAt = -Infinity;
     this.versions = [...new Set(first.spans.map((span) => span.version))].sort(byVersion);
     this.swaps = first.spans.slice(1).map((span) => span.start);
     this.build();
@@ -150,6 +152,8 @@ export class TokenView {
     block.element.replaceChildren(...parts);
     block.element.style.minHeight = "";
     if (this.focus !== null) this.mark(this.focus);
+    // What is drawn above has another height than was guessed, and would push away the token that was just chosen.
+    if (performance.now() - this.movedAt < SETTLE) this.element(this.focus)?.scrollIntoView({ block: "nearest" });
   }
 
   // --- data ---------------------------------------------------------------------------------------
@@ -332,6 +336,7 @@ export class TokenView {
 
   async moveTo(at) {
     this.focus = at;
+    this.movedAt = performance.now();
     const block = this.blocks.find(({ begin, end }) => begin <= at && at < end);
     await this.fill(block);
     const token = await this.tokenAt(at);
