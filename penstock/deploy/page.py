@@ -30,6 +30,8 @@ def serve_page(directory: RunDir, listener: Listener, token: str | None) -> None
     from penstock.services.dashboard.access import Access
     from penstock.services.dashboard.api import Subject
     from penstock.services.dashboard.app import create_app
+    from penstock.services.dashboard.compare import compare_router
+    from penstock.services.dashboard.inspector import inspector_router
     from penstock.services.dashboard.server import serve
 
     subject = Subject(
@@ -39,7 +41,8 @@ def serve_page(directory: RunDir, listener: Listener, token: str | None) -> None
         catalogue=catalogue(),
         user=whoami(),
     )
-    serve(create_app(subject, Access(listener.host, listener.port, token)), listener)
+    routers = (inspector_router(directory), compare_router(directory))
+    serve(create_app(subject, Access(listener.host, listener.port, token), routers), listener)
 
 
 @contextlib.contextmanager

@@ -160,6 +160,16 @@ class History:
                     found[name] = float(self._table.values[at, known[-1]])
             return found
 
+    def table(self, names: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """All steps, [step], and the values of some metrics at each, [name, step]; NaN where there is none."""
+        with self._lock:
+            table = self._table
+            values = np.full((len(names), table.rows), np.nan)
+            for row, name in enumerate(names):
+                if name in table.place:
+                    values[row] = table.values[table.place[name]]
+            return table.steps.copy(), values
+
     def step_at(self, time: float) -> int:
         """The step that was under way at a unix time: the first one that ended after it, else the newest."""
         with self._lock:
