@@ -76,17 +76,22 @@ class Parts:
         self._stack.callback(self.cluster.close)
         self.placement = place(run_file, workers=workers, ranks=ranks)
         self.route = self._choose_route()
-        address = ray.util.get_node_ip_address() if self.cluster.nodes > 1 else None
+        address = ray.util.get_node_ip_address() if self._nodes > 1 else None
         self.host = StoreHost(run_file.store, directory, self.run_id, address)
         self._stack.callback(self.host.close)
         self._stack.callback(self._end_actors)
         self._start_actors()
         self._open_data()
 
+    @property
+    def _nodes(self) -> int:
+        """How many machines may hold actors of this run: a cluster that can grow has a second one to come."""
+        return max(self.cluster.nodes, 2) if self._run_file.placement.autoscaler else self.cluster.nodes
+
     def _choose_route(self) -> Route:
         """How weights travel; its folder is emptied now and removed at the end."""
         run_file = self._run_file
-        chosen, why = choose(run_file.weights.transport, self.cluster.nodes, self.placement.device == "cuda")
+        chosen, why = choose(run_file.weights.transport, self._nodes, self.placement.device == "cuda")
         if chosen is None:
             raise PenstockError(f"weights.transport {run_file.weights.transport!r} cannot be used in this run: {why}")
         given = run_file.weights.folder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -33,6 +34,7 @@ class Placement:
         return {
             "num_cpus": wanted.cpus,
             "num_gpus": self.gpus(role),
+            "resources": dict(wanted.resources),
             "runtime_env": {"env_vars": actor_environment(threads=threads, device=self.device_of(role))},
         }
 
@@ -53,33 +55,41 @@ class Placement:
         return whole / 2 if self.section.colocate and whole == 1.0 else whole
 
     def demand(self) -> dict[str, float]:
-        """CPUs and GPUs that the whole run asks for."""
-        counts: dict[Literal["rollout", "learner", "scorer"], int] = {
-            "rollout": self.workers,
-            "learner": self.ranks,
-            "scorer": 1,
-        }
-        return {
-            "CPU": sum(getattr(self.section, role).cpus * count for role, count in counts.items()),
-            "GPU": sum(self.gpus(role) * count for role, count in counts.items()),
-        }
+        """What the whole run asks for, by the names that Ray gives to resources."""
+        asked: defaultdict[str, float] = defaultdict(float)
+        for role, count in self._counts.items():
+            wanted: RoleResources = getattr(self.section, role)
+            one = {"CPU": wanted.cpus, "GPU": self.gpus(role), **wanted.resources}
+            for kind, amount in one.items():
+                asked[kind] += amount * count
+        return dict(asked)
+
+    @property
+    def _counts(self) -> dict[Literal["rollout", "learner", "scorer"], int]:
+        return {"rollout": self.workers, "learner": self.ranks, "scorer": 1}
 
 
 def place(run_file: RunFile, *, workers: int, ranks: int) -> Placement:
     """Decide the device and check that the cluster has what the run asks for. Raises PenstockError that says what
-    is lacking; otherwise Ray would wait for it without a word."""
+    is lacking; otherwise Ray would wait for it without a word. An autoscaler is what that waiting is for."""
     section, there = run_file.placement, ray.cluster_resources()
     device: Device
     device = ("cuda" if there.get("GPU", 0) >= 1 else "cpu") if section.device == "auto" else section.device
     placement = Placement(device, section, run_file.engine, workers, ranks)
     lacking = [
-        f"{wanted:g} {kind}s are asked for, the cluster has {there.get(kind, 0):g}"
+        _lack(kind, wanted, there.get(kind, 0))
         for kind, wanted in placement.demand().items()
         if wanted > there.get(kind, 0)
     ]
-    if lacking:
+    if lacking and not section.autoscaler:
         raise PenstockError(
             f"the cluster is too small: {'; '.join(lacking)}. Lower rollout.workers or learner.ranks, share cards with "
-            "placement.colocate=true, or ask for less under placement.rollout and placement.learner"
+            "placement.colocate=true, ask for less under placement.rollout, placement.learner and placement.scorer, or "
+            "set placement.autoscaler=true when the cluster can grow"
         )
     return placement
+
+
+def _lack(kind: str, wanted: float, there: float) -> str:
+    what = f"{wanted:g} {kind}s" if kind in ("CPU", "GPU") else f"{wanted:g} of the custom resource {kind!r}"
+    return f"{what} are asked for, the cluster has {there:g}"
