@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import time
 import zlib
 from typing import TYPE_CHECKING
 
 from penstock.deploy.config import HeldOutSection
 from penstock.reward.config import RewardSection
-from penstock.services.contracts import Scorer, WeightReceiver
+from penstock.services.contracts import Generator, Scorer, WeightReceiver
 from penstock.services.data_config import DataSection
 from penstock.services.trajectory import Sampling
+from penstock.services.versions import Version
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -17,7 +19,6 @@ if TYPE_CHECKING:
     from penstock.deploy.rollouts import RolloutPlan
     from penstock.rollout.evaluation import EvaluationJob
     from penstock.rollout.stream import PromptStream
-    from penstock.rollout.vllm_engine import VllmGenerator
     from penstock.rollout.worker import RolloutWorker
 
 
@@ -50,29 +51,65 @@ def held_out_job(
 
 def build_generator(
     name: str, restarts: int, plan: RolloutPlan, tokenizer: PreTrainedTokenizerBase, receiver: WeightReceiver
-) -> VllmGenerator:
+) -> Generator:
     """The engine of the worker `name`; takes seconds to minutes."""
     from penstock.rollout.ends import end_tokens
+
+    # Neither two workers nor two lives of one may draw the same numbers: their answers would repeat.
+    seed = zlib.crc32(f"{plan.seed} {plan.engine.seed} {plan.start} {name} {restarts}".encode())
+    ends = end_tokens(plan.model.path, tokenizer, plan.model.revision)
+    if plan.engine.kind == "paced":
+        return _paced(name, plan, tokenizer, receiver, ends, seed)
     from penstock.rollout.vllm_engine import VllmGenerator
 
     return VllmGenerator(
         plan.model.path,
         plan.engine,
         tokenizer=tokenizer,
-        end_tokens=end_tokens(plan.model.path, tokenizer, plan.model.revision),
+        end_tokens=ends,
         revision=plan.model.revision,
         trust_remote_code=plan.model.trust_remote_code,
         receiver=receiver,
         transfer=plan.route.backend,
         name=name,
-        # Neither two workers nor two lives of one may draw the same numbers: their answers would repeat.
-        seed=zlib.crc32(f"{plan.seed} {plan.engine.seed} {plan.start} {name} {restarts}".encode()),
+        seed=seed,
         keep=plan.rollout.keep,
     )
 
 
+def _paced(
+    name: str,
+    plan: RolloutPlan,
+    tokenizer: PreTrainedTokenizerBase,
+    receiver: WeightReceiver,
+    ends: tuple[int, ...],
+    seed: int,
+) -> Generator:
+    """A drill's generator. It fetches weights and verifies their checksums at every swap, and uses none of them."""
+    from penstock.rollout.paced import PacedGenerator
+
+    def fetch(version: Version) -> None:
+        with receiver.fetch(version):
+            pass
+
+    paced = plan.engine.paced
+    time.sleep(paced.start_seconds)
+    return PacedGenerator(
+        vocabulary=len(tokenizer),
+        end=ends[0],
+        limit=plan.engine.max_model_len,
+        slots=plan.engine.max_num_seqs,
+        seed=seed,
+        name=name,
+        tokens_per_second=paced.tokens_per_second,
+        mean_length=paced.mean_length,
+        text_of=lambda tokens: str(tokenizer.decode(list(tokens))),
+        fetch=fetch,
+    )
+
+
 def build_worker(
-    name: str, plan: RolloutPlan, generator: VllmGenerator, tokenizer: PreTrainedTokenizerBase, scorer: Scorer
+    name: str, plan: RolloutPlan, generator: Generator, tokenizer: PreTrainedTokenizerBase, scorer: Scorer
 ) -> RolloutWorker:
     """A worker around an engine that has started."""
     from penstock.rollout.ends import sampling_of

@@ -74,7 +74,7 @@ class RunFile(Section):
     rollout: RolloutSection = RolloutSection()
     """The workers that generate."""
     engine: EngineSection = EngineSection()
-    """The vLLM engine inside of each worker."""
+    """The engine inside of each worker."""
     reward: RewardSection | None = None
     """How answers are judged, and the frozen reference model; needed to train and to evaluate."""
     algorithm: AlgorithmSection = AlgorithmSection()

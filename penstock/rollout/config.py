@@ -133,9 +133,25 @@ class RolloutSection(Section):
         return Keep(most_kept=self.sampling.most_kept, routing=self.keep_routing)
 
 
-class EngineSection(Section):
-    """The vLLM engine inside of each worker."""
+class PacedSection(Section):
+    """Generation without an engine, for drills: random answers at a set rate."""
 
+    tokens_per_second: float = on_resume(1000.0, gt=0)
+    """Tokens that one worker samples per second, all its answers together."""
+    mean_length: float = on_resume(16.0, gt=1)
+    """Mean tokens per answer, the end included; lengths are geometric, and cut at rollout.sampling.max_tokens."""
+    start_seconds: float = on_resume(0.0, ge=0)
+    """How long a worker takes to start, beside its process: as an engine that loads and compiles."""
+
+
+class EngineSection(Section):
+    """The engine inside of each worker."""
+
+    kind: Literal["vllm", "paced"] = "vllm"
+    """`vllm` generates with the model. `paced` is a drill: random answers at a set rate, with everything else as it is,
+    to try a cluster, the page, alerts or autoscaling without a GPU; nothing is learned."""
+    paced: PacedSection = PacedSection()
+    """What `paced` does; of no effect on vllm."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Number format of weights and KV cache. Keep it equal to the learner's, or the two disagree on every token."""
     tensor_parallel: int = Field(1, ge=1, le=64)

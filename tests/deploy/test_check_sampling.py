@@ -67,3 +67,12 @@ def test_sampling_that_is_refused_says_why(place: Path, name: str, said: str):
     assert on_the_command_line == in_a_section
     assert said in in_a_section.problem
     assert in_a_section.nearest == ""
+
+
+def test_a_drill_is_pointed_out_and_measures_nothing(place: Path):
+    found = check_overridden(place, "engine.kind=paced")
+    assert {key: finding.level for key, finding in found.items()} == {"engine.kind": "warning"}
+    filtered = check_overridden(place, "engine.kind=paced", "rollout.sampling.top_k=20")["rollout.sampling.top_k"]
+    assert filtered.level == "error"
+    found = check_overridden(place, "engine.kind=paced", stage="evaluate")["engine.kind"]
+    assert found.level == "error" and found.allowed == "vllm"

@@ -39,6 +39,25 @@ def _masks_can_be_kept(ctx: Context) -> Iterator[Finding]:
         )
 
 
+@rule("engine", "rollout", stages=("train", "evaluate"))
+def a_drill_measures_and_teaches_nothing(ctx: Context) -> Iterator[Finding]:
+    if ctx.run_file.engine.kind != "paced":
+        return
+    if ctx.stage == "evaluate":
+        yield ctx.error("engine.kind", "an evaluation measures a model, and paced answers come of none", allowed="vllm")
+        return
+    yield ctx.warning("engine.kind", "answers are random and nothing is learned: this is a drill", remedy="set vllm")
+    rollout = ctx.run_file.rollout
+    meaningless = {
+        "sampling.top_p": (rollout.sampling.top_p < 1, "1.0"),
+        "sampling.top_k": (rollout.sampling.top_k > 0, "0"),
+        "keep_routing": (rollout.keep_routing, "false"),
+    }
+    for key, (asked, allowed) in meaningless.items():
+        if asked:
+            yield ctx.error(f"rollout.{key}", "means nothing to paced answers", allowed=allowed)
+
+
 @rule("rollout", "model")
 def routing_can_be_kept(ctx: Context) -> Iterator[Finding]:
     if isinstance(ctx.model, PenstockError):

@@ -198,6 +198,8 @@ def memory_suffices(ctx: Context) -> Iterator[Finding]:
     if isinstance(ctx.model, PenstockError) or ctx.joins_a_cluster or ctx.gpus:
         return  # on GPUs the engines take a share of what there is, by engine.memory_share
     run = ctx.run_file
+    if run.engine.kind == "paced":
+        return  # there is no engine
     width = 4 if run.engine.dtype == "float32" else 2
     engine = ENGINE_BYTES + run.engine.kv_cache_gib * GIB + width * ctx.model.parameters
     learner = LEARNER_BYTES * run.learner.ranks + 16 * _trained(ctx, ctx.model.parameters)
