@@ -6,6 +6,7 @@ import difflib
 import fcntl
 import json
 import os
+import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -165,6 +166,14 @@ class RunDir:
         if not runs:
             raise RunDirError(f"no run directory under {runs_dir.resolve()}; start one with: penstock train RUN.yaml")
         return max(runs, key=_last_touched)
+
+    @classmethod
+    def newest_of(cls, runs_dir: Path, name: str) -> RunDir | None:
+        """The run called `name` under `runs_dir` that was written to last; None when there is none."""
+        numbered = re.compile(re.escape(name) + r"-\d{8}-\d+")  # as `create` calls them
+        return max(
+            (run for run in _runs_in(runs_dir) if numbered.fullmatch(run.path.name)), key=_last_touched, default=None
+        )
 
     # --- one driver at a time ---
 
