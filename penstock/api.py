@@ -80,7 +80,9 @@ def train(
     """Train with asynchronous reinforcement learning; returns when the run has ended.
 
     `once`: the same call made again goes on with the newest run of this name from its last checkpoint, and returns
-    one that has ended as it is. Raises RunFileError listing every mistake before anything is started, PenstockError with the cause when the run
+    one that has ended as it is.
+
+    Raises RunFileError listing every mistake before anything is started, PenstockError with the cause when the run
     fails, KeyboardInterrupt after the clean end that a signal asks for.
     """
     from penstock.deploy.run import train as conduct

@@ -16,7 +16,6 @@ from penstock.services.rundir import RunDir
 from penstock.services.versions import Version
 
 
-
 @pytest.fixture
 def started(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Path]]:
     """Whatever is started or resumed, in order; the runs themselves are left out."""
