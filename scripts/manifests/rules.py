@@ -249,9 +249,7 @@ def named_ports_are_there(deployment: Deployment) -> Iterator[str]:
 
 
 def _ports(where: str, wanted: list[str | int], there: list[Pod]) -> Iterator[str]:
-    known = {name for pod in there for name in pod.ports()} | {
-        number for pod in there for number in pod.ports().values()
-    }
+    known = {port for pod in there for named in pod.ports().items() for port in named}
     for port in wanted:
         if port not in known:
             yield f"{where}: port {port!r} is none of {sorted(map(str, known))}"
