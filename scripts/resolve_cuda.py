@@ -1,4 +1,4 @@
-"""Write constraints-cuda.txt: what pip would install on a Linux machine with an NVIDIA GPU, found without installing it.
+"""Write constraints-cuda.txt: what pip would install on a Linux machine with an NVIDIA GPU, without installing it.
 
     python scripts/resolve_cuda.py
 

@@ -1,4 +1,4 @@
-"""The Slurm script without a cluster: its form, and what it says to people. The whole of it is a story in tests/runs."""
+"""The Slurm script without a cluster: its form, and what it says to people. The whole is a story in tests/runs."""
 
 from __future__ import annotations
 
