@@ -6,6 +6,7 @@ import re
 import shlex
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import yaml
@@ -18,19 +19,24 @@ ROOT = KUBERNETES.parents[1]
 ROLES = ("learner", "rollout", "scorer")
 
 
-def run_file_of(deployment: Deployment) -> tuple[Any, list[str]]:
+def run_file_of(deployment: Deployment) -> tuple[Any, tuple[str, ...]]:
     """The run file in the ConfigMap, and what is wrong with its form."""
+    return _read_run_file(deployment.named("ConfigMap")["penstock-run"]["data"]["run.yaml"])
+
+
+@cache
+def _read_run_file(text: str) -> tuple[Any, tuple[str, ...]]:
     from pydantic import ValidationError
 
     from penstock.deploy.findings import from_pydantic
     from penstock.deploy.runfile import RunFile
     from penstock.deploy.yaml_source import YamlSource
 
-    values = yaml.safe_load(deployment.named("ConfigMap")["penstock-run"]["data"]["run.yaml"])
+    values = yaml.safe_load(text)
     try:
-        return RunFile.model_validate(values), []
+        return RunFile.model_validate(values), ()
     except ValidationError as error:
-        return None, [str(finding) for finding in from_pydantic(error, RunFile, YamlSource("run.yaml", values))]
+        return None, tuple(str(finding) for finding in from_pydantic(error, RunFile, YamlSource("run.yaml", values)))
 
 
 def commands_are_commands(deployment: Deployment) -> Iterator[str]:
@@ -106,8 +112,9 @@ def the_run_uses_the_store_that_is_there(deployment: Deployment) -> Iterator[str
 
 def the_store_has_room_for_what_the_gate_lets_in(deployment: Deployment) -> Iterator[str]:
     run, _ = run_file_of(deployment)
-    (store,) = [pod for pod in deployment.pods if pod.labels["app.kubernetes.io/component"] == "store"]
-    (settings,) = [found["data"]["redis.conf"] for found in deployment.of("ConfigMap") if "redis.conf" in found["data"]]
+    store = next(pod for pod in deployment.pods if pod.labels["app.kubernetes.io/component"] == "store")
+    maps = [found["data"] for found in deployment.of("ConfigMap")]
+    settings = next(data["redis.conf"] for data in maps if "redis.conf" in data)
     most = bytes_of(re.search(r"^maxmemory (\S+)", settings, re.MULTILINE)[1])  # type: ignore[index]
     limit = bytes_of(store.spec["containers"][0]["resources"]["limits"]["memory"])
     if run is not None and run.store.max_bytes > most:

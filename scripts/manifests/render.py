@@ -65,9 +65,8 @@ class Pod:
 
 def cluster_of(found: Object) -> dict[str, Any] | None:
     """The description of the Ray cluster in a RayCluster or a RayJob."""
-    if found["kind"] == "RayCluster":
-        return dict(found["spec"])
-    return dict(found["spec"]["rayClusterSpec"]) if found["kind"] == "RayJob" else None
+    spec: dict[str, Any] = found.get("spec", {})
+    return spec if found["kind"] == "RayCluster" else spec.get("rayClusterSpec")
 
 
 def pods(objects: list[Object]) -> list[Pod]:

@@ -1,5 +1,5 @@
-"""A Slurm job with stand-ins for Slurm and a real Ray cluster of two raylets: stopped before its time limit, put back into
-the queue, resumed and ended."""
+"""A Slurm job with stand-ins for Slurm and a real Ray cluster of two raylets: stopped before its time limit, put back
+into the queue, resumed and ended."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def wait(
         time.sleep(0.2)
 
 
-def test_a_job_that_is_stopped_before_its_limit_goes_back_into_the_queue_and_on_from_its_checkpoint(
+def test_a_job_that_is_stopped_before_its_limit_is_requeued_and_goes_on_from_its_checkpoint(
     tmp_path: Path,
 ) -> None:
     job = Job(tmp_path)
