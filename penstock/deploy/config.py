@@ -114,9 +114,6 @@ class PlacementSection(Section):
     ray_address: str | None = on_resume(None)
     """Address of a running Ray cluster, for example `auto` or `ray://head:10001`; by default one is started for the
     run and ended with it."""
-    autoscaler: bool = on_resume(False)
-    """The cluster has an autoscaler: what has no room now is waited for, and its waiting asks for nodes, within
-    `deadlines.start`. Otherwise what has no room now is refused at once."""
     device: Literal["auto", "cpu", "cuda"] = on_resume("auto")
     """auto takes the GPUs when there are any."""
     colocate: bool = on_resume(False)
@@ -126,7 +123,10 @@ class PlacementSection(Section):
     learner: RoleResources = RoleResources()
     """One learner rank."""
     scorer: RoleResources = RoleResources(gpus=0.0)
-    """The scorer of a rollout worker."""
+    """One scorer."""
+    grows: bool | None = on_resume(None)
+    """Whether the cluster starts nodes for actors that find no room, so that a lack of resources is waited for and not
+    refused. By default Ray is asked whether it has an autoscaler; a cluster that is started for the run has none."""
     learner_threads: int = on_resume(1, ge=1)
     """Threads of one learner rank's arithmetic. More than one slows small models down where ranks and engines share
     a machine's cores, because they then wait for each other; the engines have `engine.threads`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -26,6 +27,7 @@ class Placement:
     engine: EngineSection
     workers: int
     ranks: int
+    scorers: int
 
     def options(self, role: Literal["rollout", "learner", "scorer"]) -> dict[str, Any]:
         """Options of a Ray actor of this role."""
@@ -56,40 +58,45 @@ class Placement:
 
     def demand(self) -> dict[str, float]:
         """What the whole run asks for, by the names that Ray gives to resources."""
+        counts: dict[Literal["rollout", "learner", "scorer"], int] = {
+            "rollout": self.workers,
+            "learner": self.ranks,
+            "scorer": self.scorers,
+        }
         asked: defaultdict[str, float] = defaultdict(float)
-        for role, count in self._counts.items():
+        for role, count in counts.items():
             wanted: RoleResources = getattr(self.section, role)
             one = {"CPU": wanted.cpus, "GPU": self.gpus(role), **wanted.resources}
             for kind, amount in one.items():
                 asked[kind] += amount * count
         return dict(asked)
 
-    @property
-    def _counts(self) -> dict[Literal["rollout", "learner", "scorer"], int]:
-        return {"rollout": self.workers, "learner": self.ranks, "scorer": 1}
+    def lacking(self, there: Mapping[str, float]) -> str:
+        """What the run asks for beyond what is `there`, for people; empty when there is enough."""
+        return "; ".join(
+            f"{wanted:g} {_many(kind)} are asked for, the cluster has {there.get(kind, 0):g}"
+            for kind, wanted in self.demand().items()
+            if wanted > there.get(kind, 0)
+        )
 
 
-def place(run_file: RunFile, *, workers: int, ranks: int) -> Placement:
+def _many(kind: str) -> str:
+    return f"{kind}s" if kind in ("CPU", "GPU") else f"of the custom resource {kind!r}"
+
+
+def place(run_file: RunFile, *, workers: int, ranks: int, scorers: int, grows: bool = False) -> Placement:
     """Decide the device and check that the cluster has what the run asks for. Raises PenstockError that says what
-    is lacking; otherwise Ray would wait for it without a word. An autoscaler is what that waiting is for."""
+    is lacking; otherwise Ray would wait for it without a word. A cluster that `grows` is waited for: what finds no
+    room there makes its autoscaler start a node."""
     section, there = run_file.placement, ray.cluster_resources()
     device: Device
     device = ("cuda" if there.get("GPU", 0) >= 1 else "cpu") if section.device == "auto" else section.device
-    placement = Placement(device, section, run_file.engine, workers, ranks)
-    lacking = [
-        _lack(kind, wanted, there.get(kind, 0))
-        for kind, wanted in placement.demand().items()
-        if wanted > there.get(kind, 0)
-    ]
-    if lacking and not section.autoscaler:
+    placement = Placement(device, section, run_file.engine, workers, ranks, scorers)
+    lacking = placement.lacking(there)
+    if lacking and not grows:
         raise PenstockError(
-            f"the cluster is too small: {'; '.join(lacking)}. Lower rollout.workers or learner.ranks, share cards with "
-            "placement.colocate=true, ask for less under placement.rollout, placement.learner and placement.scorer, or "
-            "set placement.autoscaler=true when the cluster can grow"
+            f"the cluster is too small: {lacking}. Lower rollout.workers, reward.scorers or learner.ranks, share cards "
+            "with placement.colocate=true, or ask for less under placement.rollout, placement.learner and "
+            "placement.scorer. If the cluster starts nodes by itself, say placement.grows=true"
         )
     return placement
-
-
-def _lack(kind: str, wanted: float, there: float) -> str:
-    what = f"{wanted:g} {kind}s" if kind in ("CPU", "GPU") else f"{wanted:g} of the custom resource {kind!r}"
-    return f"{what} are asked for, the cluster has {there:g}"

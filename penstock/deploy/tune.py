@@ -54,7 +54,7 @@ class _Tuning:
             cluster = Cluster(run_file.placement.ray_address, run_id_of(self._directory), actors=ranks)
         try:
             with self._phases.phase("start"):
-                placement = place(run_file, workers=0, ranks=ranks)
+                placement = place(run_file, workers=0, ranks=ranks, scorers=0)
                 members = [self._member(rank, placement.options("learner")) for rank in range(ranks)]
                 wait_until_ready(members, run_file.deadlines.start, self._heed)
                 prepare_tuning([member.handle for member in members], self._plan(), run_file.deadlines.start)

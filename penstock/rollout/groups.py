@@ -21,11 +21,13 @@ from penstock.services.codec import CodecError, decode, encode
 from penstock.services.contracts import DeadlinePassed, Fenced, Generator, Scorer
 from penstock.services.replay import ReplayStore, Ticket
 from penstock.services.staleness import Forks, Outlived, binding_version, lag
-from penstock.services.trajectory import Completion, PartialGroup, Prompt, Sampling, Span, Unfinished
+from penstock.services.trajectory import Completion, PartialGroup, Prompt, Sampling, Span
 from penstock.services.versions import Version
 
 log = logging.getLogger(__name__)
 
+_TOKENS = {"groups_put": "tokens_put", "handed_back": "tokens_handed_back"}
+"""Where the tokens of a group are counted that leaves a worker this way; in any other they are lost."""
 MOST_CAUSE = 500
 """Characters of a cause that the ledger is told; the worker's log has all of it."""
 
@@ -59,6 +61,8 @@ class Groups:
         self._generator = generator
         self._sampling = sampling
         self._rules = rules
+        self.max_lag = rules.max_lag
+        """The bound as it is now; a person or a guard may move it while the run goes on."""
         self._leases = leases
         self._meter = meter
         self._episodes: dict[int, Episode] = {}
@@ -77,7 +81,10 @@ class Groups:
         that `take` would drop the group, is forgotten: the group starts anew."""
         self._leases.hold(ticket)
         partial = _partial_of(ticket)
+        given = sum(len(member.tokens) for member in partial.members) if partial is not None else 0
+        self._meter.count("tokens_resumed", by=given)
         if partial is not None and self._outlived(partial, published, forks):
+            self._meter.count("tokens_dropped", by=given)
             partial = None
         episode = Episode.begin(ticket, prompt, self._sampling, self._rules.group_size, partial)
         self._episodes[ticket.index] = episode
@@ -92,7 +99,7 @@ class Groups:
     def _outlived(self, partial: PartialGroup, published: Version, forks: Forks) -> bool:
         """Whether the group could not be trained on; where tokens are masked, one fresh token to come is enough."""
         lags = (lag(published, span.version, forks) for member in partial.members for span in member.spans)
-        return self._rules.outlived != "mask" and max(lags, default=0) > self._rules.max_lag
+        return self._rules.outlived != "mask" and max(lags, default=0) > self.max_lag
 
     def absorb(self, key: str, completion: Completion) -> None:
         """One answer is complete. Answers of groups that were forgotten meanwhile are ignored."""
@@ -151,10 +158,10 @@ class Groups:
         for episode in list(self._episodes.values()):
             begun = {r.key: list(self._generator.spans(r.key)) for r in episode.requests() if r.key in flying}
             everything = [span for spans in begun.values() for span in spans] + list(episode.spans)
-            if begun and age(everything) > self._rules.max_lag:
+            if begun and age(everything) > self.max_lag:
                 self._refuse(episode, "stale", f"an answer was older than max_lag at the swap to version {published}")
             elif self._rules.outlived == "cut":
-                old = [key for key, spans in begun.items() if spans and age(spans) >= self._rules.max_lag]
+                old = [key for key, spans in begun.items() if spans and age(spans) >= self.max_lag]
                 self._meter.count("cut", by=len(old))
                 for key, completion in self._generator.cut(old):
                     self.absorb(key, completion)
@@ -170,9 +177,9 @@ class Groups:
     def hand_back(self) -> None:
         """Release every group with what exists of it."""
         for episode in list(self._episodes.values()):
-            partial = episode.partial(self._stop(episode))
+            self._stop(episode)
             with self._leaving(episode, "handed_back"):
-                self._release(episode.ticket, partial)
+                self._release(episode.ticket, episode.partial())
 
     def _release(self, ticket: Ticket, partial: PartialGroup | None) -> None:
         payload = encode(partial) if partial is not None else None
@@ -191,17 +198,18 @@ class Groups:
             yield
         except Fenced:
             outcome = "fenced"
-        self._meter.count(outcome)
         self._leases.drop(episode.ticket)
         self._stop(episode)
+        self._meter.count(outcome)
+        self._meter.count(_TOKENS.get(outcome, "tokens_dropped"), by=episode.tokens)
         del self._episodes[episode.ticket.index]
 
-    def _stop(self, episode: Episode) -> dict[str, Unfinished]:
-        """Take the group's requests out of the generator."""
+    def _stop(self, episode: Episode) -> None:
+        """Take the group's requests out of the generator, and keep what it had of them."""
         for key in [key for key, owner in self._by_key.items() if owner is episode]:
             del self._by_key[key]
         own = {request.key for request in episode.requests()}
-        return self._generator.take_back([key for key in self._generator.in_flight if key in own])
+        episode.interrupt(self._generator.take_back([key for key in self._generator.in_flight if key in own]))
 
     def _ask(self, what: str, call: Callable[[], None]) -> None:
         patiently(what, call, self._rules.patience)

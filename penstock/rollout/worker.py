@@ -33,7 +33,7 @@ __all__ = ["RolloutWorker", "Rules"]
 T = TypeVar("T")
 
 LOOK = 0.25
-"""Seconds between looks at which version is published."""
+"""Seconds between looks at which version is published; an answer about prompts says it, too."""
 RETRY = (0.05, 1.0)
 """Seconds between questions at a closed gate: at first, and at most."""
 REST = 0.2
@@ -86,6 +86,10 @@ class RolloutWorker:
         self._draining.set()
         self._wake.set()
 
+    def set_max_lag(self, bound: int) -> None:
+        """Judge by another bound what has become too old, from the next swap on."""
+        self._groups.max_lag = bound
+
     def evaluate(self, job: EvaluationJob) -> Future[EvaluationReport]:
         """Measure a version beside training. The future raises WeightsMissing when that version cannot be had, and
         DeadlinePassed when the measurement took too long."""
@@ -100,6 +104,7 @@ class RolloutWorker:
             **self._meter.read(),
             "rollout/groups_in_hand": float(len(self._groups)),
             "rollout/in_flight": float(self._groups.generating),
+            "rollout/tokens_sampled": float(self._generator.sampled),
             "phase": self._phase,
             "version": self._serving,
             "published": str(self._published),
@@ -151,9 +156,7 @@ class RolloutWorker:
                 self._rest()
 
     def _swap_if_behind(self) -> None:
-        now = time.monotonic()
-        if now - self._looked >= LOOK:
-            self._looked = now
+        if time.monotonic() - self._looked >= LOOK:
             self._saw(self._ask("published", self._store.published))
         if self._published == self._generator.version or self._evaluator.busy:
             return
@@ -179,6 +182,7 @@ class RolloutWorker:
 
     def _saw(self, published: Version) -> None:
         """A version that the learner has published; a new lineage comes with a new tree of versions."""
+        self._looked = time.monotonic()
         if published.lineage != 0 and published.lineage not in self._forks:
             self._forks = self._ask("forks", self._store.forks)
         self._published = published

@@ -129,7 +129,11 @@ def every_role_has_one_group_that_fits(deployment: Deployment) -> Iterator[str]:
     if run is None:
         return
     groups = node_types(deployment.cluster)
-    counts = {"learner": run.learner.ranks, "rollout": run.rollout.max_workers or run.rollout.workers, "scorer": 1}
+    counts = {
+        "learner": run.learner.ranks,
+        "rollout": run.rollout.max_workers or run.rollout.workers,
+        "scorer": run.reward.max_scorers or run.reward.scorers,
+    }
     for role, asked in demands(run).items():
         fit = {name: group for name, group in groups.items() if _fits(asked, group["resources"])}
         if list(fit) != [role]:
@@ -141,8 +145,8 @@ def every_role_has_one_group_that_fits(deployment: Deployment) -> Iterator[str]:
             room = f"{at_a_time} a pod × {fit[role]['max_workers']} pods"
             yield f"run.yaml: {counts[role]} {role} actors do not fit the group {role!r} ({room})"
     grows = any(group["max_workers"] > group["min_workers"] for group in groups.values())
-    if grows and not run.placement.autoscaler:
-        yield "run.yaml: groups grow, and placement.autoscaler is off: what does not fit at once would be refused"
+    if grows and not run.placement.grows:
+        yield "run.yaml: groups grow, and placement.grows is not said: what does not fit at once may be refused"
 
 
 def demands(run: Any) -> dict[str, dict[str, float]]:
@@ -150,7 +154,7 @@ def demands(run: Any) -> dict[str, dict[str, float]]:
     from penstock.deploy.placement import Placement
 
     device = "cuda" if run.placement.device == "cuda" else "cpu"
-    placement = Placement(device, run.placement, run.engine, run.rollout.workers, run.learner.ranks)
+    placement = Placement(device, run.placement, run.engine, run.rollout.workers, run.learner.ranks, scorers=1)
     asked = {}
     for role in ROLES:
         options = placement.options(role)

@@ -32,15 +32,15 @@ def test_an_amount_that_is_no_number_is_told_at_its_own_key(place: Path) -> None
 
 
 def test_custom_resources_and_growth_need_a_cluster_that_is_joined(place: Path) -> None:
-    wanted = ("placement.scorer.resources={cpu-node: 0.001}", "placement.autoscaler=true")
+    wanted = ("placement.scorer.resources={cpu-node: 0.001}", "placement.grows=true")
     alone = check_overridden(place, *wanted)
     assert "has no custom resources" in str(alone["placement.scorer.resources"])
-    assert "does not grow" in str(alone["placement.autoscaler"])
+    assert "does not grow" in str(alone["placement.grows"])
     joined = check_overridden(place, JOINED, *wanted, "placement.device=cpu")
     assert not any(key.startswith("placement") for key in joined)
 
 
 def test_the_device_of_a_cluster_that_grows_is_said_and_not_looked_for(place: Path) -> None:
-    found = check_overridden(place, JOINED, "placement.autoscaler=true")
+    found = check_overridden(place, JOINED, "placement.grows=true")
     assert found["placement.device"].level == "warning"
     assert "say cuda or cpu" in str(found["placement.device"])

@@ -15,9 +15,9 @@ def run_file(**sections) -> RunFile:
     return RunFile.model_validate(needed | sections)
 
 
-def placed(monkeypatch, resources, *, workers=2, ranks=1, **sections) -> Placement:
+def placed(monkeypatch, resources, *, workers=2, ranks=1, scorers=1, grows=False, **sections) -> Placement:
     monkeypatch.setattr(ray, "cluster_resources", lambda: resources)
-    return place(run_file(**sections), workers=workers, ranks=ranks)
+    return place(run_file(**sections), workers=workers, ranks=ranks, scorers=scorers, grows=grows)
 
 
 def test_without_gpus_everything_runs_on_cpus(monkeypatch):
@@ -41,6 +41,18 @@ def test_roles_that_share_a_card_take_halves_of_it(monkeypatch):
 def test_a_cluster_that_is_too_small_is_an_error_with_both_numbers(monkeypatch):
     with pytest.raises(PenstockError, match=r"3 GPUs are asked for, the cluster has 1"):
         placed(monkeypatch, {"CPU": 8.0, "GPU": 1.0})
+
+
+def test_every_scorer_counts(monkeypatch):
+    assert placed(monkeypatch, {"CPU": 6.0}, scorers=3).demand() == {"CPU": 6.0, "GPU": 0.0}
+    with pytest.raises(PenstockError, match=r"7 CPUs are asked for, the cluster has 6\. .*placement\.grows=true"):
+        placed(monkeypatch, {"CPU": 6.0}, scorers=4)
+
+
+def test_a_cluster_that_grows_is_waited_for(monkeypatch):
+    placement = placed(monkeypatch, {"CPU": 2.0}, workers=4, grows=True)
+    assert placement.lacking({"CPU": 2.0}) == "6 CPUs are asked for, the cluster has 2"
+    assert placement.lacking({"CPU": 6.0}) == ""
 
 
 def test_threads_of_engines_and_of_ranks_are_set_apart(monkeypatch):
@@ -67,14 +79,7 @@ def test_what_several_actors_ask_of_a_custom_resource_is_summed_over_roles(monke
 
 
 def test_custom_resources_that_the_cluster_lacks_are_named_with_both_numbers(monkeypatch):
+    there = {"CPU": 8.0, "rollout-node": 1.0, "learner-node": 1.0}
     with pytest.raises(PenstockError, match=r"2 of the custom resource 'rollout-node' are asked for, .* has 1"):
-        placed(monkeypatch, {"CPU": 8.0, "rollout-node": 1.0, "learner-node": 1.0}, placement=PLACES)
-
-
-def test_an_autoscaler_is_waited_for_where_a_cluster_without_one_is_too_small(monkeypatch):
-    small = {"CPU": 1.0}
-    with pytest.raises(PenstockError, match=r"placement.autoscaler=true when the cluster can grow"):
-        placed(monkeypatch, small, placement=PLACES)
-    placement = placed(monkeypatch, small, workers=4, placement={**PLACES, "autoscaler": True, "device": "cuda"})
-    assert placement.device == "cuda"
-    assert placement.demand()["rollout-node"] == 4
+        placed(monkeypatch, there, placement=PLACES)
+    assert placed(monkeypatch, there, placement=PLACES, grows=True).demand()["rollout-node"] == 2

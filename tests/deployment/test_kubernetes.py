@@ -147,7 +147,7 @@ BREAKS: list[tuple[Callable[[Deployment], Any], str]] = [
     ),
     (lambda d: group(d, "rollout").pop("resources"), "which fits no group"),
     (lambda d: placement(d, scorer={"cpus": 2}), "one scorer actor asks for {'CPU': 2.0}, which fits ['learner', "),
-    (lambda d: placement(d, autoscaler=False), "groups grow, and placement.autoscaler is off"),
+    (lambda d: placement(d, grows=None), "groups grow, and placement.grows is not said"),
     (lambda d: d.cluster.update(rayVersion="2.9.0"), "rayVersion is 2.9.0, pyproject.toml pins ray"),
     (
         lambda d: d.cluster["headGroupSpec"]["template"]["spec"]["containers"][0]["ports"][1].update(containerPort=9),

@@ -62,7 +62,7 @@ def test_every_role_of_the_run_file_has_one_kind_of_node_that_fits(path: Path) -
         ]
     assert homes == {"learner": ["learner"], "rollout": ["rollout"], "scorer": ["head"]}
     assert run.rollout.max_workers == kinds["rollout"]["max_workers"]
-    assert run.placement.autoscaler and kinds["rollout"]["min_workers"] == 0
+    assert run.placement.grows and kinds["rollout"]["min_workers"] == 0
 
 
 @pytest.mark.parametrize("path", FILES, ids=named)

@@ -1,4 +1,4 @@
-"""The store of deploy/kubernetes, started as its pod starts it, on a server that is here: its promises, its password."""
+"""The store of deploy/kubernetes, started as its pod starts it, on a server that is here: promises and password."""
 
 from __future__ import annotations
 

@@ -78,17 +78,17 @@ def sampler_and_learner_count_alike(ctx: Context) -> Iterator[Finding]:
 @rule("goals", "evaluation")
 def goals_are_about_metrics_that_exist(ctx: Context) -> Iterator[Finding]:
     for number, goal in enumerate(ctx.run_file.goals):
-        yield from _known(ctx, f"goals.{number}.metric", goal.metric)
+        yield from known_metric(ctx, f"goals.{number}.metric", goal.metric)
 
 
 @rule("checkpoints", "evaluation")
 def the_best_is_by_a_metric_that_exists(ctx: Context) -> Iterator[Finding]:
     metric = ctx.run_file.checkpoints.keep_best
     if metric is not None:
-        yield from _known(ctx, "checkpoints.keep_best", metric)
+        yield from known_metric(ctx, "checkpoints.keep_best", metric)
 
 
-def _known(ctx: Context, key: str, metric: str) -> Iterator[Finding]:
+def known_metric(ctx: Context, key: str, metric: str) -> Iterator[Finding]:
     """One finding when no role records `metric`, or when it needs an evaluation that does not happen."""
     known = catalogue()
     if describe(metric, known) is None:
@@ -124,14 +124,14 @@ def a_cluster_of_its_own_has_only_what_this_machine_has(ctx: Context) -> Iterato
         if getattr(placement, role).resources:
             problem = "a cluster that is started for the run has no custom resources"
             yield ctx.error(f"placement.{role}.resources", problem, remedy=remedy)
-    if placement.autoscaler:
-        yield ctx.error("placement.autoscaler", "a cluster that is started for the run does not grow", remedy=remedy)
+    if placement.grows:
+        yield ctx.error("placement.grows", "a cluster that is started for the run does not grow", remedy=remedy)
 
 
 @rule("placement", stages=("train", "sft"))
 def a_cluster_that_grows_does_not_show_its_gpus(ctx: Context) -> Iterator[Finding]:
     placement = ctx.run_file.placement
-    if ctx.joins_a_cluster and placement.autoscaler and placement.device == "auto":
+    if ctx.joins_a_cluster and placement.grows and placement.device == "auto":
         problem = "auto looks at the nodes that are there when the run starts, and GPU nodes may be still to come"
         yield ctx.warning("placement.device", problem, remedy="say cuda or cpu")
 

@@ -192,8 +192,7 @@ class RedisStore:
     # --- looking on ---------------------------------------------------------------------------------
 
     def published(self) -> Version:
-        lineage, step, _, _ = self._connection.call("head")
-        return _version(lineage, step)
+        return Version(*self._connection.published())
 
     def forks(self) -> Forks:
         return self._refresh().forks

@@ -24,9 +24,10 @@ def test_a_new_run_starts_empty_at_the_first_version(opened):
     assert states(store) == {}
 
 
-def test_nothing_can_be_reserved_before_a_learner_has_opened_the_run(blank):
-    with pytest.raises(StoreError, match="does not know this run"):
-        reserve(blank, 1)
+def test_nothing_can_be_reserved_or_looked_up_before_a_learner_has_opened_the_run(blank):
+    for ask in (lambda: reserve(blank, 1), blank.published):
+        with pytest.raises(StoreError, match="does not know this run"):
+            ask()
 
 
 def test_reconcile_asks_for_the_rules_first(blank):
