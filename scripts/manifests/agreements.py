@@ -68,9 +68,7 @@ def penstock_commands(shell: str) -> list[list[str]]:
 
 def wrong_commands(shell: str) -> Iterator[str]:
     """Calls of `penstock` in a line of shell that its command line would refuse."""
-    from penstock.cli.main import app
-
-    group: Any = get_command(app)
+    group = _command_line()
     context = group.context_class(group, info_name="penstock")
     for words in penstock_commands(shell):
         command = group.get_command(context, words[0]) if words else None
@@ -83,6 +81,13 @@ def wrong_commands(shell: str) -> Iterator[str]:
             if not hasattr(error, "format_message"):
                 raise
             yield f"`penstock {shlex.join(words)}` is no command: {error.format_message()}"
+
+
+@cache
+def _command_line() -> Any:
+    from penstock.cli.main import app
+
+    return get_command(app)
 
 
 def the_run_file_is_right(deployment: Deployment) -> Iterator[str]:
@@ -129,9 +134,10 @@ def every_role_has_one_group_that_fits(deployment: Deployment) -> Iterator[str]:
     if run is None:
         return
     groups = node_types(deployment.cluster)
+    follows = run.rollout.autoscale.max if run.rollout.autoscale else run.rollout.workers
     counts = {
         "learner": run.learner.ranks,
-        "rollout": run.rollout.max_workers or run.rollout.workers,
+        "rollout": max(follows, run.rollout.max_workers or run.rollout.workers),
         "scorer": run.reward.max_scorers or run.reward.scorers,
     }
     for role, asked in demands(run).items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import yaml
@@ -31,9 +31,8 @@ class Deployment:
         return [found for found in self.objects if found["kind"] in kinds]
 
     def named(self, kind: str) -> dict[str, Object]:
-        """The objects of a kind by name; of Secrets, which no overlay has, their forms."""
-        found = self.of(kind) if kind != "Secret" else list(yaml.safe_load_all(SECRETS.read_text()))
-        return {one["metadata"]["name"]: one for one in found}
+        """The objects of a kind by name."""
+        return {one["metadata"]["name"]: one for one in self.of(kind)}
 
     @property
     def cluster(self) -> dict[str, Any]:
@@ -47,6 +46,7 @@ class Deployment:
 
 
 SECRETS = KUBERNETES / "secrets.example.yaml"
+"""Forms of the Secrets, which no overlay has."""
 Rule = Callable[[Deployment], Iterator[str]]
 
 
@@ -180,7 +180,7 @@ def what_is_referred_to_is_there(deployment: Deployment) -> Iterator[str]:
             for mount in container.get("volumeMounts", ()):
                 if mount["name"] not in volumes and mount["name"] not in templates:
                     yield f"{where}: mounts a volume {mount['name']!r} that the pod does not have"
-            yield from _secrets(deployment, where, container)
+            yield from _secrets(where, container)
 
 
 def _claim_templates(deployment: Deployment, pod: Pod) -> set[str]:
@@ -188,8 +188,13 @@ def _claim_templates(deployment: Deployment, pod: Pod) -> set[str]:
     return {claim["metadata"]["name"] for found in sets for claim in found["spec"].get("volumeClaimTemplates", ())}
 
 
-def _secrets(deployment: Deployment, where: str, container: dict[str, Any]) -> Iterator[str]:
-    forms = deployment.named("Secret")
+@cache
+def _forms() -> dict[str, Object]:
+    return {form["metadata"]["name"]: form for form in yaml.safe_load_all(SECRETS.read_text())}
+
+
+def _secrets(where: str, container: dict[str, Any]) -> Iterator[str]:
+    forms = _forms()
     for variable in container.get("env", ()):
         wanted = variable.get("valueFrom", {}).get("secretKeyRef")
         if wanted is not None and wanted["key"] not in forms.get(wanted["name"], {}).get("stringData", {}):

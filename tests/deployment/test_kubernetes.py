@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 import yaml
 from conftest import rendered
+from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 
 from scripts.manifests import __main__ as command
-from scripts.manifests.agreements import AGREEMENTS, penstock_commands
+from scripts.manifests.agreements import AGREEMENTS, demands, penstock_commands, run_file_of
 from scripts.manifests.render import KUBERNETES, Pod, overlays, render
 from scripts.manifests.rules import RULES, Deployment, bytes_of, matches
 from scripts.manifests.schemas import Schemas
@@ -59,6 +60,39 @@ def test_the_monitors_find_the_pods_and_let_prometheus_in(tmp_path: Path) -> Non
     monitors = deployment.of("PodMonitor", "ServiceMonitor")
     read = {pod.owner for found in monitors for pod in deployment.selected(found["spec"]["selector"])}
     assert read == {pod.owner for pod in deployment.pods if pod.role == "ray"}
+
+
+@pytest.mark.parametrize(("overlay", "most"), [("job", 8), ("drill", 3)])
+def test_rays_own_autoscaler_starts_pods_of_the_right_groups_for_what_waits(overlay: str, most: int) -> None:
+    """Its scheduler is given this cluster without a single pod, and the actors of the run file as waiting."""
+    from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
+    from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingRequest
+    from ray.autoscaler.v2.utils import ResourceRequestUtil
+
+    deployment = Deployment(rendered(overlay))
+    run, _ = run_file_of(deployment)
+    cluster = {"metadata": {"name": "penstock", "namespace": "penstock"}, "spec": deployment.cluster}
+    kinds = AutoscalingConfig(_derive_autoscaling_config_from_ray_cr(cluster)).get_node_type_configs()
+    asked = demands(run)
+
+    def started(**waiting: int) -> dict[str, int]:
+        one = [(asked[role], count) for role, count in waiting.items()]
+        requests = [ResourceRequestUtil.make(bundle) for bundle, count in one for _ in range(count)]
+        reply = ResourceDemandScheduler().schedule(
+            SchedulingRequest(
+                disable_launch_config_check=True,
+                node_type_configs=kinds,
+                max_num_nodes=100,
+                resource_requests=ResourceRequestUtil.group_by_count(requests),
+            )
+        )
+        assert not reply.infeasible_resource_requests or waiting["rollout"] > most
+        return {launch.instance_type: launch.count for launch in reply.to_launch if launch.instance_type != "headgroup"}
+
+    standing = {"learner": 1, "scorer": 1}
+    assert started(learner=1, scorer=1, rollout=0) == standing
+    assert started(learner=1, scorer=1, rollout=2) == {**standing, "rollout": 2}
+    assert started(learner=1, scorer=1, rollout=most + 5) == {**standing, "rollout": most}
 
 
 # --- each rule notices what it is there for -------------------------------------------------------
