@@ -40,12 +40,18 @@ Overrides = Annotated[
 
 
 @app.command()
-def train(run_file: RunFileArgument, overrides: Overrides = None) -> None:
+def train(
+    run_file: RunFileArgument,
+    overrides: Overrides = None,
+    once: Annotated[
+        bool, typer.Option("--once", help="Given again, go on with the run of this name, and leave an ended one be.")
+    ] = False,
+) -> None:
     """Train with asynchronous reinforcement learning."""
     from penstock import api
 
     typer.echo(f"[penstock] checking {run_file}")
-    _watch(lambda display: api.train(run_file, overrides or [], display=display))
+    _watch(lambda display: api.train(run_file, overrides or [], once=once, display=display))
 
 
 @app.command()

@@ -6,7 +6,7 @@ import os
 import shutil
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -98,17 +98,28 @@ class Parts:
         self._stack.callback(self.cluster.close)
         self.placement = self._place(run_file.rollout.workers, self._reward.scorers)
         self.route = self._choose_route()
-        address = ray.util.get_node_ip_address() if self.cluster.nodes > 1 else None
+        address = ray.util.get_node_ip_address() if self._nodes > 1 else None
         self.host = StoreHost(run_file.store, directory, self.run_id, address)
         self._stack.callback(self.host.close)
         self._stack.callback(self._end_actors)
         self._start_actors()
         self._open_data()
 
+    @property
+    def _nodes(self) -> int:
+        """How many machines may hold actors of this run: a cluster that grows has a second one to come."""
+        return max(self.cluster.nodes, 2) if self._grows else self.cluster.nodes
+
+    @cached_property
+    def _grows(self) -> bool:
+        """Ray is asked once; that takes seconds, and an autoscaler does not come later."""
+        said = self._run_file.placement.grows
+        return self.cluster.grows if said is None else said
+
     def _choose_route(self) -> Route:
         """How weights travel; its folder is emptied now and removed at the end."""
         run_file = self._run_file
-        chosen, why = choose(run_file.weights.transport, self.cluster.nodes, self.placement.device == "cuda")
+        chosen, why = choose(run_file.weights.transport, self._nodes, self.placement.device == "cuda")
         if chosen is None:
             raise PenstockError(f"weights.transport {run_file.weights.transport!r} cannot be used in this run: {why}")
         given = run_file.weights.folder
@@ -205,14 +216,8 @@ class Parts:
         return f"The cluster has to grow first: {lacking}; its autoscaler is waited for" if lacking else ""
 
     def _place(self, workers: int, scorers: int) -> Placement:
-        ranks, grows = self._run_file.learner.ranks, self._run_file.placement.grows
-        return place(
-            self._run_file,
-            workers=workers,
-            ranks=ranks,
-            scorers=scorers,
-            grows=self.cluster.grows if grows is None else grows,
-        )
+        ranks = self._run_file.learner.ranks
+        return place(self._run_file, workers=workers, ranks=ranks, scorers=scorers, grows=self._grows)
 
     def hold_gate(self, held: bool) -> None:
         """Raises StoreError when the store is away: whoever asked is told, and asks again."""

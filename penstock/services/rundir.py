@@ -202,6 +202,14 @@ class RunDir:
         others = [run for run in _runs_in(self.path.parent) if run.path != self.path]
         return sorted(others, key=_last_touched, reverse=True)
 
+    @classmethod
+    def newest_of(cls, runs_dir: Path, name: str) -> RunDir | None:
+        """The run called `name` under `runs_dir` that was written to last; None when there is none."""
+        numbered = re.compile(re.escape(name) + r"-\d{8}-\d+")  # as `create` calls them
+        return max(
+            (run for run in _runs_in(runs_dir) if numbered.fullmatch(run.path.name)), key=_last_touched, default=None
+        )
+
     # --- one driver at a time ---
 
     def lock(self) -> None:
