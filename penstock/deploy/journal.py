@@ -10,7 +10,7 @@ from typing import Any
 
 from penstock.deploy.config import LimitsSection, RecordingSection
 from penstock.deploy.fleet import Member
-from penstock.deploy.view import Display, Phase, RunView
+from penstock.deploy.view import Controls, Display, Phase, RunView
 from penstock.services.metrics import MetricsLog
 from penstock.services.replay import LedgerCounts
 from penstock.services.rundir import RunDir
@@ -42,6 +42,8 @@ class Journal:
         """Steps in all; the stage may know better than the limits."""
         self.phase: Phase = "starting"
         self.message = ""
+        self.controls = Controls()
+        """As shown next."""
 
     def begin(self, version: Version) -> None:
         """The learner goes on at `version`."""
@@ -98,6 +100,7 @@ class Journal:
             run_dir=str(self._directory.path),
             pid=os.getpid(),
             at=time.time(),
+            controls=self.controls,
         )
         self._directory.write_status(view)
         if self._display is not None:

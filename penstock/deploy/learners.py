@@ -112,6 +112,18 @@ class LearnerActor:
     def request_checkpoint(self) -> None:
         self._rank.request_checkpoint()
 
+    def request_pause(self, paused: bool) -> None:
+        """Begin no train step until it is asked for again with False."""
+        self._rank.request_pause(paused)
+
+    def request_turn(self, changes: dict[str, float]) -> None:
+        """Train with these coefficients from the next step on."""
+        self._rank.request_turn(changes)
+
+    def request_roll_back(self, step: int) -> None:
+        """Go back to the newest checkpoint of at most `step`."""
+        self._rank.request_roll_back(step)
+
     def observe(self, version: Version, metrics: dict[str, float]) -> None:
         """An evaluation's metrics, for keeping the best checkpoint."""
         self._rank.observe(version, metrics)

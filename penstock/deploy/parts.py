@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from penstock.deploy.transport import Route
 from penstock.rollout.ends import sampling_of
 from penstock.rollout.evaluation import EvaluationJob
 from penstock.services.contracts import PenstockError
+from penstock.services.replay import LedgerRules
 from penstock.services.rundir import RunDir
 from penstock.services.weights.config import choose, default_folder
 
@@ -45,6 +47,8 @@ class Parts:
         self.placement: Placement
         self.evaluation: EvaluationJob | None = None
         self._numbers = 0
+        self._rules: LedgerRules
+        self._bound = run_file.staleness.max_lag
 
     def __enter__(self) -> Parts:
         try:
@@ -157,6 +161,23 @@ class Parts:
         self.workers.append(member)
         return member
 
+    def hold_gate(self, held: bool) -> None:
+        """Raises StoreError when the store is away: whoever asked is told, and asks again."""
+        self.host.glance.hold(held)
+
+    def bound_lag(self, bound: int) -> None:
+        """Bound the lag anew, at the gate and at every worker. Raises StoreError when the store is away; then nothing
+        has changed."""
+        self.host.glance.amend(replace(self._rules, max_lag=bound))
+        self._bound = bound
+        for worker in self.workers:
+            if worker.state == "running":
+                self.tell_bound(worker)
+
+    def tell_bound(self, worker: Member) -> None:
+        """A worker starts with the run file's bound; it is told another when it begins to generate, and at a change."""
+        worker.handle.set_max_lag.remote(self._bound)
+
     def _open_data(self) -> None:
         """While the actors start: how long the stream is, and the held-out prompts."""
         from penstock.services.models import load_tokenizer
@@ -164,8 +185,8 @@ class Parts:
         run_file = self._run_file
         tokenizer = load_tokenizer(run_file.model)
         prompts = build_stream(run_file.data, tokenizer, run_file.seed).length
-        rules = plans.ledger_rules(run_file, prompts)
-        (self.host.store.attach if self._resume is None else self.host.store.amend)(rules)
+        self._rules = plans.ledger_rules(run_file, prompts)
+        (self.host.store.attach if self._resume is None else self.host.store.amend)(self._rules)
         training = sampling_of(run_file.rollout.sampling, tokenizer)
         assert run_file.reward is not None, "checked before the actors were started"
         self.evaluation = held_out_job(run_file.evaluation, run_file.reward, training, tokenizer)

@@ -102,6 +102,10 @@ class RolloutActor:
         """Hand back what is unfinished and end `run`."""
         self._playing(60.0).request_drain()
 
+    def set_max_lag(self, bound: int) -> None:
+        """Judge by another bound what has become too old."""
+        self._playing(60.0).set_max_lag(bound)
+
     def _playing(self, deadline: float) -> RolloutWorker:
         """The worker, which is built in the first moments of `run`. Raises DeadlinePassed, and PenstockError when it
         could not be built."""

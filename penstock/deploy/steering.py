@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -10,9 +12,51 @@ import msgspec
 from penstock.deploy.fleet import Member
 from penstock.deploy.journal import Journal
 from penstock.deploy.scaling import Scaling
-from penstock.services.contracts import PenstockError
-from penstock.services.control import Answer, Asked, Checkpoint, Gate, Refused, Remove, Scale, Stop
+from penstock.deploy.view import Controls
+from penstock.learner import checkpoints
+from penstock.learner.dials import MAX_LAG, Dials
+from penstock.services.contracts import PenstockError, StoreError
+from penstock.services.control import (
+    Answer,
+    Asked,
+    Checkpoint,
+    Gate,
+    Pause,
+    Refused,
+    Remove,
+    Resume,
+    RollBack,
+    Scale,
+    ScaleCoefficient,
+    SetCoefficient,
+    SetMaxLag,
+    Stop,
+)
 from penstock.services.mailbox import Mailbox
+from penstock.services.rundir import RunDir
+
+
+@dataclass(frozen=True)
+class Levers:
+    """What Steering pulls, besides the actors."""
+
+    stop: Callable[[str], None]
+    """Ends the run after its step, for the reason given."""
+    hold: Callable[[bool], None]
+    """Closes the ledger's gate, or leaves it to the lag. Raises StoreError when the store is away."""
+    bound_lag: Callable[[int], None]
+    """Bounds the lag at the ledger and at every worker. Raises StoreError when the store is away."""
+
+
+@dataclass
+class Wishes:
+    """What has been asked for and holds until something else is."""
+
+    gate_open: bool = True
+    paused_by: str = ""
+    """Who has paused the run; empty while it is not paused."""
+    coefficients: Mapping[str, float] = field(default_factory=dict)
+    """Every coefficient that may be turned, as the next step takes it; empty until the learner has begun."""
 
 
 class Steering:
@@ -20,67 +64,173 @@ class Steering:
 
     def __init__(
         self,
-        mailbox: Mailbox,
+        directory: RunDir,
         journal: Journal,
         scaling: Scaling,
         learner: Callable[[], Member],
-        stop: Callable[[str], None],
-        hold: Callable[[bool], None],
+        levers: Levers,
+        dials: Dials,
     ) -> None:
-        """`stop` ends the run after its step, for the reason given; `hold` closes the ledger's gate, or opens it."""
-        self._hold = hold
-        self._mailbox, self._journal, self._scaling = mailbox, journal, scaling
-        self._learner, self._stop = learner, stop
-        self._ways: dict[type[Any], Callable[[Any], str]] = {
+        self._directory, self._journal, self._scaling = directory, journal, scaling
+        self._mailbox = Mailbox(directory)
+        self._learner, self._levers, self._dials = learner, levers, dials
+        self._wishes = Wishes()
+        self._unsettled = False
+        self._ways: dict[type[Any], Callable[[Any, str], str]] = {
             Scale: self._scale,
-            Remove: lambda command: self._scaling.remove(command.name),
+            Remove: lambda command, _: self._scaling.remove(command.name),
+            Pause: self._pause,
+            Resume: self._go_on,
             Checkpoint: self._checkpoint,
             Gate: self._gate,
+            SetCoefficient: self._set,
+            ScaleCoefficient: self._multiply,
+            SetMaxLag: self._bound,
+            RollBack: self._roll_back,
             Stop: self._end,
         }
-        mailbox.refuse_left("it was asked of an earlier start of this run, and the run was started anew since")
+        self._mailbox.refuse_left("it was asked of an earlier start of this run, and the run was started anew since")
+
+    # --- for the supervisor -------------------------------------------------------------------------
 
     def look(self) -> None:
         """Carry out what has been asked."""
+        self._settle()
         self._mailbox.serve(self.carry_out)
 
     def close(self) -> None:
         """The run is over: say so to whoever is still asking."""
         self._mailbox.refuse_left("the run is ending; nothing can be changed any more")
 
+    def learned(self, coefficients: Mapping[str, float]) -> None:
+        """Where the learner says its coefficients are."""
+        self._wishes.coefficients = dict(coefficients)
+
+    def begun(self, coefficients: Mapping[str, float]) -> None:
+        """The learner has begun, or has begun again from a checkpoint: the ledger's gate is open then and its bound the
+        run file's, whatever had been asked for."""
+        self.learned(coefficients)
+        self._unsettled = True
+        self._settle()
+
+    def _settle(self) -> None:
+        """Tell the ledger again what holds. A store that is away is told at the next look."""
+        if not self._unsettled:
+            return
+        bound = int(self._wishes.coefficients.get(MAX_LAG, self._dials.start[MAX_LAG]))
+        with contextlib.suppress(StoreError):
+            if bound != self._dials.start[MAX_LAG]:
+                self._levers.bound_lag(bound)
+            if not self._wishes.gate_open or self._wishes.paused_by:
+                self._levers.hold(True)
+            self._unsettled = False
+
+    @property
+    def controls(self) -> Controls:
+        """For people."""
+        return Controls(self._wishes.paused_by, self._wishes.gate_open, self._wishes.coefficients)
+
     def carry_out(self, asked: Asked) -> Answer:
         """Do it, or say why not; nothing that is asked may end the run but `Stop`."""
-        facts = {"by": asked.by, "asked": msgspec.to_builtins(asked.command), "at": asked.at}
+        facts = {
+            "by": asked.by,
+            "asked": msgspec.to_builtins(asked.command),
+            "at": asked.at,
+            "step": self._journal.version.step,
+        }
         try:
-            way = self._ways.get(type(asked.command))
-            if way is None:
-                raise Refused(f"{type(asked.command).__name__} cannot be carried out by this stage of a run")
-            text = way(asked.command)
+            text = self._ways[type(asked.command)](asked.command, asked.by)
         except PenstockError as error:
             self._journal.event("refused", f"{asked.by}: {error}", **facts)
             return Answer(False, str(error))
         self._journal.tell("steered", f"{asked.by}: {text}", **facts)
         return Answer(True, text)
 
-    def _scale(self, command: Scale) -> str:
+    # --- the ways -----------------------------------------------------------------------------------
+
+    def _scale(self, command: Scale, _: str) -> str:
         if command.role != "rollout":
             raise Refused(f"only rollout workers can be scaled; found {command.role}")
         return self._scaling.ask(command.count)
 
-    def _gate(self, command: Gate) -> str:
-        self._training()
-        self._hold(not command.open)
-        if command.open:
-            return "the gate is left to the lag again"
-        return "the gate is closed: no new prompts; what is being generated and what is stored goes on"
+    def _pause(self, _: Pause, by: str) -> str:
+        learner = self._training()
+        if self._wishes.paused_by:
+            raise Refused(f"the run is paused already, by {self._wishes.paused_by}; `penstock go` lets it go on")
+        self._levers.hold(True)
+        learner.handle.request_pause.remote(True)
+        self._wishes.paused_by = by
+        return "paused: no new prompts and no new train step; `penstock go` lets the run go on"
 
-    def _checkpoint(self, _: Checkpoint) -> str:
+    def _go_on(self, _: Resume, __: str) -> str:
+        learner = self._training()
+        if not self._wishes.paused_by:
+            raise Refused("the run is not paused")
+        self._levers.hold(not self._wishes.gate_open)
+        learner.handle.request_pause.remote(False)
+        self._wishes.paused_by = ""
+        return "the run goes on" + ("" if self._wishes.gate_open else "; its gate is still closed by hand")
+
+    def _gate(self, command: Gate, _: str) -> str:
+        self._training()
+        self._levers.hold(not command.open or bool(self._wishes.paused_by))
+        self._wishes.gate_open = command.open
+        if not command.open:
+            return "the gate is closed: no new prompts; what is being generated and what is stored goes on"
+        return "the gate is left to the lag again" + (", once the run goes on" if self._wishes.paused_by else "")
+
+    def _checkpoint(self, _: Checkpoint, __: str) -> str:
         self._training().handle.request_checkpoint.remote()
         return "a checkpoint is written at the end of the step that is under way"
 
-    def _end(self, command: Stop) -> str:
+    def _set(self, command: SetCoefficient, _: str) -> str:
+        return self._turn(dict.fromkeys(self._known(command.name), command.value))
+
+    def _multiply(self, command: ScaleCoefficient, _: str) -> str:
         self._training()
-        self._stop(f"stopped: {command.why}")
+        low = command.at_least if command.at_least is not None else -float("inf")
+        high = command.at_most if command.at_most is not None else float("inf")
+        now = {name: self._wishes.coefficients[name] for name in self._known(command.name)}
+        # One that lies beyond a bound already may come back, and is not thrown back.
+        low, high = min(low, *now.values()), max(high, *now.values())
+        return self._turn({name: min(high, max(low, value * command.by)) for name, value in now.items()})
+
+    def _known(self, word: str) -> tuple[str, ...]:
+        names = self._dials.find(word)
+        if MAX_LAG in names:
+            raise Refused("max_lag is bounded at the ledger too, and has a command of its own")
+        return names
+
+    def _turn(self, changes: dict[str, float]) -> str:
+        learner, before = self._training(), self._wishes.coefficients
+        for name, value in changes.items():
+            self._dials.check(name, value)
+        learner.handle.request_turn.remote(changes)
+        said = ", ".join(f"{name} {before[name]:.4g} → {value:.4g}" for name, value in changes.items())
+        self._wishes.coefficients = {**before, **changes}
+        return f"{said}, from the next train step on"
+
+    def _bound(self, command: SetMaxLag, _: str) -> str:
+        learner, before = self._training(), int(self._wishes.coefficients[MAX_LAG])
+        self._dials.check(MAX_LAG, command.bound)
+        self._levers.bound_lag(command.bound)
+        learner.handle.request_turn.remote({MAX_LAG: float(command.bound)})
+        self._wishes.coefficients = {**self._wishes.coefficients, MAX_LAG: float(command.bound)}
+        return f"max_lag {before} → {command.bound}"
+
+    def _roll_back(self, command: RollBack, _: str) -> str:
+        learner, step = self._training(), self._journal.version.step
+        until = step if command.until is None else command.until
+        there = sorted({found.version.step for found in checkpoints.find(self._directory.checkpoints)})
+        if not there or there[0] > until:
+            kept = f"the kept ones are of steps {', '.join(map(str, there))}" if there else "none has been written yet"
+            raise Refused(f"there is no checkpoint of step {until} or before to go back to: {kept}")
+        learner.handle.request_roll_back.remote(until)
+        return f"the run goes back from step {step} to its newest checkpoint of step {until} or before"
+
+    def _end(self, command: Stop, _: str) -> str:
+        self._training()
+        self._levers.stop(f"stopped: {command.why}")
         return "the run ends after the step that is under way, with a checkpoint and a summary"
 
     def _training(self) -> Member:
@@ -88,4 +238,6 @@ class Steering:
         learner = self._learner()
         if learner.state != "running":
             raise Refused(f"the learner is not training: it is {learner.view().state}")
+        if not self._wishes.coefficients:
+            raise Refused("the learner has not begun yet: it has not published its first weights")
         return learner

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from penstock.deploy import evaluations
 from penstock.deploy.fleet import ActorLost, Member
@@ -15,9 +16,9 @@ from penstock.deploy.parts import Parts
 from penstock.deploy.runfile import RunFile
 from penstock.deploy.scaling import Scaling
 from penstock.deploy.signals import Interruption
-from penstock.deploy.steering import Steering
+from penstock.deploy.steering import Levers, Steering
+from penstock.learner.dials import Dials
 from penstock.services.contracts import DeadlinePassed, PenstockError, StoreError
-from penstock.services.mailbox import Mailbox
 from penstock.services.replay import LedgerCounts
 from penstock.services.rundir import RunDir
 from penstock.services.versions import Version
@@ -50,9 +51,9 @@ class Supervisor:
         """Unix seconds at which the learner began to take groups, and at which it ended."""
         self.restarts: dict[str, int] = {}
         self.scaling = Scaling(parts, journal)
-        self.steering = Steering(
-            Mailbox(directory), journal, self.scaling, lambda: self.learner, self.stop, self._hold_gate
-        )
+        dials = Dials(run_file.algorithm, run_file.learner, run_file.staleness.max_lag)
+        levers = Levers(self.stop, parts.hold_gate, parts.bound_lag)
+        self.steering = Steering(directory, journal, self.scaling, lambda: self.learner, levers, dials)
 
     @property
     def learner(self) -> Member:
@@ -75,6 +76,7 @@ class Supervisor:
             self._seen_slow = time.monotonic()
             self._look_at_ledger()
             self._watch_silence()
+            self._journal.controls = self.steering.controls
             self._journal.show(self._parts.members, self.ledger)
 
     def until(self, done: Callable[[], bool]) -> None:
@@ -112,6 +114,7 @@ class Supervisor:
             if member.state != "dead":
                 if member.state == "ready" and self.started:
                     member.run()
+                    self._parts.tell_bound(member)
                     what = f"{member.name} is back" if member.restarts else f"{member.name} begins to generate"
                     self._journal.tell("restarted" if member.restarts else "joined", what, name=member.name)
                 continue
@@ -152,9 +155,13 @@ class Supervisor:
                 self._keep_for_evaluation(version)
                 self._journal.begin(version)
                 self._journal.event("published", f"the learner begins at version {version}", version=str(version))
+                self.steering.begun(report["coefficients"])
+            elif kind == "rolled_back":
+                self._rolled_back(version, report)
             elif kind == "step":
                 self.learner.pace = report["metrics"]["learner/tokens_per_second"]
                 self._journal.step(version, report["metrics"] | self._around(), report["samples"], report["at"])
+                self.steering.learned(report["coefficients"])
                 self._compare_engines(version, report["metrics"])
                 for damage in report["damage"]:
                     self._journal.event("damaged", damage)
@@ -165,6 +172,14 @@ class Supervisor:
                 self.ended_at = report["at"] if kind == "ended" else self.ended_at
                 facts = {k: v for k, v in report.items() if k not in ("kind", "at")}
                 self._journal.event(kind, f"{kind} at version {version}", **facts)
+
+    def _rolled_back(self, version: Version, report: Mapping[str, Any]) -> None:
+        """The learner goes on from a checkpoint, in a lineage of its own."""
+        self._journal.begin(version)
+        what = f"gone back from version {report['left']} to a checkpoint; the run goes on as {version}"
+        self._journal.tell("rolled_back", what, version=str(version), left=report["left"], folder=report["folder"])
+        self._evaluated_at = min(self._evaluated_at, version.step)
+        self.steering.begun(report["coefficients"])
 
     def _around(self) -> dict[str, float]:
         """What the workers, the scorers and the ledger say at the time of a step."""
@@ -192,10 +207,6 @@ class Supervisor:
         if gap > limit:
             what = f"sampler and learner differ by {gap:.2g} nats on tokens of version {version} without lag"
             self._journal.warn(f"{what} (recording.mismatch_warning is {limit:g})", step=version.step)
-
-    def _hold_gate(self, held: bool) -> None:
-        """Raises StoreError when the store is away: whoever asked is told, and asks again."""
-        self._parts.host.glance.hold(held)
 
     def _look_at_ledger(self) -> None:
         """A store that is away now is mended at the next tick, not waited for."""

@@ -32,6 +32,18 @@ class WorkerView:
 
 
 @dataclass(frozen=True)
+class Controls:
+    """What people and guards have asked for and still holds."""
+
+    paused_by: str = ""
+    """Who has paused the run; empty while it is not paused."""
+    gate_open: bool = True
+    """False while the gate is closed by hand."""
+    coefficients: Mapping[str, float] = field(default_factory=dict)
+    """Every coefficient that may be turned, as the next step takes it; names as in `penstock.learner.dials`."""
+
+
+@dataclass(frozen=True)
 class RunView:
     """One instant of a run."""
 
@@ -58,6 +70,7 @@ class RunView:
     """The driver's process."""
     at: float = 0.0
     """Unix seconds of this instant."""
+    controls: Controls = Controls()
 
 
 class Display(Protocol):

@@ -23,6 +23,7 @@ from typing import Any, Literal
 from penstock.services.contracts import PenstockError
 from penstock.services.replay import LedgerMemo
 from penstock.services.rundir import step_name
+from penstock.services.staleness import Forks, common_step
 from penstock.services.versions import Version
 
 _FORMAT = 1
@@ -49,7 +50,9 @@ class Checkpoint:
     tokens: int
     """Response tokens trained on so far."""
     coefficients: Mapping[str, float]
-    """Adaptive coefficients by name, as the next step takes them."""
+    """Those that adapt or were turned, by name as in `dials`, as the next step takes them."""
+    began: Mapping[str, float]
+    """What the run file said of every coefficient that may be turned."""
     written: float
     """Unix seconds."""
 
@@ -87,7 +90,7 @@ def seal(
 ) -> Checkpoint:
     """Make the checkpoint whose parts lie in `partial_of` a complete one, in one rename, and the latest.
 
-    `facts`: ranks, zero_stage, dtype, config_hash, updates, tokens, coefficients.
+    `facts`: ranks, zero_stage, dtype, config_hash, updates, tokens, coefficients, began.
     """
     partial, folder = partial_of(root, version), folder_of(root, version)
     manifest = {
@@ -122,6 +125,7 @@ def read(folder: Path) -> Checkpoint:
             **{k: manifest[k] for k in ("metrics", "ranks", "zero_stage", "dtype", "config_hash", "updates")},
             tokens=manifest["tokens"],
             coefficients=manifest.get("coefficients", {}),
+            began=manifest.get("began", {}),
             written=manifest["written"],
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -141,6 +145,16 @@ def latest(root: Path) -> Checkpoint | None:
     """The newest complete checkpoint: the highest version, counted lineage first."""
     found = find(root)
     return found[-1] if found else None
+
+
+def last_until(root: Path, now: Version, forks: Forks, step: int) -> Checkpoint | None:
+    """The newest complete checkpoint of at most `step` on the way that led to `now`; None when there is none."""
+
+    def led_here(version: Version) -> bool:
+        return version.lineage <= now.lineage and version.step <= common_step(now, version.lineage, forks)
+
+    found = [c for c in find(root) if c.version.step <= step and led_here(c.version)]
+    return max(found, key=lambda c: (c.version.step, c.version.lineage), default=None)
 
 
 def note(root: Path, version: Version, metrics: Mapping[str, float]) -> bool:

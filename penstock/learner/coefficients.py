@@ -1,4 +1,4 @@
-"""Adaptive coefficients on rank 0: where they are now, and how a step moves them."""
+"""The coefficients that a run trains with on rank 0: those that adapt, and those that somebody has turned."""
 
 from __future__ import annotations
 
@@ -6,15 +6,50 @@ import math
 from collections.abc import Mapping
 
 from penstock.learner.algorithms.bound import Adaptive
+from penstock.learner.dials import KL, MAX_LAG, OBJECTIVE
+
+_METRIC = {KL: "actor/kl_coefficient", OBJECTIVE: "actor/objective_coefficient"}
 
 
 class Coefficients:
-    """Starts where `resumed` left off; what it holds of other coefficients than the algorithm's is of no use here."""
+    """Where every coefficient is now. Those that neither adapt nor were turned are the run file's and not in here."""
 
-    def __init__(self, adaptive: Mapping[str, Adaptive], resumed: Mapping[str, float]) -> None:
+    def __init__(
+        self,
+        adaptive: Mapping[str, Adaptive],
+        resumed: Mapping[str, float],
+        start: Mapping[str, float] | None = None,
+        began: Mapping[str, float] | None = None,
+    ) -> None:
+        """Starts where `resumed`, a checkpoint's, left off.
+
+        `start` has the run file's value of every coefficient that may be turned (`dials.Dials.start`), and `began` what
+        the run file had when the checkpoint was written: where the two differ, whoever resumed the run has said what he
+        wants, and that counts. What `resumed` holds of other coefficients is of no use here."""
         self._adaptive = adaptive
+        self.start = dict(start or {})
         self.values = {name: resumed.get(name, each.start) for name, each in adaptive.items()}
-        """By `bound.KL_COEFFICIENT` and `bound.OBJECTIVE_COEFFICIENT`; what the next step trains with."""
+        """By name as in `dials`; what the next step trains with."""
+        for name, value in resumed.items():
+            if name not in adaptive and name in self.start and (began or {}).get(name) == self.start[name]:
+                self.values[name] = value
+
+    def turn(self, changes: Mapping[str, float]) -> None:
+        """From the next step on. One that adapts goes on from there."""
+        self.values |= changes
+
+    def fall_back(self, saved: Mapping[str, float]) -> None:
+        """To what a checkpoint had of those that adapt; what was turned was turned on purpose and stays."""
+        self.values |= {name: saved[name] for name in self._adaptive if name in saved}
+
+    def at(self, name: str, otherwise: float) -> float:
+        """Where it is now; `otherwise` where nobody has moved it."""
+        return self.values.get(name, otherwise)
+
+    @property
+    def all(self) -> dict[str, float]:
+        """Every coefficient that may be turned or adapts, as it is now."""
+        return self.start | self.values
 
     def move(self, metrics: Mapping[str, float]) -> None:
         """After a step that has changed the policy. A coefficient stays where it is when the step could not measure
@@ -25,5 +60,7 @@ class Coefficients:
                 self.values[name] = each.move(self.values[name], measured)
 
     def metrics(self) -> dict[str, float]:
-        """`kl.coefficient` is reported as `actor/kl_coefficient`."""
-        return {f"actor/{name.replace('.', '_')}": value for name, value in self.values.items()}
+        """Those that adapt or were turned; the bound on the lag has a metric of its own."""
+        return {
+            _METRIC.get(name, f"coefficient/{name}"): value for name, value in self.values.items() if name != MAX_LAG
+        }

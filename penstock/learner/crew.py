@@ -1,4 +1,4 @@
-"""What the ranks do together: rank 0 says which of six things, and all do it.
+"""What the ranks do together: rank 0 says which of seven things, and all do it.
 
 A leader that has nothing to say announces `Idle` from time to time, so that no collective of the followers
 times out while it waits for data.
@@ -21,6 +21,7 @@ from penstock.learner.batch import Array
 from penstock.learner.config import LearnerSection
 from penstock.learner.deal import Share
 from penstock.learner.diagnostics import step_metrics
+from penstock.learner.dials import LEARNING_RATE
 from penstock.learner.engine import Engine
 from penstock.learner.engines import Engines
 from penstock.learner.ranks import Team
@@ -38,7 +39,7 @@ class Train(msgspec.Struct, tag=True):
 
     keep_logprobs: bool
     coefficients: dict[str, float]
-    """Where the adaptive coefficients are now."""
+    """Where those are now that adapt or were turned, by their names in `dials`."""
     policy_frozen: bool
     """Only the values are learned."""
 
@@ -60,11 +61,17 @@ class Save(msgspec.Struct, tag=True):
     folder: str
 
 
+class Load(msgspec.Struct, tag=True):
+    """Go back to the state that a checkpoint holds."""
+
+    folder: str
+
+
 class End(msgspec.Struct, tag=True):
     """The run is over."""
 
 
-Order = Idle | Train | Gather | Probe | Save | End
+Order = Idle | Train | Gather | Probe | Save | Load | End
 _DECODER = msgspec.msgpack.Decoder(Order)
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -119,6 +126,8 @@ class Crew:
                 self._probe()
             elif isinstance(order, Save):
                 self._save(Path(order.folder))
+            elif isinstance(order, Load):
+                self._load(Path(order.folder))
 
     # --- what rank 0 asks for -----------------------------------------------------------------------
 
@@ -129,7 +138,7 @@ class Crew:
         coefficients: Mapping[str, float] | None = None,
         policy_frozen: bool = False,
     ) -> Trained:
-        """One train step; `shares` in the order of ranks, `coefficients` where the adaptive ones are now."""
+        """One train step; `shares` in the order of ranks, `coefficients` where those are now that have moved."""
         order = Train(keep_logprobs, dict(coefficients or {}), policy_frozen)
         self._announce(order)
         payloads = [share.to_bytes() for share in shares] if self.team.size > 1 else [b""]
@@ -154,6 +163,11 @@ class Crew:
         self._announce(Save(str(folder)))
         self._save(folder)
 
+    def load(self, folder: Path) -> None:
+        """Go back to the state in `folder`, which this layout of ranks has written; returns when every rank has."""
+        self._announce(Load(str(folder)))
+        self._load(folder)
+
     def idle(self) -> None:
         """Keep the followers' collectives from timing out; cheap enough to be called all the time."""
         if time.monotonic() - self._said > min(5.0, self._section.collective_timeout / 10):
@@ -173,11 +187,14 @@ class Crew:
         alive = partial(self._beat, "training")
         alive()
         share = Share.from_bytes(given) if isinstance(given, bytes) else given
+        section, peak = self._section, order.coefficients.get(LEARNING_RATE)
+        if peak is not None:
+            section = section.model_copy(update={LEARNING_RATE: peak})
         result = train_step(
             self.engines,
             share,
             self._algorithm.at(order.coefficients),
-            self._section,
+            section,
             self.team,
             order.keep_logprobs,
             order.policy_frozen,
@@ -214,3 +231,10 @@ class Crew:
         self._beat("waiting for all ranks to write a checkpoint")
         self.team.barrier()
         self._beat("wrote a checkpoint")
+
+    def _load(self, folder: Path) -> None:
+        self._beat("loading a checkpoint")
+        self.engines.load(folder)
+        self._beat("waiting for all ranks to load a checkpoint")
+        self.team.barrier()
+        self._beat("loaded a checkpoint")

@@ -84,9 +84,12 @@ class Feed:
             refused = self._sort_out(fed, new)
             if len(fed.groups) == self._want:
                 return fed
+            asked = time.monotonic()
             if stop := waiting():
                 # What is held stays taken: who stops the run also says what becomes of what is outstanding.
                 return Fed(version, dropped=fed.dropped, ended=stop)
+            # A pause, or a checkpoint, is stood out in there, and is not the workers' delay.
+            began += time.monotonic() - asked
             over = taken.exhausted and not refused
             fed.ended = self._hopeless(fed, taken.exhausted) or (self._data_end() if over else "")
             if not fed.ended and time.monotonic() - began > self._deadline:

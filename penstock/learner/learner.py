@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -170,7 +170,22 @@ class LearnerRank(Rank):
     def request_checkpoint(self) -> None:
         """Write a checkpoint at the end of this step."""
         if self._loop is not None:
-            self._loop.request_checkpoint()
+            self._loop.requests.checkpoint = True
+
+    def request_pause(self, paused: bool) -> None:
+        """Begin no train step until it is asked for again with False."""
+        if self._loop is not None:
+            self._loop.requests.paused = paused
+
+    def request_turn(self, changes: Mapping[str, float]) -> None:
+        """Train with these coefficients from the next step on; names as in `dials`, values that were checked there."""
+        if self._loop is not None:
+            self._loop.requests.turn(changes)
+
+    def request_roll_back(self, step: int) -> None:
+        """Go back to the newest checkpoint of at most `step`."""
+        if self._loop is not None:
+            self._loop.requests.roll_back(step)
 
     def observe(self, version: Version, metrics: dict[str, float]) -> None:
         """Metrics of `version` measured elsewhere (an evaluation), for `checkpoints.keep_best`."""

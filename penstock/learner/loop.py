@@ -26,9 +26,11 @@ from penstock.learner.config import (
     StalenessSection,
 )
 from penstock.learner.crew import Crew, Trained
+from penstock.learner.dials import MAX_LAG, Dials
 from penstock.learner.evidence import Evidence
 from penstock.learner.feed import Fed, Feed
 from penstock.learner.publisher import Publisher
+from penstock.learner.requests import Requests
 from penstock.services.contracts import PenstockError, WeightSender
 from penstock.services.replay import ReplayStore
 from penstock.services.versions import FIRST, Version
@@ -55,6 +57,12 @@ class LoopSettings:
     """Trajectories per step that are reported for people to read."""
     seed: int = 0
     """Of the order of mini-batches, and of which samples are shown."""
+
+
+ROLL_BACK = "roll_back"
+"""Why the wait for groups ends where the run is to go back."""
+_PAUSE = 0.2
+"""Seconds between looks of a loop that is paused."""
 
 
 class NonFinite(PenstockError):
@@ -91,13 +99,18 @@ class LearnerLoop:
         self._evidence = Evidence(settings, crew, auditor, self._waiting)
         groups, aged = settings.learner.groups_per_step, settings.staleness
         self._feed = Feed(store, algorithm, groups, aged.refill_attempts, aged.take_deadline, warn=self._warn)
-        self._coefficients = Coefficients(algorithm.adaptive, settings.resume.coefficients if settings.resume else {})
+        resume, turnable = settings.resume, Dials(settings.algorithm, settings.learner, aged.max_lag).start
+        self._coefficients = Coefficients(
+            algorithm.adaptive, resume.coefficients if resume else {}, turnable, resume.began if resume else {}
+        )
+        self.requests = Requests()
+        """What may be asked of the loop from other threads."""
         self.version = FIRST
         """The weights that the engine holds now."""
         self.tokens = settings.resume.tokens if settings.resume else 0
         """Response tokens trained on so far."""
         self._saved: Version | None = None
-        self._asked_for_checkpoint = False
+        self._falls = 0
         self._observed: dict[Version, dict[str, float]] = {}
         """What was measured of versions whose checkpoint is not written yet, if it ever is."""
         self._kept = threading.Lock()
@@ -109,10 +122,6 @@ class LearnerLoop:
         self._minis: list[list[int]] = []
         self._skipped: Counter[str] = Counter()
         self._nonfinite, self._gate_seen = 0, 0.0
-
-    def request_checkpoint(self) -> None:
-        """Write a checkpoint at the end of this step; from any thread."""
-        self._asked_for_checkpoint = True
 
     def observe(self, version: Version, metrics: dict[str, float]) -> None:
         """Metrics of `version` that were measured elsewhere (an evaluation), for `checkpoints.keep_best`; from any
@@ -131,9 +140,12 @@ class LearnerLoop:
             began = time.monotonic()
             self._beat("waiting for groups")
             fed = self._feed.next(self.version, self._while_waiting)
+            stopped = self._stand_while_paused()
             waited = time.monotonic() - began
-            if fed.ended:
-                why = fed.ended
+            if self.requests.wants_back:
+                self._roll_back()
+                continue
+            if why := fed.ended or stopped:
                 break
             batch, moment = self._assemble(fed)
             if len(batch) == 0:
@@ -171,9 +183,37 @@ class LearnerLoop:
             self._saved = self.version
         self._feed.refusals.begin()
         self._beat("publishing the first weights")
+        self._publish_afresh()
+        self._tell("started", coefficients=self._coefficients.all)
+
+    def _publish_afresh(self) -> None:
+        """Weights that no step has made: those that a run, or a lineage, begins with."""
         self._publisher.start(self.version, self._snapshot(), self._crew.probe(), advance=False)
         self._wait_for_publication()
-        self._tell("started")
+
+    def _roll_back(self) -> None:
+        """Go back to a checkpoint and go on from there, in a new lineage; what was taken or applied since is stored
+        again. The checkpoint that is written at once keeps a resume from choosing the future that was given up."""
+        step = self.requests.back_to()
+        if step is None:
+            return
+        self._wait_for_publication()
+        left, root = self.version, self._settings.checkpoints
+        found = checkpoints.last_until(root, left, self._store.forks(), step)
+        if found is None:
+            self._warn(f"there is no checkpoint of step {step} or before to go back to; the run goes on at {left}")
+            return
+        self._crew.load(found.folder)
+        self._falls += 1
+        request = f"{self._settings.request}-{self._falls}"
+        self.version = self._store.reconcile(found.version, found.memo.issued, request, found.memo)
+        self.tokens, self._metrics, self._nonfinite = found.tokens, dict(found.metrics), 0
+        self._coefficients.fall_back(found.coefficients)
+        self._feed.refusals.begin()
+        self._beat("publishing the weights of a checkpoint")
+        self._publish_afresh()
+        self._tell("rolled_back", left=str(left), folder=str(found.folder), coefficients=self._coefficients.all)
+        self._checkpoint()
 
     def _why_stop(self) -> str:
         """Reason to end here, or nothing. What could not be archived is told by `_finish`, when all else is saved."""
@@ -195,10 +235,16 @@ class LearnerLoop:
 
     # --- one step -----------------------------------------------------------------------------------
 
+    @property
+    def max_lag(self) -> int:
+        """The bound as it is now."""
+        return int(self._coefficients.at(MAX_LAG, self._settings.staleness.max_lag))
+
     def _assemble(self, fed: Fed) -> tuple[Batch, Moment]:
         """Whole groups with their advantages; every mini-batch's denominators in the weights; when that was."""
         learner, staleness = self._settings.learner, self._settings.staleness
-        moment = Moment(self.version, self._store.forks(), staleness.max_lag, staleness.outlived == "mask")
+        self._coefficients.turn(self.requests.turned())
+        moment = Moment(self.version, self._store.forks(), self.max_lag, staleness.outlived == "mask")
         batch = assemble(fed.groups, self._algorithm.at(self._coefficients.values), moment)
         self._minis = deal.split_groups(batch, learner.mini_batches, self._seed())
         return deal.weigh(batch, self._minis, self._algorithm.reduction), moment
@@ -250,7 +296,7 @@ class LearnerLoop:
         self._beat("publishing")
         self._wait_for_publication()
         self._publisher.start(self.version, self._snapshot(), self._crew.probe(), advance=True)
-        if self._settings.staleness.max_lag == 0:
+        if self.max_lag == 0:
             self._wait_for_publication()
         return {"time/publish_blocked": time.monotonic() - began, "time/publish": self._publisher.seconds}
 
@@ -276,19 +322,32 @@ class LearnerLoop:
         if time.monotonic() - self._gate_seen > 1.0:
             self._gate_seen = time.monotonic()
             # Applied groups are kept until a checkpoint has them; they may hold the space that new ones need.
-            if self._saved != self.version and (self._asked_for_checkpoint or self._store.gate() == "memory"):
+            if self._saved != self.version and (self.requests.checkpoint or self._store.gate() == "memory"):
                 self._checkpoint()
-        return self._why_stop()
+        why = self._stand_while_paused() or self._why_stop()
+        return ROLL_BACK if self.requests.wants_back else why
+
+    def _stand_while_paused(self) -> str:
+        """Nothing is trained until somebody lets the run go on, or go back, or end, which is then returned. Checkpoints
+        are written all the same."""
+        while self.requests.paused and not self.requests.wants_back:
+            if why := self._why_stop():
+                return why
+            self._waiting("paused")
+            if self.requests.checkpoint and self._saved != self.version:
+                self._checkpoint()
+            time.sleep(_PAUSE)
+        return ""
 
     # --- checkpoints and reports --------------------------------------------------------------------
 
     def _checkpoint_due(self) -> bool:
-        return self._asked_for_checkpoint or self.version.step % self._settings.checkpoint.every == 0
+        return self.requests.checkpoint or self.version.step % self._settings.checkpoint.every == 0
 
     def _checkpoint(self) -> float:
         """State on disk first, then the ledger's promise; returns the seconds it took."""
         began = time.monotonic()
-        self._asked_for_checkpoint = False
+        self.requests.checkpoint = False
         self._wait_for_publication()
         self._beat("writing a checkpoint")
         settings, root = self._settings, self._settings.checkpoints
@@ -307,6 +366,7 @@ class LearnerLoop:
             "updates": self._crew.engine.updates,
             "tokens": self.tokens,
             "coefficients": self._coefficients.values,
+            "began": self._coefficients.start,
         }
         self._beat("syncing the checkpoint")
         with self._kept:
@@ -331,7 +391,7 @@ class LearnerLoop:
         dropped, self._skipped = self._skipped + fed.dropped, Counter()
         seen = report.group_metrics(fed) | report.batch_metrics(batch, fed.groups) | report.dropped_metrics(dropped)
         own = {
-            "off_policy/bound": float(self._settings.staleness.max_lag),
+            "off_policy/bound": float(self.max_lag),
             "actor/skipped_updates": float(trained.skipped),
             "learner/updates": float(self._crew.engine.updates),
             "learner/tokens": float(self.tokens),
@@ -346,4 +406,5 @@ class LearnerLoop:
 
     def _step_report(self, fed: Fed, batch: Batch, metrics: dict[str, float], seconds: float) -> None:
         metrics |= report.time_metrics(batch, metrics["time/forward_backward"], seconds)
-        self._report(report.step(self.version, fed, metrics, self._settings.samples, self._settings.seed))
+        told = report.step(self.version, fed, metrics, self._settings.samples, self._settings.seed)
+        self._report(told | {"coefficients": self._coefficients.all})

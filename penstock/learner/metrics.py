@@ -61,8 +61,13 @@ _ALL: dict[str, Metric] = {
         "weighed, lie more than 80 nats apart",
         good="down",
     ),
-    "actor/kl_coefficient": Metric("β of the KL to the reference during the step; reported where it adapts"),
-    "actor/objective_coefficient": Metric("β of the objective's own KL during the step; reported where it adapts"),
+    "actor/kl_coefficient": Metric(
+        "β of the KL to the reference during the step; reported where it adapts, or once it was changed"
+    ),
+    "actor/objective_coefficient": Metric(
+        "β of the objective's own KL during the step; reported where it adapts, or once it was changed"
+    ),
+    "coefficient/{name}": Metric("another coefficient during the step, by its key; reported once it was changed"),
     "actor/skipped_updates": Metric("updates skipped for an infinite or undefined gradient", good="down"),
     # --- values
     "critic/loss": Metric("value loss, clipped as configured, mean over the step's updates", good="down"),

@@ -16,12 +16,13 @@ import torch
 from torch import Tensor
 
 from penstock.learner import deal
-from penstock.learner.algorithms.bound import KL_COEFFICIENT, OBJECTIVE_COEFFICIENT, BoundAlgorithm, bind
+from penstock.learner.algorithms.bound import BoundAlgorithm, bind
 from penstock.learner.archived import Models, Step
 from penstock.learner.assemble import assemble
 from penstock.learner.config import AlgorithmSection
 from penstock.learner.deal import Share
 from penstock.learner.diagnostics import step_metrics
+from penstock.learner.dials import ENTROPY
 from penstock.learner.feed import why_useless
 from penstock.learner.micro import MicroBatch
 from penstock.learner.ranks import Team
@@ -103,8 +104,14 @@ def _groups(step: Step, algorithm: BoundAlgorithm) -> list[Group]:
 def _algorithm(step: Step, models: Models, section: AlgorithmSection) -> BoundAlgorithm:
     own = AlgorithmSection.model_validate(step.facts["algorithm"])
     # Where a coefficient of the run has moved, it has moved for all that share its cell.
-    shared = {KL_COEFFICIENT: section.kl == own.kl, OBJECTIVE_COEFFICIENT: section.objective == own.objective}
-    algorithm = bind(section).at({name: b for name, b in step.facts["coefficients"].items() if shared.get(name)})
+    shared = {
+        "kl": section.kl == own.kl,
+        "objective": section.objective == own.objective,
+        "trust": section.trust == own.trust,
+        ENTROPY: section.entropy_coefficient == own.entropy_coefficient,
+    }
+    moved = {name: b for name, b in step.facts["coefficients"].items() if shared.get(name.split(".")[0])}
+    algorithm = bind(section).at(moved)
     if algorithm.value is None:
         return algorithm
     if not models.has_values:

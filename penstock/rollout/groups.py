@@ -59,6 +59,8 @@ class Groups:
         self._generator = generator
         self._sampling = sampling
         self._rules = rules
+        self.max_lag = rules.max_lag
+        """The bound as it is now; a person or a guard may move it while the run goes on."""
         self._leases = leases
         self._meter = meter
         self._episodes: dict[int, Episode] = {}
@@ -92,7 +94,7 @@ class Groups:
     def _outlived(self, partial: PartialGroup, published: Version, forks: Forks) -> bool:
         """Whether the group could not be trained on; where tokens are masked, one fresh token to come is enough."""
         lags = (lag(published, span.version, forks) for member in partial.members for span in member.spans)
-        return self._rules.outlived != "mask" and max(lags, default=0) > self._rules.max_lag
+        return self._rules.outlived != "mask" and max(lags, default=0) > self.max_lag
 
     def absorb(self, key: str, completion: Completion) -> None:
         """One answer is complete. Answers of groups that were forgotten meanwhile are ignored."""
@@ -151,10 +153,10 @@ class Groups:
         for episode in list(self._episodes.values()):
             begun = {r.key: list(self._generator.spans(r.key)) for r in episode.requests() if r.key in flying}
             everything = [span for spans in begun.values() for span in spans] + list(episode.spans)
-            if begun and age(everything) > self._rules.max_lag:
+            if begun and age(everything) > self.max_lag:
                 self._refuse(episode, "stale", f"an answer was older than max_lag at the swap to version {published}")
             elif self._rules.outlived == "cut":
-                old = [key for key, spans in begun.items() if spans and age(spans) >= self._rules.max_lag]
+                old = [key for key, spans in begun.items() if spans and age(spans) >= self.max_lag]
                 self._meter.count("cut", by=len(old))
                 for key, completion in self._generator.cut(old):
                     self.absorb(key, completion)

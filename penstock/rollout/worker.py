@@ -86,6 +86,10 @@ class RolloutWorker:
         self._draining.set()
         self._wake.set()
 
+    def set_max_lag(self, bound: int) -> None:
+        """Judge by another bound what has become too old, from the next swap on."""
+        self._groups.max_lag = bound
+
     def evaluate(self, job: EvaluationJob) -> Future[EvaluationReport]:
         """Measure a version beside training. The future raises WeightsMissing when that version cannot be had, and
         DeadlinePassed when the measurement took too long."""

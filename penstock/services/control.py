@@ -61,13 +61,47 @@ class SetCoefficient(msgspec.Struct, frozen=True, tag="set", forbid_unknown_fiel
     value: float
 
 
+class ScaleCoefficient(msgspec.Struct, frozen=True, tag="scale_coefficient", forbid_unknown_fields=True):
+    """The same, from what it is now: multiplied, and no further than the bounds."""
+
+    name: str
+    by: float
+    at_least: float | None = None
+    at_most: float | None = None
+
+
+class SetMaxLag(msgspec.Struct, frozen=True, tag="max_lag", forbid_unknown_fields=True):
+    """Bound the lag anew. What is stored already and lies beyond it is dropped when the learner comes to it."""
+
+    bound: int
+
+
+class RollBack(msgspec.Struct, frozen=True, tag="roll_back", forbid_unknown_fields=True):
+    """Go back to the newest checkpoint of at most the step `until`, by default of at most the present one, and go on
+    from there in a new lineage. What was turned stays turned."""
+
+    until: int | None = None
+
+
 class Stop(msgspec.Struct, frozen=True, tag="stop", forbid_unknown_fields=True):
     """End after this step, with a checkpoint and a summary."""
 
     why: str = "asked for"
 
 
-Command = Scale | Remove | Pause | Resume | Checkpoint | Gate | SetCoefficient | Stop
+Command = (
+    Scale
+    | Remove
+    | Pause
+    | Resume
+    | Checkpoint
+    | Gate
+    | SetCoefficient
+    | ScaleCoefficient
+    | SetMaxLag
+    | RollBack
+    | Stop
+)
 
 
 class Asked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -2,54 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from types import SimpleNamespace
-
 import pytest
+from deploy_parts import Parts, names
 
 from penstock.deploy import fleet
 from penstock.deploy.config import LimitsSection, RecordingSection
 from penstock.deploy.fleet import Member
 from penstock.deploy.journal import Journal
 from penstock.deploy.scaling import Scaling
-from penstock.deploy.steering import Steering
-from penstock.services.contracts import PenstockError, StoreError
-from penstock.services.control import Answer, Asked, Checkpoint, Gate, Pause, Refused, Remove, Scale, Stop
-from penstock.services.mailbox import Mailbox
+from penstock.services.control import Refused
 from penstock.services.rundir import RunDir
-
-
-class Method:
-    """Counts its calls."""
-
-    def __init__(self) -> None:
-        self.calls: list[tuple] = []
-
-    def remote(self, *arguments):
-        self.calls.append(arguments)
-
-
-class Parts:
-    """Workers without processes, on a cluster with room for four."""
-
-    def __init__(self, count: int) -> None:
-        self.workers: list[Member] = []
-        self.left: list[Member] = []
-        self.made = 0
-        for _ in range(count):
-            self.add_worker().state = "running"
-
-    def add_worker(self) -> Member:
-        handle = SimpleNamespace(ready=Method(), request_drain=Method())
-        member = Member(f"rollout-{self.made}", "rollout", Path("none.log"), start=lambda _: handle)
-        self.made += 1
-        member.launch()
-        self.workers.append(member)
-        return member
-
-    def require_room(self, workers: int) -> None:
-        if workers > 4:
-            raise PenstockError(f"the cluster is too small: {workers} CPUs are asked for, the cluster has 4")
 
 
 @pytest.fixture(autouse=True)
@@ -67,10 +29,6 @@ def directory(tmp_path) -> RunDir:
 @pytest.fixture
 def journal(directory) -> Journal:
     return Journal(directory, "scaled", RecordingSection(), LimitsSection(), None)
-
-
-def names(workers) -> list[str]:
-    return [worker.name for worker in workers]
 
 
 def drained(worker: Member) -> bool:
@@ -167,62 +125,3 @@ def test_one_worker_can_be_sent_away_by_name(journal):
     assert names(scaling.staying) == ["rollout-0", "rollout-2"]
     with pytest.raises(Refused, match=r"'rollout-1' that could leave; there are: rollout-0, rollout-2"):
         scaling.remove("rollout-1")
-
-
-def steering_of(parts, directory, journal) -> Steering:
-    learner = Parts(1).workers[0]
-    return Steering(Mailbox(directory), journal, Scaling(parts, journal), lambda: learner, lambda _: None, never)
-
-
-def never(_held: bool) -> None:
-    raise AssertionError("nobody asked for the gate")
-
-
-def asked(command) -> Asked:
-    return Asked("1", "ada", 5.0, command)
-
-
-def test_every_command_leaves_an_event_with_who_asked_and_what(directory, journal):
-    steering = steering_of(Parts(2), directory, journal)
-    assert steering.carry_out(asked(Scale("rollout", 3))).done
-    assert steering.carry_out(asked(Remove("rollout-9"))) == Answer(
-        False, "there is no rollout worker 'rollout-9' that could leave; there are: rollout-0, rollout-1, rollout-2"
-    )
-    _, steered, refused = directory.read_events()
-    assert (steered.kind, refused.kind) == ("steered", "refused")
-    assert steered.facts == {"by": "ada", "asked": {"type": "scale", "role": "rollout", "count": 3}, "at": 5.0}
-    assert refused.message.startswith("ada: there is no rollout worker")
-
-
-def test_a_command_that_this_stage_cannot_carry_out_is_refused(directory, journal):
-    answer = steering_of(Parts(1), directory, journal).carry_out(asked(Pause()))
-    assert not answer.done and "Pause" in answer.text
-
-
-def test_checkpoint_and_stop_reach_the_learner_and_are_refused_while_it_does_not_train(directory, journal):
-    learner, stops = Parts(1).workers[0], []
-    learner.handle.request_checkpoint = Method()
-    steering = Steering(Mailbox(directory), journal, Scaling(Parts(0), journal), lambda: learner, stops.append, never)
-    assert steering.carry_out(asked(Checkpoint())).done
-    assert len(learner.handle.request_checkpoint.calls) == 1
-    assert steering.carry_out(asked(Stop("enough"))).done
-    assert stops == ["stopped: enough"]
-    learner.state = "ended"
-    for command in (Checkpoint(), Stop()):
-        assert "the learner is not training" in steering.carry_out(asked(command)).text
-    assert len(stops) == 1
-
-
-def test_the_gate_is_closed_and_opened_by_hand_and_a_store_that_is_away_is_an_answer(directory, journal):
-    learner, held = Parts(1).workers[0], []
-
-    def hold(closed: bool) -> None:
-        if len(held) == 2:
-            raise StoreError("the store does not answer")
-        held.append(closed)
-
-    steering = Steering(Mailbox(directory), journal, Scaling(Parts(0), journal), lambda: learner, lambda _: None, hold)
-    assert "no new prompts" in steering.carry_out(asked(Gate(open=False))).text
-    assert "left to the lag" in steering.carry_out(asked(Gate(open=True))).text
-    assert held == [True, False]
-    assert steering.carry_out(asked(Gate(open=False))) == Answer(False, "the store does not answer")

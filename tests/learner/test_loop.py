@@ -184,7 +184,7 @@ def test_rewards_that_begin_to_fail_end_the_run_with_their_cause_a_checkpoint_an
 def test_a_checkpoint_asked_for_comes_at_the_next_chance(team, tmp_path):
     store, sender, reports = MemoryStore(), MemorySender(), []
     loop = loop_of(team, store, sender, tmp_path, steps=2, reports=reports)
-    loop.request_checkpoint()
+    loop.requests.checkpoint = True
     run_with_worker(loop, store, sender)
     first = next(i for i, r in enumerate(reports) if r["kind"] == "checkpoint")
     assert [r["kind"] for r in reports[:first]].count("step") <= 1

@@ -15,13 +15,15 @@ from penstock.learner.algorithms.cells import BaselineCell, NoValue, ValueCredit
 from penstock.learner.algorithms.corrections import TrustRegion
 from penstock.learner.algorithms.loss_cells import PPOKL, Fixed
 from penstock.learner.algorithms.objectives import Facts
+from penstock.learner.dials import ENTROPY
+from penstock.learner.dials import KL as KL_COEFFICIENT
+from penstock.learner.dials import OBJECTIVE as OBJECTIVE_COEFFICIENT
 
 if TYPE_CHECKING:
     from penstock.learner.config import AlgorithmSection
 
 STEP_KL = "kl/step"
 """Metric: KL(π_prox‖π) after the last update of the step."""
-KL_COEFFICIENT, OBJECTIVE_COEFFICIENT = "kl.coefficient", "objective.coefficient"
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,8 @@ class BoundAlgorithm:
     """Coefficients that move, by KL_COEFFICIENT and OBJECTIVE_COEFFICIENT."""
 
     def at(self, coefficients: Mapping[str, float]) -> BoundAlgorithm:
-        """The same algorithm with its adaptive coefficients where they are now."""
+        """The same algorithm with its coefficients where they are now, by their names in `dials`; those that are none
+        of an algorithm's, as the learning rate, are left to whoever they belong to."""
         changed = self
         if (beta := coefficients.get(KL_COEFFICIENT)) is not None:
             changed = replace(
@@ -97,8 +100,12 @@ class BoundAlgorithm:
                 kl_coefficient=beta if self.penalty is not None else 0.0,
                 reward_kl=beta if self.reward_kl > 0 else 0.0,
             )
-        if (beta := coefficients.get(OBJECTIVE_COEFFICIENT)) is not None:
-            changed = replace(changed, objective=functools.partial(changed.objective, coefficient=beta))
+        if (bonus := coefficients.get(ENTROPY)) is not None:
+            changed = replace(changed, entropy_coefficient=bonus)
+        if objective := _of_cell("objective", coefficients):
+            changed = replace(changed, objective=functools.partial(changed.objective, **objective))
+        if trust := _of_cell("trust", coefficients):
+            changed = replace(changed, trust=functools.partial(changed.trust, **trust))
         return changed
 
     @property
@@ -111,6 +118,11 @@ class BoundAlgorithm:
     def follows_step(self) -> bool:
         """Whether a coefficient follows how far the whole step moves the policy, which takes a pass of its own."""
         return any(each.metric == STEP_KL for each in self.adaptive.values())
+
+
+def _of_cell(cell: str, coefficients: Mapping[str, float]) -> dict[str, float]:
+    """Those of one cell, by the names of its function's arguments."""
+    return {name.removeprefix(f"{cell}."): v for name, v in coefficients.items() if name.startswith(f"{cell}.")}
 
 
 def bind(section: AlgorithmSection) -> BoundAlgorithm:

@@ -1,0 +1,215 @@
+"""What is asked of a run is carried out, or refused with the reason; either leaves an event. The actors are fakes."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+from deploy_parts import Method, Parts
+
+from penstock.deploy import fleet
+from penstock.deploy.config import LimitsSection, RecordingSection
+from penstock.deploy.journal import Journal
+from penstock.deploy.scaling import Scaling
+from penstock.deploy.steering import Levers, Steering
+from penstock.learner import checkpoints
+from penstock.learner.config import AlgorithmSection, LearnerSection
+from penstock.learner.dials import Dials
+from penstock.services.contracts import StoreError
+from penstock.services.control import (
+    Answer,
+    Asked,
+    Checkpoint,
+    Gate,
+    Pause,
+    Remove,
+    Resume,
+    RollBack,
+    Scale,
+    ScaleCoefficient,
+    SetCoefficient,
+    SetMaxLag,
+    Stop,
+)
+from penstock.services.rundir import RunDir
+from penstock.services.versions import Version
+
+
+class Run:
+    """Steering over a learner that only counts its calls, and a gate that remembers."""
+
+    def __init__(self, directory: RunDir, workers: int = 1) -> None:
+        self.directory = directory
+        self.journal = Journal(directory, "steered", RecordingSection(), LimitsSection(), None)
+        self.learner = Parts(1).workers[0]
+        self.calls = {name: Method() for name in ("checkpoint", "pause", "turn", "roll_back")}
+        self.learner.handle = SimpleNamespace(**{f"request_{name}": call for name, call in self.calls.items()})
+        self.stops: list[str] = []
+        self.gate: list[bool] = []
+        self.bounds: list[int] = []
+        self.store_away = False
+        algorithm = AlgorithmSection.model_validate({"name": "grpo", "kl": {"coefficient": 0.01}})
+        dials = Dials(algorithm, LearnerSection(learning_rate=1e-3), 2)
+        self.steering = Steering(
+            directory,
+            self.journal,
+            Scaling(Parts(workers), self.journal),
+            lambda: self.learner,
+            Levers(self.stops.append, self._hold, self._bound),
+            dials,
+        )
+        self.steering.begun(dials.start)
+
+    def _hold(self, held: bool) -> None:
+        self._answer()
+        self.gate.append(held)
+
+    def _bound(self, bound: int) -> None:
+        self._answer()
+        self.bounds.append(bound)
+
+    def _answer(self) -> None:
+        if self.store_away:
+            raise StoreError("the store does not answer")
+
+    def ask(self, command) -> Answer:
+        return self.steering.carry_out(Asked("1", "ada", 5.0, command))
+
+    def turned(self) -> list[dict]:
+        return [changes for (changes,) in self.calls["turn"].calls]
+
+
+@pytest.fixture(autouse=True)
+def no_processes(monkeypatch) -> None:
+    monkeypatch.setattr(fleet.ray, "kill", lambda handle, no_restart: None)
+
+
+@pytest.fixture
+def run(tmp_path) -> Run:
+    return Run(RunDir.create(tmp_path, "steered", "name: steered\n"))
+
+
+def test_every_command_leaves_an_event_with_who_asked_and_what(run):
+    run.journal.version = Version(0, 7)
+    assert run.ask(Scale("rollout", 2)).done
+    assert run.ask(Remove("rollout-9")) == Answer(
+        False, "there is no rollout worker 'rollout-9' that could leave; there are: rollout-0, rollout-1"
+    )
+    _, steered, refused = run.directory.read_events()
+    assert (steered.kind, refused.kind) == ("steered", "refused")
+    command = {"type": "scale", "role": "rollout", "count": 2}
+    assert steered.facts == {"by": "ada", "asked": command, "at": 5.0, "step": 7}
+    assert refused.message.startswith("ada: there is no rollout worker")
+
+
+def test_checkpoint_and_stop_reach_the_learner_and_are_refused_while_it_does_not_train(run):
+    assert run.ask(Checkpoint()).done
+    assert len(run.calls["checkpoint"].calls) == 1
+    assert run.ask(Stop("enough")).done
+    assert run.stops == ["stopped: enough"]
+    run.learner.state = "ended"
+    for command in (Checkpoint(), Stop(), Pause(), RollBack(), SetMaxLag(1), SetCoefficient("lr", 1e-4)):
+        assert "the learner is not training" in run.ask(command).text
+    assert len(run.stops) == 1
+
+
+def test_before_the_first_weights_nothing_of_the_learner_can_be_steered(run):
+    run.steering.learned({})
+    assert "has not begun yet" in run.ask(Pause()).text
+
+
+def test_the_gate_is_closed_and_opened_by_hand_and_a_store_that_is_away_is_an_answer(run):
+    assert "no new prompts" in run.ask(Gate(open=False)).text
+    assert not run.steering.controls.gate_open
+    assert "left to the lag" in run.ask(Gate(open=True)).text
+    assert run.gate == [True, False]
+    run.store_away = True
+    assert run.ask(Gate(open=False)) == Answer(False, "the store does not answer")
+    assert run.steering.controls.gate_open
+
+
+def test_a_pause_closes_the_gate_and_stops_the_learner_until_someone_lets_it_go_on(run):
+    assert "is not paused" in run.ask(Resume()).text
+    assert run.ask(Pause()).done
+    assert run.steering.controls.paused_by == "ada"
+    assert "paused already, by ada" in run.ask(Pause()).text
+    assert run.ask(Resume()).done
+    assert run.gate == [True, False]
+    assert run.calls["pause"].calls == [(True,), (False,)]
+
+
+def test_a_gate_closed_by_hand_stays_closed_after_a_pause_and_one_opened_during_a_pause_opens_after_it(run):
+    for command in (Gate(open=False), Pause(), Resume()):
+        run.ask(command)
+    assert run.gate == [True, True, True]
+    for command in (Pause(), Gate(open=True), Resume()):
+        run.ask(command)
+    assert run.gate[3:] == [True, True, False]
+
+
+def test_a_coefficient_is_set_by_any_of_its_names_and_known_at_once(run):
+    assert run.ask(SetCoefficient("kl.coef", 0.03)).text == "kl.coefficient 0.01 → 0.03, from the next train step on"
+    assert run.ask(SetCoefficient("learner.learning_rate", 5e-4)).done
+    assert run.turned() == [{"kl.coefficient": 0.03}, {"learning_rate": 5e-4}]
+    assert run.steering.controls.coefficients["kl.coefficient"] == 0.03
+
+
+def test_clip_means_both_bounds_and_each_is_multiplied(run):
+    assert run.ask(ScaleCoefficient("clip", 0.5)).done
+    assert run.turned() == [{"objective.clip_low": 0.1, "objective.clip_high": 0.1}]
+
+
+def test_a_coefficient_is_multiplied_no_further_than_its_bounds_and_one_beyond_is_not_thrown_back(run):
+    run.ask(ScaleCoefficient("kl.coef", 1.5, at_most=0.012))
+    run.ask(ScaleCoefficient("kl.coef", 1.5, at_most=0.001))
+    run.ask(ScaleCoefficient("kl.coef", 0.5, at_most=0.001))
+    assert [changes["kl.coefficient"] for changes in run.turned()] == pytest.approx([0.012, 0.012, 0.006])
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (SetCoefficient("kl.ceof", 1.0), "nearest: kl.coef"),
+        (SetCoefficient("learning_rate", 0.0), "learning_rate cannot be 0: input should be greater than 0"),
+        (SetCoefficient("learning_rate", float("nan")), "must be a number"),
+        (SetCoefficient("max_lag", 3), "has a command of its own"),
+        (SetMaxLag(-1), "max_lag cannot be -1; allowed: whole numbers from 0 to 1024"),
+        (ScaleCoefficient("clip", 100.0), "objective.clip_low cannot be 20: input should be less than or equal to 1"),
+        (RollBack(), "none has been written yet"),
+    ],
+)
+def test_what_cannot_be_is_refused_with_what_is_allowed_and_nothing_is_turned(run, command, said):
+    answer = run.ask(command)
+    assert not answer.done and said in answer.text
+    assert run.turned() == []
+
+
+def test_the_bound_on_the_lag_reaches_ledger_workers_and_learner(run):
+    assert run.ask(SetMaxLag(5)).text == "max_lag 2 → 5"
+    assert run.bounds == [5]
+    assert run.turned() == [{"max_lag": 5.0}]
+    run.store_away = True
+    assert not run.ask(SetMaxLag(6)).done
+    assert run.turned() == [{"max_lag": 5.0}], "where the ledger does not know of it, nobody does"
+
+
+def test_what_was_asked_for_holds_again_after_the_learner_began_anew_also_when_the_store_is_away_at_first(run):
+    run.ask(Pause())
+    run.store_away = True
+    run.steering.begun({**run.steering.controls.coefficients, "max_lag": 4.0})
+    run.steering.look()
+    assert (run.gate, run.bounds) == ([True], [])
+    run.store_away = False
+    run.steering.look()
+    run.steering.look()
+    assert (run.gate, run.bounds) == ([True, True], [4])
+
+
+def test_a_roll_back_needs_a_checkpoint_that_is_old_enough(run, monkeypatch):
+    run.journal.version = Version(0, 30)
+    kept = [SimpleNamespace(version=Version(0, step)) for step in (10, 20)]
+    monkeypatch.setattr(checkpoints, "find", lambda root: kept)
+    assert "the kept ones are of steps 10, 20" in run.ask(RollBack(until=9)).text
+    assert run.ask(RollBack(until=15)).done
+    assert run.ask(RollBack()).done
+    assert run.calls["roll_back"].calls == [(15,), (30,)]
