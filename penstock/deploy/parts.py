@@ -76,7 +76,9 @@ class Parts:
         self._stack.callback(os.environ.pop, MARK, None)
         ranks, workers = run_file.learner.ranks, run_file.rollout.workers
         most = run_file.rollout.most_at_home
-        self.cluster = Cluster(run_file.placement.ray_address, self.run_id, actors=ranks + most + 1)
+        self.export = plans.export(run_file, directory)
+        every = self.export.seconds if self.export else None
+        self.cluster = Cluster(run_file.placement.ray_address, self.run_id, ranks + most + 1, every)
         self._stack.callback(self.cluster.close)
         self.placement = place(run_file, workers=workers, ranks=ranks)
         self.route = self._choose_route()
@@ -115,6 +117,7 @@ class Parts:
             "temperature": run_file.rollout.sampling.temperature,
             "device": self.placement.device_of("scorer"),
             "environment": {name: os.environ[name] for name in run_file.reward.environment if name in os.environ},
+            "export": self.export,
         }
         scorer = partial(
             start_scorer,
@@ -127,7 +130,7 @@ class Parts:
         for rank in range(run_file.learner.ranks):
             name = f"learner-{rank}"
             options, folder = self.placement.options("learner"), run_file.algorithm.folder
-            start = partial(start_rank, name, log(name), options, folder)
+            start = partial(start_rank, name, log(name), options, folder, self.export)
             self.learners.append(Member(name, "learner", log(name), start))
         for member in (*self.scorers, *self.learners):
             member.launch()
@@ -145,7 +148,7 @@ class Parts:
         number, log = self._numbers, self._directory.log
         self._numbers += 1
         name = f"rollout-{number}"
-        plan = plans.rollout_plan(self._run_file, self.host.address, self.route, self._resume)
+        plan = plans.rollout_plan(self._run_file, self._directory, self.host.address, self.route, self._resume)
         handles = [scorer.handle for scorer in self.scorers]
         start = partial(
             start_worker,

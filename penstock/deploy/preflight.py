@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 from pydantic import ValidationError
 
-from penstock.deploy.checks import algorithm, evidence, numbers, sampling, world
+from penstock.deploy.checks import algorithm, evidence, numbers, sampling, tracking, world
 from penstock.deploy.checks.context import Context, Rule, Stage
 from penstock.deploy.findings import Finding, Level, written_at, written_path
 from penstock.deploy.keys import names_at
@@ -18,7 +18,14 @@ from penstock.deploy.yaml_source import KeyPath, YamlSource
 from penstock.learner.algorithms.judging import with_those_around
 from penstock.services.settings import Section
 
-RULES: tuple[Rule, ...] = (*numbers.RULES, *sampling.RULES, *algorithm.RULES, *evidence.RULES, *world.RULES)
+RULES: tuple[Rule, ...] = (
+    *numbers.RULES,
+    *sampling.RULES,
+    *algorithm.RULES,
+    *evidence.RULES,
+    *tracking.RULES,
+    *world.RULES,
+)
 
 
 def check(path: Path | str, overrides: Sequence[str] = (), stage: Stage = "train") -> list[Finding]:

@@ -12,6 +12,7 @@ import psutil
 import ray
 
 from penstock.deploy.deaths import redirect_output
+from penstock.deploy.exporter import Export, export_actor
 from penstock.deploy.scorers import RemoteScorer, facts_of_process
 from penstock.deploy.transport import Route
 from penstock.rollout.config import EngineSection, RolloutSection
@@ -44,6 +45,8 @@ class RolloutPlan:
     route: Route
     """How weights come here."""
     seed: int
+    export: Export | None
+    """How metrics are exported; None when they are not."""
 
 
 class RolloutActor:
@@ -63,6 +66,7 @@ class RolloutActor:
         self._generator = build_generator(name, restarts, plan, self._tokenizer, self._receiver)
         self._worker: RolloutWorker | None = None
         self._begun = threading.Event()
+        export_actor(plan.export, "rollout", name, self.stats)
 
     def ready(self) -> dict[str, Any]:
         """Answers once the engine has started."""

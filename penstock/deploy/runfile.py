@@ -39,6 +39,7 @@ from penstock.services.data_config import DataSection
 from penstock.services.model_config import ModelSection
 from penstock.services.settings import Section, on_resume
 from penstock.services.store.config import StoreSection
+from penstock.services.tracking.config import TrackingSection
 from penstock.services.weights.config import WeightsSection
 
 
@@ -101,6 +102,8 @@ class RunFile(Section):
     """What the run must have reached at its end; exit code 3 when one is missed."""
     recording: RecordingSection = RecordingSection()
     """What is written down beside the metrics."""
+    tracking: TrackingSection = TrackingSection()
+    """Who else is told of metrics: TensorBoard, Weights & Biases, MLflow, Prometheus."""
     placement: PlacementSection = PlacementSection()
     """Where the actors run."""
     deadlines: DeadlinesSection = DeadlinesSection()

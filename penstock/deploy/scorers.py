@@ -18,6 +18,7 @@ import psutil
 import ray
 
 from penstock.deploy.deaths import redirect_output
+from penstock.deploy.exporter import Export, export_actor
 from penstock.reward.config import RewardSection
 from penstock.services.codec import decode, encode
 from penstock.services.model_config import ModelSection
@@ -39,6 +40,7 @@ class ScorerActor:
         temperature: float,
         device: str,
         environment: dict[str, str],
+        export: Export | None,
     ) -> None:
         """`start` is the model that the run starts from, where a reference is needed; None loads no model.
         `environment` holds what rules may see besides; it travels here and not in Ray's own description of the actor,
@@ -51,6 +53,8 @@ class ScorerActor:
         self.name = name
         reference = load_reference(section.reference, start, temperature, device) if start is not None else None
         self._scorer = GroupScorer(section, reference)
+        # To Ray the name begins with the run's; the run is a label of its own.
+        export_actor(export, "scorer", f"scorer-{name.rpartition('-')[2]}", self._scorer.stats)
 
     async def ready(self) -> dict[str, Any]:
         """Answers once the actor is built."""

@@ -7,9 +7,10 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from penstock.deploy import evaluations
+from penstock.deploy.exporter import OneOf
 from penstock.deploy.fleet import ActorLost, Member
 from penstock.deploy.journal import Journal
 from penstock.deploy.parts import Parts
@@ -19,7 +20,7 @@ from penstock.deploy.signals import Interruption
 from penstock.deploy.steering import Levers, Steering
 from penstock.learner.dials import Dials
 from penstock.services.contracts import DeadlinePassed, PenstockError, StoreError
-from penstock.services.replay import LedgerCounts
+from penstock.services.replay import Closed, LedgerCounts
 from penstock.services.rundir import RunDir
 from penstock.services.versions import Version
 
@@ -45,6 +46,8 @@ class Supervisor:
         self._evaluated_at = 0
         self._stopping = ""
         self.ledger: LedgerCounts | None = None
+        self._closed: Closed = ""
+        self._gate = OneOf("gate/closed", [reason for reason in get_args(Closed) if reason])
         self.started = False
         """The learner has published its first weights."""
         self.began_at = self.ended_at = 0.0
@@ -77,6 +80,7 @@ class Supervisor:
             self._look_at_ledger()
             self._watch_silence()
             self._journal.controls = self.steering.controls
+            self._journal.standing = self._around() | self._gate(self._closed)
             self._journal.show(self._parts.members, self.ledger)
 
     def until(self, done: Callable[[], bool]) -> None:
@@ -190,6 +194,7 @@ class Supervisor:
             averaged = name.endswith(("_seconds", "_share"))
             metrics[name] = sum(values) / (len(values) if averaged else 1)
         metrics["rollout/workers"] = float(len(workers))
+        metrics["rollout/wanted"] = float(self.scaling.wanted)
         for scorer in self._parts.scorers:
             metrics |= {n: float(v) for n, v in scorer.stats.items() if n.startswith("scorer/")}
         if self.ledger is not None:
@@ -214,6 +219,7 @@ class Supervisor:
             with contextlib.suppress(StoreError):
                 self._parts.host.glance.expire()
                 self.ledger = self._parts.host.glance.counts()
+                self._closed = self._parts.host.glance.gate()
 
     # --- evaluation ---------------------------------------------------------------------------------
 

@@ -71,6 +71,8 @@ class RunView:
     at: float = 0.0
     """Unix seconds of this instant."""
     controls: Controls = Controls()
+    scrape: tuple[str, ...] = ()
+    """`host:port` of every node where Prometheus finds metrics under /metrics."""
 
 
 class Display(Protocol):

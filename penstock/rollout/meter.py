@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable
@@ -19,6 +20,7 @@ class Meter:
         self._clock = clock
         self._began = clock()
         self._recent: deque[tuple[float, int, float]] = deque()
+        self._reading = threading.Lock()
         self.totals: Counter[str] = Counter()
         self._swap: SwapReport | None = None
 
@@ -39,9 +41,10 @@ class Meter:
     def read(self) -> dict[str, float]:
         """By metric name. Called from any thread."""
         now = self._clock()
-        while self._recent and self._recent[0][0] < now - WINDOW:
-            self._recent.popleft()
-        recent = list(self._recent)
+        with self._reading:
+            while self._recent and self._recent[0][0] < now - WINDOW:
+                self._recent.popleft()
+            recent = list(self._recent)
         seconds = max(min(WINDOW, now - self._began), 1e-3)
         values = {f"rollout/{name}": float(count) for name, count in dict(self.totals).items()}
         values["rollout/tokens_per_second"] = sum(tokens for _, tokens, _ in recent) / seconds

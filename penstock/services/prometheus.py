@@ -50,14 +50,14 @@ def table(catalogue: Catalogue) -> str:
     """All metrics of a catalogue as a table in Markdown, in the order of their names."""
     rows = ["| metric | meaning | unit | better | estimator | Prometheus |", "|---|---|---|---|---|---|"]
     for name, metric in sorted(catalogue.items()):
-        labels = "".join(f" `{place}`" for place in places(name))
+        by = ", ".join(f"`{place}`" for place in places(name))
         cells = (
             f"`{name}`",
             metric.help,
             metric.unit,
             {"up": "↑", "down": "↓", "neither": ""}[metric.good],
             metric.estimator,
-            f"`{SCRAPED}{to_prometheus(name)}`" + (f" by{labels}" if labels else ""),
+            f"`{SCRAPED}{to_prometheus(name)}`" + (f" by {by}" if by else ""),
         )
         rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(rows) + "\n"

@@ -104,6 +104,17 @@ class RunDir:
         return self.path / "control"
 
     @property
+    def scrape_targets(self) -> Path:
+        """Where Prometheus finds this run while it goes on. Beside the run directories, since Prometheus takes a
+        pattern for the names of files, and not for folders."""
+        return self.path.parent / "targets" / f"{self.path.name}.json"
+
+    @property
+    def tensorboard(self) -> Path:
+        """Event files."""
+        return self.path / "tensorboard"
+
+    @property
     def whatif(self) -> Path:
         """What other algorithms would have done with the archived steps, as `penstock whatif` found last."""
         return self.path / "whatif.json"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib.util
 import netrc
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from typing import Literal
+from typing import ClassVar, Literal
 from urllib.parse import urlsplit
 
 from penstock.services.settings import Section, on_resume
@@ -19,7 +19,7 @@ class WandbSection(Section):
     """Weights & Biases. A run keeps its id when it is resumed; who you are comes from `wandb login`, or from
     WANDB_API_KEY in the environment."""
 
-    left_out = {
+    left_out: ClassVar[Mapping[str, str]] = {
         "api_key": "a secret does not belong in a run file; run `wandb login`, or set WANDB_API_KEY",
         "base_url": "WANDB_BASE_URL in the environment says where a server of your own is",
         "id": "a run's id is made by Penstock, so that it is the same after a resume",
@@ -39,7 +39,7 @@ class WandbSection(Section):
 class MlflowSection(Section):
     """MLflow. A run keeps its MLflow run when it is resumed."""
 
-    left_out = {
+    left_out: ClassVar[Mapping[str, str]] = {
         "username": "MLFLOW_TRACKING_USERNAME in the environment says it",
         "password": "a secret does not belong in a run file; set MLFLOW_TRACKING_PASSWORD",
         "token": "a secret does not belong in a run file; set MLFLOW_TRACKING_TOKEN",
@@ -70,8 +70,8 @@ class TrackingSection(Section):
     prometheus: bool = on_resume(True)
     """Export metrics through Ray for Prometheus to scrape; `penstock status` says where."""
     prometheus_seconds: float = on_resume(5.0, ge=1, le=10)
-    """Seconds between exports. At most 10, after which Ray forgets what is not said again. A cluster that is started for
-    the run reports as often."""
+    """Seconds between exports. At most 10, after which a Ray cluster may forget what is not said again; one that is
+    started for the run passes on metrics as often."""
 
 
 def problems(section: TrackingSection) -> Iterator[tuple[str, str, str]]:

@@ -6,6 +6,7 @@ import contextlib
 import queue
 import threading
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Protocol
 
 from penstock.services.versions import Version
@@ -44,7 +45,7 @@ class Tracker(Protocol):
 
 
 class Feed:
-    """Passes on to one tracker what it is told, later and elsewhere. No method waits but `close`."""
+    """Passes on to one tracker what it is told, later and elsewhere. No method waits but `wait`."""
 
     def __init__(self, tracker: Tracker, most_waiting: int = MOST_WAITING) -> None:
         self.name = tracker.name
@@ -74,14 +75,21 @@ class Feed:
                 found.append(self._troubles.get_nowait())
         return found
 
-    def close(self, outcome: str, deadline: float) -> None:
-        """Let it finish what is waiting, for `deadline` seconds at most; what it has not done by then is lost."""
-        with contextlib.suppress(queue.Full):
-            self._waiting.put((_END, outcome), timeout=deadline)
+    def end(self, outcome: str) -> None:
+        """Nothing more will be told; the tracker is closed when it has been told what is waiting."""
+        try:
+            self._waiting.put_nowait((_END, outcome))
+        except queue.Full:
+            with contextlib.suppress(queue.Empty):
+                self._waiting.get_nowait()  # lost to a tracker that has been too slow all the time
+            self._waiting.put_nowait((_END, outcome))
+
+    def wait(self, deadline: float) -> None:
+        """Until the tracker is closed, for `deadline` seconds at most; what it has not done by then is lost."""
         self._thread.join(deadline)
         if self._thread.is_alive():
             self._given_up = True
-            self._tell(f"{self.name} did not finish within {deadline:.0f} s; what it had not written is lost")
+            self._tell(f"{self.name} did not finish in time; what it had not written is lost to it")
 
     # --- the thread ---------------------------------------------------------------------------------
 
@@ -100,7 +108,7 @@ class Feed:
         while True:
             what, outcome = self._waiting.get()
             if what is _END:
-                self._try(lambda: self._tracker.close(outcome))
+                self._try(partial(self._tracker.close, outcome))
                 return
             if not self._given_up:
                 self._try(what)

@@ -1,15 +1,16 @@
 """A tracker's own process: reads what it is told, calls the client, answers. See `outside.py`.
 
-    python -m penstock.services.tracking.inside KIND ANSWERS_FD
+python -m penstock.services.tracking.inside MODULE:CLIENT ANSWERS_FD
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any, BinaryIO, Protocol
+from typing import IO, Any, Protocol
 
 import msgspec
 
@@ -26,7 +27,7 @@ class Client(Protocol):
     def close(self, outcome: str) -> None: ...
 
 
-def serve(open_client: Callable[[Mapping[str, Any]], Client], told: BinaryIO, answer: Callable[[bytes], None]) -> None:
+def serve(open_client: Callable[[Mapping[str, Any]], Client], told: IO[bytes], answers: IO[bytes]) -> None:
     """Until `told` ends, or the client was closed."""
     client: Client | None = None
     for line in told:
@@ -42,23 +43,22 @@ def serve(open_client: Callable[[Mapping[str, Any]], Client], told: BinaryIO, an
                 getattr(client, what)(**call)
         except Exception as problem:  # noqa: BLE001  whatever a client raises, the run is told of it
             error = f"{type(problem).__name__}: {problem}"
-        answer(msgspec.json.encode({"error": error} if error else {}) + b"\n")
+        answers.write(msgspec.json.encode({"error": error} if error else {}) + b"\n")
         if what == "close":
             return
     if client is not None:  # the run is gone without a word
         with contextlib.suppress(Exception):
-            client.close("died")
+            client.close(outcome="died")
 
 
-def _clients() -> dict[str, Callable[[Mapping[str, Any]], Client]]:
-    from penstock.services.tracking.mlflow_client import MlflowClient
-    from penstock.services.tracking.wandb_client import WandbClient
-
-    return {"wandb": lambda settings: WandbClient(**settings), "mlflow": lambda settings: MlflowClient(**settings)}
+def _client(path: str) -> Callable[[Mapping[str, Any]], Client]:
+    module, _, name = path.partition(":")
+    found = getattr(importlib.import_module(module), name)
+    return lambda settings: found(**settings)  # type: ignore[no-any-return]
 
 
 if __name__ == "__main__":
-    kind, answers = sys.argv[1], int(sys.argv[2])
-    serve(_clients()[kind], sys.stdin.buffer, lambda data: os.write(answers, data) and None)
+    with os.fdopen(int(sys.argv[2]), "wb", buffering=0) as pipe:
+        serve(_client(sys.argv[1]), sys.stdin.buffer, pipe)
     sys.stdout.flush()
     os._exit(0)  # exit hooks of a client may wait for its server

@@ -35,7 +35,7 @@ class MlflowClient:
             self._log_new(params[first : first + _MOST])
 
     def begin(self, lineage: int, step: int) -> None:
-        self._client.set_tag(self._id, "penstock.lineage", str(lineage))
+        self._client.set_tag(self._id, "penstock.lineage", f"{lineage} from step {step}")
 
     def step(self, lineage: int, step: int, metrics: Mapping[str, float], at: float) -> None:
         from mlflow.entities import Metric

@@ -1,7 +1,7 @@
 """A tracker in a process of its own, for clients that bring threads, signal handlers and exit hooks with them.
 
-Lines of JSON go to its standard input, each is answered by one: `{}` or `{"error": …}`. What the client prints goes to a
-log. A client that hangs is killed, and the run's own process never waits for it, also not when it ends.
+Lines of JSON go to its standard input, each is answered by one: `{}` or `{"error": …}`. What the client prints goes
+to a log. A client that hangs is killed, and the run's own process never waits for it, also not when it ends.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ class TrackerFailed(PenstockError):
 
 
 class Outside:
-    """A `Tracker` whose client lives elsewhere: `python -m penstock.services.tracking.inside KIND`."""
+    """A `Tracker` whose client lives elsewhere: `python -m penstock.services.tracking.inside CLIENT`."""
 
-    def __init__(self, name: str, kind: str, log: Path, settings: Mapping[str, Any]) -> None:
-        """`settings` are plain values for the client's class; see `inside.py`."""
+    def __init__(self, name: str, client: str, log: Path, settings: Mapping[str, Any]) -> None:
+        """`client` is MODULE:CLASS, a `Client` of `inside.py`; `settings` are plain values for it."""
         self.name = name
-        self._kind, self._log, self._settings = kind, log, settings
+        self._client, self._log, self._settings = client, log, settings
         self._process: subprocess.Popen[bytes] | None = None
         self._answers = -1
         self._rest = b""
@@ -47,7 +47,7 @@ class Outside:
         try:
             with self._log.open("ab") as log:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-m", "penstock.services.tracking.inside", self._kind, str(theirs)],
+                    [sys.executable, "-m", "penstock.services.tracking.inside", self._client, str(theirs)],
                     stdin=subprocess.PIPE,
                     stdout=log,
                     stderr=log,
@@ -89,6 +89,7 @@ class Outside:
             self._process.stdin.flush()
             answer = msgspec.json.decode(self._line(time.monotonic() + deadline))
         except (BrokenPipeError, EOFError) as error:
+            self._end()
             raise TrackerFailed(f"its process has ended; see {self._log}") from error
         except DeadlinePassed:
             self._end()

@@ -54,7 +54,7 @@ class TensorBoard:
     def event(self, version: Version, kind: str, message: str, at: float) -> None:
         self._text(f"events/{kind}", message, version.step, at)
 
-    def close(self, outcome: str) -> None:
+    def close(self, _: str) -> None:
         if self._file is not None:
             self._file.close()
 
