@@ -16,7 +16,7 @@ export TORCH_EXTENSIONS_DIR ?= $(HOME)/.cache/penstock/torch_extensions
 export DS_ACCELERATOR ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu)
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help setup programs demo test engines runs stories check exact proofs unit lint types imports curve constraints clean
+.PHONY: help setup programs demo test engines runs stories check exact proofs unit lint types imports curve grafana constraints clean
 
 help: ## list these commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -68,6 +68,9 @@ proofs: setup ## the long measurements behind docs/: learning curves of every ro
 
 curve: setup ## run the demo for several seeds and draw docs/learning-curve.png (SEEDS="0 1 2")
 	@$(BIN)/python $(RECIPE)/demo.py --seeds $(SEEDS) --curve docs/learning-curve.png
+
+grafana: ## write deploy/grafana/dashboards from scripts/grafana/boards.py
+	@$(BIN)/python -m scripts.grafana
 
 constraints: ## write constraints-cpu.txt from what is installed
 	@{ echo "# What scripts/setup_env.py installs on a machine without an NVIDIA GPU. Made by: make constraints"; \

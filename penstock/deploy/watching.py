@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from penstock.deploy.catalogue import by_actors
 from penstock.deploy.exporter import Export, Exporter, OneOf, export_actor
 from penstock.deploy.view import Phase, RunView
+from penstock.learner.metrics import REFUSED
 from penstock.services.rundir import write_atomically
 from penstock.services.versions import Version
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from penstock.deploy.journal import Journal
 
 COUNTED_FROM_ZERO = ("died", "restarted", "warning", "refused")
-"""Kinds of events that are exported before there is one: a rate sees only what grows."""
+"""Kinds of events that are exported before there is one: an increase is seen only of what was there before."""
 _NODES_SECONDS = 15.0
 """Between two looks at which nodes there are."""
 
@@ -47,7 +48,8 @@ def of_run(
     values |= {f"event/{kind}": float(count) for kind, count in counts.items()}
     if view.ledger is not None:
         values |= {f"ledger/dropped/{reason}": float(count) for reason, count in view.ledger.dropped.items()}
-        values |= {f"ledger/refused/{reason}": float(count) for reason, count in view.ledger.refused.items()}
+        refused = dict.fromkeys(REFUSED, 0) | dict(view.ledger.refused)
+        values |= {f"ledger/refused/{reason}": float(count) for reason, count in refused.items()}
         values["ledger/redelivered"] = float(view.ledger.redelivered)
     return values
 

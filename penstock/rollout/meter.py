@@ -12,6 +12,9 @@ from penstock.services.contracts import SwapReport
 WINDOW = 30.0
 """Seconds over which rates are taken."""
 
+COUNTED = ("tokens", "groups_put", "swaps", "cut", "fenced", "refused", "handed_back", "resumed", "mask_unknown")
+"""What is reported from the start: that something grew is seen only where it was 0 before."""
+
 
 class Meter:
     """Totals since the start and rates over the last half minute. `clock` gives seconds."""
@@ -21,7 +24,7 @@ class Meter:
         self._began = clock()
         self._recent: deque[tuple[float, int, float]] = deque()
         self._reading = threading.Lock()
-        self.totals: Counter[str] = Counter()
+        self.totals: Counter[str] = Counter(dict.fromkeys(COUNTED, 0))
         self._swap: SwapReport | None = None
 
     def count(self, name: str, by: int = 1) -> None:

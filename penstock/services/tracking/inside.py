@@ -54,7 +54,7 @@ def serve(open_client: Callable[[Mapping[str, Any]], Client], told: IO[bytes], a
 def _client(path: str) -> Callable[[Mapping[str, Any]], Client]:
     module, _, name = path.partition(":")
     found = getattr(importlib.import_module(module), name)
-    return lambda settings: found(**settings)  # type: ignore[no-any-return]
+    return lambda settings: found(**settings)
 
 
 if __name__ == "__main__":
