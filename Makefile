@@ -42,7 +42,7 @@ runs:
 	@echo "[test] whole runs" && $(BIN)/python -m pytest -q -m "slow and not story" tests/runs
 
 stories: setup programs ## whole runs with people and accidents in them, too long for every change (about five minutes)
-	@$(BIN)/python -m pytest -q -m story tests/runs
+	@$(BIN)/python -m pytest -q -m story
 
 check: setup programs lint types imports unit ## lint, strict types, import contracts, unit tests
 

@@ -23,6 +23,10 @@ from penstock.services.versions import Version
 
 _ACTORS_OWN = frozenset({"process/pid"})
 """What an actor says to its supervisor only."""
+CLOSE_SECONDS = 5.0
+"""For an export that is under way when there shall be no more."""
+
+Make = Callable[[str, str, tuple[str, ...]], Any]
 
 
 @dataclass(frozen=True)
@@ -38,9 +42,9 @@ class Export:
 class Gauges:
     """Ray's gauges by name, made when they are first needed."""
 
-    def __init__(self, labels: Mapping[str, str], make: Callable[[str, str, tuple[str, ...]], Any] = Gauge) -> None:
-        """`labels` of the process; `make` takes name, help and the names of labels."""
-        self._labels, self._make = dict(labels), make
+    def __init__(self, labels: Mapping[str, str], make: Make | None = None) -> None:
+        """`labels` of the process; `make` takes name, help and the names of labels, by default Ray's own."""
+        self._labels, self._make = dict(labels), make or Gauge
         self._made: dict[str, Any] = {}
         self._where: dict[str, tuple[Any, dict[str, str]]] = {}
 
@@ -72,7 +76,7 @@ class Exporter:
     def close(self) -> None:
         """Export no more."""
         self._over.set()
-        self._thread.join(timeout=5.0)
+        self._thread.join(timeout=CLOSE_SECONDS)
 
     def _run(self) -> None:
         told = ""

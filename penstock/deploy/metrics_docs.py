@@ -15,7 +15,8 @@ Every number that a run records or exports, from the catalogues beside the roles
 knows it under the name of the last one: every `/` and other sign becomes `_`, `penstock_` stands before it, and Ray's
 `ray_` before that. A part in braces is a place to fill in: in the run's own names `ledger/stored`, in Prometheus a
 label, `ray_penstock_ledger_by_state{state="stored"}`. What is also there over all, as `kl/offpolicy/k1` beside
-`kl/offpolicy/{bucket}/k1`, has a name without `_by_`, so that a sum over the label counts nothing twice.
+`kl/offpolicy/{bucket}/k1`, has a name without `_by_`, so that a sum over the label counts nothing twice. Metrics of
+your own, which no catalogue has, are `ray_penstock_other_by_name`.
 
 **Labels.** `run` is the name of the run directory. What an actor exports itself has `role` (rollout, learner, scorer,
 driver) and `worker` too. Ray adds `NodeAddress`, `SessionName`, `WorkerId` and others.

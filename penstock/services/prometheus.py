@@ -11,6 +11,8 @@ SCRAPED = "ray_"
 """What Ray puts before every name that it exports."""
 LABELS = ("run", "role", "worker")
 """Labels that a metric may have beside those that its name asks for."""
+OTHER = "penstock_other_by_name"
+"""For names that nobody declared: one of its own might be that of a declared one."""
 _ASCII = str.maketrans(
     {"π": "pi", "μ": "mu", "β": "beta", "Σ": "sum ", "‖": "||", "²": "^2", "−": "-", "×": "x", "…": "...", "≤": "<="}
 )
@@ -27,10 +29,10 @@ class Series(NamedTuple):
 
 
 def series(name: str, catalogue: Catalogue) -> Series:
-    """Where a recorded metric goes. A name that nobody declared goes under its own."""
+    """Where a recorded metric goes. Those that nobody declared, such as a user's own, share one name."""
     found = find(name, catalogue)
     if found is None:
-        return Series(to_prometheus(name), {}, name)
+        return Series(OTHER, {"name": name}, "metrics that no catalogue has, by their names")
     return Series(to_prometheus(found.pattern), found.filled, help_text(found.metric))
 
 

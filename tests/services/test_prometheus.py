@@ -49,8 +49,10 @@ def test_an_entry_by_its_name_comes_before_one_with_places() -> None:
     assert find("ledger/refused/unscored", catalogue) is None, "a place holds one part of a name"
 
 
-def test_a_name_that_nobody_declared_goes_under_its_own() -> None:
-    assert series("mine/Loss-2", {}) == Series("penstock_mine_loss_2", {}, "mine/Loss-2")
+def test_names_that_nobody_declared_share_one_with_a_label() -> None:
+    found = series("mine/Loss-2", {})
+    assert (found.name, found.labels) == ("penstock_other_by_name", {"name": "mine/Loss-2"})
+    assert "penstock_other_by_name" not in {to_prometheus(pattern) for pattern in exported()}
 
 
 def test_a_metric_over_all_and_by_a_place_that_prometheus_could_not_tell_apart_are_refused() -> None:

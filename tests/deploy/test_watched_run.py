@@ -1,0 +1,161 @@
+"""A drill under a real Prometheus: what is exported, every panel and rule, and alerts when the run misbehaves."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from live_prometheus import SHORT, LivePrometheus
+
+from penstock.deploy.catalogue import exported
+from penstock.services.control import Gate, Stop
+from penstock.services.mailbox import MailboxControl
+from penstock.services.metrics import read_rows
+from penstock.services.rundir import RunDir
+
+pytestmark = pytest.mark.engine
+
+ROOT = Path(__file__).parents[2]
+BOARDS = ROOT / "deploy" / "grafana" / "dashboards"
+RULE = """
+from pathlib import Path
+
+def sometimes(completions, **columns):
+    if Path("away").exists():
+        raise ConnectionError("the judge is away")
+    return [len(text) % 2 for text in completions]
+"""
+
+
+@pytest.fixture
+def drill(tmp_path):
+    """A drill that is evaluated and audited and has a reference; it is told to end after the test."""
+    sys.path.insert(0, str(ROOT / "recipes" / "drill"))
+    from prepare import prepare
+
+    inputs = tmp_path / "inputs"
+    prepare(inputs)
+    (inputs / "judge.py").write_text(RULE)
+    sums = inputs / "sums.jsonl"
+    overrides = [
+        f"model.path={inputs / 'model'}",
+        f"data.sources.sums.path={sums}",
+        f"evaluation.data.sources.sums.path={sums}",
+        "evaluation.every=2",
+        "evaluation.max_prompts=2",
+        "audit.every=2",
+        "audit.sequences=2",
+        "algorithm.kl.coefficient=0.01",
+        f"reward.folder={inputs}",
+        "reward.rules.judge.rule=judge:sometimes",
+        "reward.accuracy=contains",
+        "checkpoints.every=2",
+        "limits.steps=10000",
+        "limits.minutes=4",
+        "tracking.prometheus_seconds=1",
+        f"runs_dir={tmp_path / 'runs'}",
+    ]
+    command = [
+        sys.executable,
+        "-c",
+        "from penstock.cli.main import run; run()",
+        "train",
+        str(ROOT / "recipes/drill/drill.yaml"),
+        *overrides,
+    ]
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+    yield inputs, process
+    if process.poll() is None:
+        process.send_signal(signal.SIGINT)
+    assert process.wait(60) in (0, 1, 130), (tmp_path / "log").read_text()
+
+
+def shown(expr: str) -> str:
+    """A panel's query as Grafana would ask it, over a short time."""
+    return expr.replace("$run", ".*").replace("$__rate_interval", SHORT).replace("$__range", SHORT)
+
+
+def without_data(prometheus: LivePrometheus) -> list[str]:
+    """Queries of panels that have nothing to show."""
+    return [
+        f"{path.stem}: {panel['title']}: {target['expr']}"
+        for path in sorted(BOARDS.glob("*.json"))
+        for panel in json.loads(path.read_text())["panels"]
+        for target in panel.get("targets", ())
+        if not prometheus.ask(shown(target["expr"]))
+    ]
+
+
+def test_a_run_is_watched_and_alerts_say_when_it_misbehaves(drill, tmp_path) -> None:
+    inputs, process = drill
+    runs = tmp_path / "runs"
+    with LivePrometheus(tmp_path / "prometheus", runs) as prometheus:
+        wait = prometheus.wait
+        steps = "max(ray_penstock_run_step)"
+        wait("a step is scraped", lambda: process.poll() is not None or (prometheus.value(steps) or 0) >= 3, 90)
+        assert process.poll() is None, (tmp_path / "log").read_text()
+        directory = RunDir.newest(runs)
+        run = directory.path.name
+
+        # One target, though two files name it; everything that is exported is declared and bears the run's name.
+        (target,) = prometheus.api("targets")["activeTargets"]
+        assert target["labels"]["job"] == "penstock"
+        names = {s["__name__"] for s in prometheus.api("series", **{"match[]": '{__name__=~"ray_penstock_.+"}'})}
+        from penstock.services.metrics import to_prometheus
+
+        assert {name.removeprefix("ray_") for name in names} <= {to_prometheus(name) for name in exported()}
+        assert {labels["run"] for labels, _ in prometheus.ask('{__name__=~"ray_penstock_.+"}')} == {run}
+        roles = {(m["role"], m["worker"]) for m, _ in prometheus.ask("ray_penstock_process_rss")}
+        assert roles == {
+            ("driver", "driver"),
+            ("learner", "learner-0"),
+            ("rollout", "rollout-0"),
+            ("scorer", "scorer-0"),
+        }
+
+        # The same numbers as in metrics.jsonl.
+        step, kl = (prometheus.value(f"ray_penstock_{name}") for name in ("learner_updates", "kl_reference"))
+        by_updates = {row["learner/updates"]: row for row in read_rows(directory.metrics) if "learner/updates" in row}
+        assert by_updates[step]["kl/reference"] == pytest.approx(kl, rel=1e-9) or step + 1 in by_updates
+
+        # Every panel's and every rule's query has data.
+        wait("every panel has data", lambda: not without_data(prometheus), 30)
+        for rule in prometheus.rules:
+            for name in re.findall(r"(?:ray_penstock_\w+|\bup)(?:\{[^}]*\})?", rule["expr"]):
+                assert prometheus.ask(name), f"{rule['alert']}: {name} has no data"
+        states = {r["health"] for group in prometheus.api("rules")["groups"] for r in group["rules"]}
+        assert states == {"ok"}
+
+        # Rewards fail; the gate is held, and the learner has nothing to do; a worker dies.
+        assert not {"PenstockRewardFailures", "PenstockGateClosed", "PenstockWorkerDead"} & prometheus.firing()
+        (inputs / "away").touch()
+        wait("the alert on rewards fires", lambda: "PenstockRewardFailures" in prometheus.firing(), 30)
+        (inputs / "away").unlink()
+        control = MailboxControl(directory)
+        control.send(Gate(open=False), by="a test")
+        os.kill(_pid(prometheus, directory), signal.SIGKILL)
+        wanted = {"PenstockGateClosed", "PenstockLearnerStarving", "PenstockWorkerDead"}
+        wait(f"{wanted} fire", lambda: wanted <= prometheus.firing(), 40)
+
+        # What a worker had said vanishes with it, and so does a run that has ended.
+        gone = 'count(ray_penstock_rollout_tokens{worker="rollout-0"})'
+        wait("one series of the worker is left", lambda: prometheus.value(gone) in (None, 1), 15)
+        control.send(Gate(open=True), by="a test")
+        control.send(Stop(why="seen enough"), by="a test")
+        assert process.wait(60) == 0
+        assert list((runs / "targets").iterdir()) == []
+        wait("nothing is scraped", lambda: not prometheus.api("targets")["activeTargets"], 20)
+
+
+def _pid(prometheus: LivePrometheus, directory: RunDir) -> int:
+    status = directory.read_status()
+    assert status is not None
+    (worker,) = [w for w in status["workers"] if w["role"] == "rollout"]
+    return int(worker["pid"])
