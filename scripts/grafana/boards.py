@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from scripts.grafana.describe import Board, Panel, ask, grown, of, rate, share_of_time
+from scripts.grafana.describe import Board, Panel, ask, either, grown, of, rate, share_of_time
 
 OVERVIEW = Board(
     "penstock-overview",
@@ -125,15 +125,22 @@ OFF_POLICY = Board(
                 "Mean and second moment",
                 (of("rollout_corr/mean", "mean"), of("rollout_corr/second_moment", "second moment")),
             ),
-            Panel("Cut at max_weight", (of("rollout_corr/clipfrac", "all"), of("rollout_corr/{bucket}/clipfrac"))),
+            Panel(
+                "Bounded by the trust cell",
+                (
+                    either("rollout_corr/clipfrac", "rollout_corr/masked", "all"),
+                    either("rollout_corr/{bucket}/clipfrac", "rollout_corr/{bucket}/masked"),
+                ),
+                note="A cell either cuts weights or masks tokens.",
+            ),
             Panel(
                 "Left out of the loss",
                 (
                     of("rollout_corr/left_out", "in all"),
-                    of("rollout_corr/masked", "masked"),
                     of("rollout_corr/rejected", "rejected"),
                     of("actor/out_of_range", "out of range"),
                 ),
+                note="Rejected only where the row rejects.",
             ),
         ),
         "The update": (

@@ -85,6 +85,12 @@ def share_of_time(name: str, say: str = "", by: str = "", **labels: str) -> Quer
     return _query(name, say, by, "avg", f"avg_over_time({selected(name, **labels)}[$__rate_interval])")
 
 
+def either(one: str, other: str, say: str = "") -> Query:
+    """Of two metrics, of which a run has one, that one."""
+    first, second = of(one, say), of(other, say)
+    return Query(f"{first.expr} or {second.expr}", first.legend, (one, other))
+
+
 def ask(expr: str, legend: str, *metrics: str) -> Query:
     """A query in Prometheus' own words; `<kl/reference>` stands for the series of that metric."""
     for name in metrics:

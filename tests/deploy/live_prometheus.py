@@ -67,6 +67,11 @@ class LivePrometheus:
         assert reply["status"] == "success", reply
         return reply["data"]
 
+    def targets(self) -> list[tuple[str, str]]:
+        """Job and address of everything that is scraped."""
+        found = self.api("targets")["activeTargets"]
+        return [(target["labels"]["job"], target["labels"]["instance"]) for target in found]
+
     def ask(self, expr: str) -> list[tuple[dict[str, str], float]]:
         """Labels and value of every series that a query has now."""
         return [(r["metric"], float(r["value"][1])) for r in self.api("query", query=expr)["result"]]
@@ -80,11 +85,11 @@ class LivePrometheus:
     def firing(self) -> set[str]:
         return {alert["labels"]["alertname"] for alert in self.api("alerts")["alerts"] if alert["state"] == "firing"}
 
-    def wait(self, what: str, true: Callable[[], Any], deadline: float) -> Any:
-        """Until `true` says something; fails the test with what was waited for."""
+    def wait(self, what: str, true: Callable[[], Any], deadline: float, say: Callable[[], Any] = lambda: "") -> Any:
+        """Until `true` says something; fails the test with what was waited for, and what `say` says then."""
         until = time.monotonic() + deadline
         while not (found := true()):
             if time.monotonic() > until:
-                pytest.fail(f"waited {deadline:.0f} s until {what}")
+                pytest.fail(f"waited {deadline:.0f} s until {what} {say()}")
             time.sleep(0.3)
         return found

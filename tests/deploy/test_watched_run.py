@@ -16,7 +16,7 @@ from live_prometheus import SHORT, LivePrometheus
 from penstock.deploy.catalogue import exported
 from penstock.services.control import Gate, Stop
 from penstock.services.mailbox import MailboxControl
-from penstock.services.metrics import read_rows
+from penstock.services.metrics import read_rows, to_prometheus
 from penstock.services.rundir import RunDir
 
 pytestmark = pytest.mark.engine
@@ -52,10 +52,12 @@ def drill(tmp_path):
         "audit.every=2",
         "audit.sequences=2",
         "algorithm.kl.coefficient=0.01",
+        "algorithm.reject.kind=second_moment",
         f"reward.folder={inputs}",
         "reward.rules.judge.rule=judge:sometimes",
         "reward.accuracy=contains",
         "checkpoints.every=2",
+        "guards=watch",
         "limits.steps=10000",
         "limits.minutes=4",
         "tracking.prometheus_seconds=1",
@@ -104,12 +106,16 @@ def test_a_run_is_watched_and_alerts_say_when_it_misbehaves(drill, tmp_path) -> 
         directory = RunDir.newest(runs)
         run = directory.path.name
 
-        # One target, though two files name it; everything that is exported is declared and bears the run's name.
+        # A node that Ray's file names too is scraped once; one that is not there is told of.
         (target,) = prometheus.api("targets")["activeTargets"]
-        assert target["labels"]["job"] == "penstock"
-        names = {s["__name__"] for s in prometheus.api("series", **{"match[]": '{__name__=~"ray_penstock_.+"}'})}
-        from penstock.services.metrics import to_prometheus
+        here, nowhere = target["labels"]["instance"], "127.0.0.1:9"
+        rays = tmp_path / "prometheus" / "prom_metrics_service_discovery.json"
+        rays.write_text(json.dumps([{"labels": {"job": "ray"}, "targets": [here, nowhere]}]))
+        both = [("penstock", here), ("penstock", nowhere)]
+        wait("Ray's file is read", lambda: sorted(prometheus.targets()) == sorted(both), 15)
 
+        # What is exported is declared, and bears the name of the run.
+        names = {s["__name__"] for s in prometheus.api("series", **{"match[]": '{__name__=~"ray_penstock_.+"}'})}
         assert {name.removeprefix("ray_") for name in names} <= {to_prometheus(name) for name in exported()}
         assert {labels["run"] for labels, _ in prometheus.ask('{__name__=~"ray_penstock_.+"}')} == {run}
         roles = {(m["role"], m["worker"]) for m, _ in prometheus.ask("ray_penstock_process_rss")}
@@ -120,13 +126,20 @@ def test_a_run_is_watched_and_alerts_say_when_it_misbehaves(drill, tmp_path) -> 
             ("scorer", "scorer-0"),
         }
 
-        # The same numbers as in metrics.jsonl.
-        step, kl = (prometheus.value(f"ray_penstock_{name}") for name in ("learner_updates", "kl_reference"))
-        by_updates = {row["learner/updates"]: row for row in read_rows(directory.metrics) if "learner/updates" in row}
-        assert by_updates[step]["kl/reference"] == pytest.approx(kl, rel=1e-9) or step + 1 in by_updates
+        # The numbers of one scrape are those of one line of metrics.jsonl.
+        def same() -> bool:
+            scraped = {m["__name__"]: value for m, value in prometheus.ask(f'{{__name__=~"{"|".join(compared)}"}}')}
+            rows = {row.get("learner/updates"): row for row in read_rows(directory.metrics)}
+            row = rows.get(scraped["ray_penstock_learner_updates"], {})
+            return all(row.get(name) == pytest.approx(scraped[known], rel=1e-9) for known, name in compared.items())
+
+        compared = {
+            f"ray_{to_prometheus(n)}": n for n in ("learner/updates", "kl/reference", "reward/mean", "time/step")
+        }
+        wait("a line of metrics.jsonl is scraped as it is", same, 15)
 
         # Every panel's and every rule's query has data.
-        wait("every panel has data", lambda: not without_data(prometheus), 30)
+        wait("every panel has data", lambda: not without_data(prometheus), 30, say=lambda: without_data(prometheus))
         for rule in prometheus.rules:
             for name in re.findall(r"(?:ray_penstock_\w+|\bup)(?:\{[^}]*\})?", rule["expr"]):
                 assert prometheus.ask(name), f"{rule['alert']}: {name} has no data"
@@ -141,7 +154,7 @@ def test_a_run_is_watched_and_alerts_say_when_it_misbehaves(drill, tmp_path) -> 
         control = MailboxControl(directory)
         control.send(Gate(open=False), by="a test")
         os.kill(_pid(prometheus, directory), signal.SIGKILL)
-        wanted = {"PenstockGateClosed", "PenstockLearnerStarving", "PenstockWorkerDead"}
+        wanted = {"PenstockGateClosed", "PenstockLearnerStarving", "PenstockWorkerDead", "PenstockTargetDown"}
         wait(f"{wanted} fire", lambda: wanted <= prometheus.firing(), 40)
 
         # What a worker had said vanishes with it, and so does a run that has ended.
@@ -151,7 +164,8 @@ def test_a_run_is_watched_and_alerts_say_when_it_misbehaves(drill, tmp_path) -> 
         control.send(Stop(why="seen enough"), by="a test")
         assert process.wait(60) == 0
         assert list((runs / "targets").iterdir()) == []
-        wait("nothing is scraped", lambda: not prometheus.api("targets")["activeTargets"], 20)
+        rays.unlink()
+        wait("the run is scraped no more", lambda: prometheus.targets() == [], 20)
 
 
 def _pid(prometheus: LivePrometheus, directory: RunDir) -> int:

@@ -8,8 +8,8 @@ from typing import Any
 
 INIT_SECONDS = 60.0
 """Below the time that the run gives the process to open."""
-KEPT = ("config.yaml", "events.jsonl", "summary.json")
-"""Files of the run directory that are kept with the run."""
+KEPT = ("events.jsonl", "summary.json")
+"""Files of the run directory that are kept with the run. W&B has a config.yaml of its own."""
 
 
 class WandbClient:
