@@ -63,10 +63,12 @@ class RolloutActor:
         self._scorer = RemoteScorer(scorers)
         self._tokenizer = load_tokenizer(plan.model)
         self._receiver: Any = plan.route.receiver(plan.engine.tensor_parallel, learner)
-        self._generator = build_generator(name, restarts, plan, self._tokenizer, self._receiver)
         self._worker: RolloutWorker | None = None
         self._begun = threading.Event()
+        self._idle = "starting the engine"
         export_actor(plan.export, "rollout", name, self.stats)
+        self._generator = build_generator(name, restarts, plan, self._tokenizer, self._receiver)
+        self._idle = "ready"
 
     def ready(self) -> dict[str, Any]:
         """Answers once the engine has started."""
@@ -90,7 +92,7 @@ class RolloutActor:
 
     def stats(self) -> dict[str, Any]:
         """What the worker is doing, in numbers."""
-        said: dict[str, Any] = dict(self._worker.stats()) if self._worker is not None else {"phase": "ready"}
+        said: dict[str, Any] = dict(self._worker.stats()) if self._worker is not None else {"phase": self._idle}
         return {
             **said,
             "doing": said["phase"],

@@ -16,7 +16,7 @@ import requests
 import yaml
 
 DEPLOYED = Path(__file__).parents[2] / "deploy" / "prometheus"
-SHORT = "15s"
+SHORT = "6s"
 """In place of every window and every `for` of the rules."""
 
 
