@@ -153,13 +153,18 @@ def test_a_run_is_watched_and_alerts_say_when_it_misbehaves(drill, tmp_path) -> 
         (inputs / "away").unlink()
         control = MailboxControl(directory)
         control.send(Gate(open=False), by="a test")
+        ((labels, _),) = prometheus.ask('ray_penstock_process_rss{worker="rollout-0"}')
+        killed = labels["WorkerId"]
         os.kill(_pid(prometheus, directory), signal.SIGKILL)
         wanted = {"PenstockGateClosed", "PenstockLearnerStarving", "PenstockWorkerDead", "PenstockTargetDown"}
         wait(f"{wanted} fire", lambda: wanted <= prometheus.firing(), 40)
 
         # What a worker had said vanishes with it, and so does a run that has ended.
-        gone = 'count(ray_penstock_rollout_tokens{worker="rollout-0"})'
-        wait("one series of the worker is left", lambda: prometheus.value(gone) in (None, 1), 15)
+        wait(
+            "the killed worker's series vanish",
+            lambda: not prometheus.ask(f'ray_penstock_process_rss{{WorkerId="{killed}"}}'),
+            15,
+        )
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 130
         assert list((runs / "targets").iterdir()) == []
