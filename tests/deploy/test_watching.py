@@ -192,6 +192,8 @@ class Tracker:
     def close(self, outcome) -> None:
         self.told.append(("close", outcome))
 
+    def abandon(self) -> None: ...
+
 
 def _tracked(tmp_path) -> tuple[Journal, Tracker, RunDir]:
     directory, tracker = RunDir.create(tmp_path, "tracked", "name: tracked\n"), Tracker()

@@ -43,6 +43,10 @@ class Tracker(Protocol):
         """The run is over: finished, failed or stopped. Called once, last, also when `open` failed."""
         ...
 
+    def abandon(self) -> None:
+        """Leave nothing running: nobody waits any longer. Called from another thread, while a call may go on."""
+        ...
+
 
 class Feed:
     """Passes on to one tracker what it is told, later and elsewhere. No method waits but `wait`."""
@@ -89,6 +93,7 @@ class Feed:
         self._thread.join(deadline)
         if self._thread.is_alive():
             self._given_up = True
+            self._tracker.abandon()
             self._tell(f"{self.name} did not finish in time; what it had not written is lost to it")
 
     # --- the thread ---------------------------------------------------------------------------------

@@ -78,6 +78,10 @@ class Outside:
         finally:
             self._end()
 
+    def abandon(self) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self._process.kill()
+
     def _call(self, deadline: float, what: str, **facts: Any) -> None:
         """Raises TrackerFailed with what the client says, and when it is gone; DeadlinePassed after killing it."""
         assert self._process is not None

@@ -58,6 +58,9 @@ class TensorBoard:
         if self._file is not None:
             self._file.close()
 
+    def abandon(self) -> None:
+        """There is nothing but this process."""
+
     def _text(self, tag: str, text: str, step: int, at: float) -> None:
         from tensorboardX.summary import text as as_summary
 

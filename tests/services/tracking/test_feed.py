@@ -40,6 +40,9 @@ class Told:
     def close(self, outcome: str) -> None:
         self.calls.append(("close", outcome))
 
+    def abandon(self) -> None:
+        self.calls.append(("abandon",))
+
 
 def _fail() -> None:
     raise OSError("the server is away")
@@ -66,13 +69,15 @@ def test_a_tracker_is_told_everything_in_order() -> None:
 
 def test_a_tracker_that_hangs_makes_nobody_wait_and_is_told_of_once() -> None:
     release = threading.Event()
-    feed = Feed(Told(at_step=lambda: release.wait(20)), most_waiting=3)
+    told = Told(at_step=lambda: release.wait(20))
+    feed = Feed(told, most_waiting=3)
     began = time.monotonic()
     for step in range(100):
         feed.step(Version(0, step), {}, 0.0)
     feed.end("finished")
     feed.wait(0.05)
     assert time.monotonic() - began < 2.0
+    assert told.calls == [("step", 0, {}), ("abandon",)]
     slow, late = feed.troubles()
     assert slow.startswith("a tracker is too slow or hangs")
     assert late.startswith("a tracker did not finish in time")

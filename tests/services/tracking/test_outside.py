@@ -120,3 +120,14 @@ def test_behind_its_queue_a_hanging_client_is_a_warning_and_no_wait(make, monkey
     feed.end("finished")
     feed.wait(5.0)
     assert feed.troubles() == [f"T: DeadlinePassed: waited 0 s for `step`; it was ended, see {tracker._log}"]
+
+
+def test_a_client_that_has_not_finished_when_the_run_ends_is_killed(make, monkeypatch) -> None:
+    tracker = make("Hanging")
+    monkeypatch.setattr(tracker, "open", lambda: None)
+    feed = Feed(tracker)
+    feed.step(AT, {}, 0.0)
+    feed.end("finished")
+    feed.wait(0.3)
+    assert _process(tracker).wait(5) == -signal.SIGKILL
+    assert feed.troubles()[0].startswith("T did not finish in time")
