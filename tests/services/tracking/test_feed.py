@@ -77,7 +77,7 @@ def test_a_tracker_that_hangs_makes_nobody_wait_and_is_told_of_once() -> None:
     feed.end("finished")
     feed.wait(0.05)
     assert time.monotonic() - began < 2.0
-    assert told.calls == [("step", 0, {}), ("abandon",)]
+    assert [call[0] for call in told.calls] == ["step", "abandon"]
     slow, late = feed.troubles()
     assert slow.startswith("a tracker is too slow or hangs")
     assert late.startswith("a tracker did not finish in time")
