@@ -268,6 +268,27 @@ def schema(
 
 
 @app.command()
+def metrics(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Only names that begin so.")] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="All of them as tables, for the docs.")] = False,
+) -> None:
+    """Show what a run records and exports: meaning, unit, direction, estimator, Prometheus name."""
+    from penstock.cli import metrics_table as shown
+    from penstock.services.contracts import PenstockError
+
+    if markdown:
+        from penstock.deploy.metrics_docs import markdown as as_markdown
+
+        typer.echo(as_markdown(), nl=False)
+        return
+    try:
+        typer.echo(shown.plain(name or ""))
+    except PenstockError as error:
+        typer.echo(f"penstock: {error}", err=True)
+        raise typer.Exit(WRONG_INPUT) from error
+
+
+@app.command()
 def algorithms(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="One row in full; MODULE:ROW for yours.")] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="The table and all rows, for the docs.")] = False,

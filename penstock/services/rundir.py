@@ -127,6 +127,17 @@ class RunDir:
         return self.path / "control"
 
     @property
+    def scrape_targets(self) -> Path:
+        """Where Prometheus finds this run while it goes on. Beside the run directories, since Prometheus takes a
+        pattern for the names of files, and not for folders."""
+        return self.path.parent / "targets" / f"{self.path.name}.json"
+
+    @property
+    def tensorboard(self) -> Path:
+        """Event files."""
+        return self.path / "tensorboard"
+
+    @property
     def guards(self) -> Path:
         """How often each guard has fired, over all starts of the run."""
         return self.path / "guards.json"
