@@ -6,6 +6,7 @@ import os
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from penstock.deploy.config import LimitsSection, RecordingSection
@@ -13,6 +14,7 @@ from penstock.deploy.fleet import Member
 from penstock.deploy.shown import without_password
 from penstock.deploy.view import Controls, Display, Phase, RunView
 from penstock.deploy.watching import RunExporter
+from penstock.services.lanes import LanesLog
 from penstock.services.metrics import MetricsLog
 from penstock.services.replay import LedgerCounts
 from penstock.services.rundir import RunDir
@@ -55,11 +57,27 @@ class Journal:
         self.message = ""
         self.controls = Controls()
         """As shown next."""
+        self.page = ""
+        """Address of the run's page."""
+        self._lanes = LanesLog(directory.activity, directory.activity_before)
+
         self.standing: dict[str, float] = {}
         """Metrics of this moment, by name, whether there is a step or not; exported and not recorded."""
         self.exporter: RunExporter | None = None
         """Tells Prometheus, once there is a cluster."""
         self._stepped_at = self.started
+
+    def serve_at(self, page: str) -> None:
+        """The run's page is at this address, which is shown at once; an empty one says nothing."""
+        if page:
+            self.page = page
+            self.tell("dashboard", f"watch the run at {page}", address=page)
+            self.show((), None)
+
+    @property
+    def run_dir(self) -> Path:
+        """The directory that is written into."""
+        return self._directory.path
 
     def begin(self, version: Version) -> None:
         """The learner goes on at `version`."""
@@ -107,8 +125,10 @@ class Journal:
         self.event(phase, message or phase)
 
     def show(self, members: Iterable[Member], ledger: LedgerCounts | None) -> None:
-        """Write status.json, update the display and what is exported."""
+        """Write down what the members did, replace status.json, update the display and what is exported."""
         self._warn_of_trackers()
+        members = list(members)
+        self._lanes.write({member.name: member.take_spans() for member in members})
         view = RunView(
             phase=self.phase,
             step=self.version.step,
@@ -125,6 +145,7 @@ class Journal:
             pid=os.getpid(),
             at=time.time(),
             controls=self.controls,
+            page=self.page,
             scrape=self.exporter.endpoints if self.exporter else (),
         )
         self._directory.write_status(view)
@@ -154,3 +175,4 @@ class Journal:
         for trouble in self._trackers.troubles():
             self.event("warning", without_password(trouble))
         self._log.close()
+        self._lanes.close()

@@ -96,8 +96,8 @@ class LearnerActor:
 
     def stats(self) -> dict[str, Any]:
         """What the rank is doing, and its reports since the last call."""
-        reports = self._rank.reports() if self._rank is not None else []
-        return self._doing() | {"reports": reports, "process/rss": psutil.Process().memory_info().rss}
+        said = {} if self._rank is None else {"reports": self._rank.reports(), "spans": self._rank.spans()}
+        return self._doing() | said | {"process/rss": psutil.Process().memory_info().rss}
 
     def _doing(self) -> dict[str, Any]:
         if self._rank is None:

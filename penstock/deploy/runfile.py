@@ -37,6 +37,7 @@ from penstock.learner.config import (
 from penstock.reward.config import RewardSection
 from penstock.rollout.config import EngineSection, RolloutSection
 from penstock.services.contracts import PenstockError
+from penstock.services.dashboard.config import DashboardSection
 from penstock.services.data_config import DataSection
 from penstock.services.model_config import ModelSection
 from penstock.services.settings import Section, on_resume
@@ -109,6 +110,8 @@ class RunFile(Section):
     """What is written down beside the metrics."""
     tracking: TrackingSection = TrackingSection()
     """Who else is told of metrics: TensorBoard, Weights & Biases, MLflow, Prometheus."""
+    dashboard: DashboardSection = DashboardSection()
+    """The page on which people watch the run and steer it."""
     placement: PlacementSection = PlacementSection()
     """Where the actors run."""
     deadlines: DeadlinesSection = DeadlinesSection()
