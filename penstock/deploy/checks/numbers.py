@@ -43,7 +43,7 @@ def a_prompt_and_its_answer_fit_the_engine(ctx: Context) -> Iterator[Finding]:
 
 @rule("rollout", "learner", "staleness")
 def the_gate_admits_every_worker(ctx: Context) -> Iterator[Finding]:
-    admitted = (ctx.run_file.staleness.max_lag + 1) * ctx.run_file.learner.groups_per_step
+    admitted = (ctx.run_file.staleness.largest_lag + 1) * ctx.run_file.learner.groups_per_step
     if ctx.run_file.rollout.workers > admitted:
         yield ctx.warning(
             "rollout.workers",
