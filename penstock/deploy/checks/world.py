@@ -193,7 +193,7 @@ def checkpoints_fit_on_the_disk(ctx: Context) -> Iterator[Finding]:
         yield ctx.warning("runs_dir", problem, remedy="lower checkpoints.keep_last, or choose another disk")
 
 
-@rule("model", "rollout", "engine", "learner", "placement", "algorithm")
+@rule("model", "rollout", "engine", "learner", "placement", "algorithm", "reward")
 def memory_suffices(ctx: Context) -> Iterator[Finding]:
     if isinstance(ctx.model, PenstockError) or ctx.joins_a_cluster or ctx.gpus:
         return  # on GPUs the engines take a share of what there is, by engine.memory_share
@@ -203,7 +203,8 @@ def memory_suffices(ctx: Context) -> Iterator[Finding]:
     width = 4 if run.engine.dtype == "float32" else 2
     engine = ENGINE_BYTES + run.engine.kv_cache_gib * GIB + width * ctx.model.parameters
     learner = LEARNER_BYTES * run.learner.ranks + 16 * _trained(ctx, ctx.model.parameters)
-    reference = 4 * ctx.model.parameters * run.rollout.workers if run.algorithm.needs_reference else 0
+    scorers = run.reward.scorers if run.reward is not None else 1
+    reference = 4 * ctx.model.parameters * scorers if run.algorithm.needs_reference else 0
     wanted = run.rollout.workers * engine + learner + reference
     free = psutil.virtual_memory().available
     if wanted > free:
