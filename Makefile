@@ -16,7 +16,7 @@ export TORCH_EXTENSIONS_DIR ?= $(HOME)/.cache/penstock/torch_extensions
 export DS_ACCELERATOR ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu)
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help setup demo test engines runs stories check exact proofs unit lint types imports curve constraints clean
+.PHONY: help setup demo test engines runs stories check exact proofs unit lint types imports curve constraints constraints-cuda manifests clean
 
 help: ## list these commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -69,6 +69,12 @@ curve: setup ## run the demo for several seeds and draw docs/learning-curve.png 
 constraints: ## write constraints-cpu.txt from what is installed
 	@{ echo "# What scripts/setup_env.py installs on a machine without an NVIDIA GPU. Made by: make constraints"; \
 	   $(BIN)/python -m pip freeze --exclude-editable | grep -viE '^(torch|torchvision|torchaudio|torchcodec)=='; } > constraints-cpu.txt
+
+constraints-cuda: ## write constraints-cuda.txt from what pip would install on a machine with an NVIDIA GPU
+	@$(BIN)/python scripts/resolve_cuda.py
+
+manifests: ## render deploy/kubernetes and check it; SCHEMAS=DIR has published schemas, of KubeRay and the Prometheus operator
+	@$(BIN)/python -m scripts.manifests $(addprefix --schemas ,$(SCHEMAS))
 
 clean: ## remove the virtual environment and caches, keep runs/
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

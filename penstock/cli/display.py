@@ -97,6 +97,8 @@ def panel(view: RunView) -> RenderableType:
     from rich.panel import Panel
 
     parts: list[RenderableType] = [_progress(view), _numbers(view)]
+    if view.page:
+        parts.append(f"[dim]page:[/] {_plain(view.page)}")
     if view.ledger is not None:
         parts.append(_ledger(view))
     if view.workers:

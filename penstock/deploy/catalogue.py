@@ -11,7 +11,11 @@ from penstock.services.metrics import Metric, merge
 
 SUPERVISOR: dict[str, Metric] = {
     "rollout/workers": Metric("rollout workers that run", "workers", "up"),
+    "rollout/wanted": Metric("rollout workers that are wanted; those that are missing start", "workers"),
+    "scorer/scorers": Metric("scorers that run", "scorers"),
+    "scorer/wanted": Metric("scorers that are wanted", "scorers"),
     "ledger/{state}": Metric("prompts in one state of the ledger", "groups"),
+    "ledger/queue_age": Metric("age of the oldest group that is stored and waits for the learner", "s", "down"),
     "ledger/payload_bytes": Metric("payloads in the store", "bytes"),
     "ledger/refused_share": Metric(
         "share of the groups that workers refused (unscored, too long, stale) among those they were done with in the "

@@ -15,6 +15,7 @@ from typing import Any
 
 import ray
 
+from penstock.deploy.growth import grows
 from penstock.deploy.leftovers import own, remove_orphans
 from penstock.services.contracts import PenstockError
 
@@ -63,6 +64,11 @@ class Cluster:
                 f"could not {'join' if self.address else 'start'} {where}: {error}. "
                 "Is the address right and the head running? `penstock doctor` checks what is in the way"
             ) from error
+
+    @property
+    def grows(self) -> bool:
+        """Whether it starts nodes for actors that find no room; one that was started for the run does not."""
+        return self.address is not None and grows()
 
     @property
     def nodes(self) -> int:

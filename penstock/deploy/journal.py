@@ -6,11 +6,13 @@ import os
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from penstock.deploy.config import LimitsSection, RecordingSection
 from penstock.deploy.fleet import Member
 from penstock.deploy.view import Controls, Display, Phase, RunView
+from penstock.services.lanes import LanesLog
 from penstock.services.metrics import MetricsLog
 from penstock.services.replay import LedgerCounts
 from penstock.services.rundir import RunDir
@@ -44,6 +46,21 @@ class Journal:
         self.message = ""
         self.controls = Controls()
         """As shown next."""
+        self.page = ""
+        """Address of the run's page."""
+        self._lanes = LanesLog(directory.activity, directory.activity_before)
+
+    def serve_at(self, page: str) -> None:
+        """The run's page is at this address, which is shown at once; an empty one says nothing."""
+        if page:
+            self.page = page
+            self.tell("dashboard", f"watch the run at {page}", address=page)
+            self.show((), None)
+
+    @property
+    def run_dir(self) -> Path:
+        """The directory that is written into."""
+        return self._directory.path
 
     def begin(self, version: Version) -> None:
         """The learner goes on at `version`."""
@@ -84,7 +101,9 @@ class Journal:
         self.event(phase, message or phase)
 
     def show(self, members: Iterable[Member], ledger: LedgerCounts | None) -> None:
-        """Write status.json and update the display."""
+        """Write down what the members did, replace status.json and update the display."""
+        members = list(members)
+        self._lanes.write({member.name: member.take_spans() for member in members})
         view = RunView(
             phase=self.phase,
             step=self.version.step,
@@ -101,6 +120,7 @@ class Journal:
             pid=os.getpid(),
             at=time.time(),
             controls=self.controls,
+            page=self.page,
         )
         self._directory.write_status(view)
         if self._display is not None:
@@ -119,3 +139,4 @@ class Journal:
 
     def close(self) -> None:
         self._log.close()
+        self._lanes.close()

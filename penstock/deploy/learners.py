@@ -102,6 +102,7 @@ class LearnerActor:
             "version": health.version,
             "silent": time.time() - health.beat,
             "reports": self._rank.reports(),
+            "spans": self._rank.spans(),
             "process/rss": psutil.Process().memory_info().rss,
         }
 

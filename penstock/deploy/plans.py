@@ -62,6 +62,8 @@ def learner_plan(run_file: RunFile, directory: RunDir, resume: Path | None) -> L
         resume=resume,
         threads=run_file.placement.learner_threads,
         samples=run_file.recording.samples,
+        samples_every=run_file.recording.samples_every,
+        sample_tokens=run_file.recording.sample_tokens,
     )
 
 

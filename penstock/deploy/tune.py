@@ -11,6 +11,7 @@ from penstock.deploy.ending import Ending, ending, tenure
 from penstock.deploy.fleet import ActorLost, Member, wait_until_ready
 from penstock.deploy.journal import Journal
 from penstock.deploy.learners import prepare_tuning, start_rank
+from penstock.deploy.page import beside
 from penstock.deploy.placement import place
 from penstock.deploy.runfile import RunFile
 from penstock.deploy.signals import Interruption
@@ -29,14 +30,17 @@ def tune(run_file: RunFile, directory: RunDir, display: Display | None = None) -
 
     Raises PenstockError with the cause when the run fails, and KeyboardInterrupt after a signal.
     """
-    with tenure(directory) as held:
-        held.outcome = _Tuning(run_file, directory, display, held.asked).go()
+    with tenure(directory) as held, beside(run_file.dashboard, directory) as page:
+        held.outcome = _Tuning(run_file, directory, display, held.asked, page).go()
 
 
 class _Tuning:
-    def __init__(self, run_file: RunFile, directory: RunDir, display: Display | None, asked: Interruption) -> None:
+    def __init__(
+        self, run_file: RunFile, directory: RunDir, display: Display | None, asked: Interruption, page: str
+    ) -> None:
         self._run_file, self._directory, self._asked = run_file, directory, asked
         self._journal = Journal(directory, run_file.name, run_file.recording, run_file.limits, display)
+        self._journal.serve_at(page)
         self._phases = Phases()
 
     def go(self) -> Phase:
@@ -54,7 +58,7 @@ class _Tuning:
             cluster = Cluster(run_file.placement.ray_address, run_id_of(self._directory), actors=ranks)
         try:
             with self._phases.phase("start"):
-                placement = place(run_file, workers=0, ranks=ranks)
+                placement = place(run_file, workers=0, ranks=ranks, scorers=0)
                 members = [self._member(rank, placement.options("learner")) for rank in range(ranks)]
                 wait_until_ready(members, run_file.deadlines.start, self._heed)
                 prepare_tuning([member.handle for member in members], self._plan(), run_file.deadlines.start)

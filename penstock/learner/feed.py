@@ -138,7 +138,7 @@ class Feed:
         is farther from it. On the first lineage there is nothing more to find."""
         bound = self._max_lag()
         if now.lineage == 0 or bound is None:
-            return lambda group: False
+            return lambda _: False
         forks, most = self._store.forks(), bound
         return lambda group: any(lag(now, span.version, forks) > most for span in group.spans)
 

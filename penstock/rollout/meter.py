@@ -20,6 +20,7 @@ class Meter:
         self._began = clock()
         self._recent: deque[tuple[float, int, float]] = deque()
         self.totals: Counter[str] = Counter()
+        self._waited = 0.0
         self._swap: SwapReport | None = None
 
     def count(self, name: str, by: int = 1) -> None:
@@ -31,6 +32,7 @@ class Meter:
 
     def waited(self, seconds: float) -> None:
         self._recent.append((self._clock(), 0, seconds))
+        self._waited += seconds
 
     def swapped(self, report: SwapReport) -> None:
         self.totals["swaps"] += 1
@@ -45,6 +47,7 @@ class Meter:
         seconds = max(min(WINDOW, now - self._began), 1e-3)
         values = {f"rollout/{name}": float(count) for name, count in dict(self.totals).items()}
         values["rollout/tokens_per_second"] = sum(tokens for _, tokens, _ in recent) / seconds
+        values["rollout/waiting_seconds"] = self._waited
         values["rollout/waiting_share"] = min(1.0, sum(waited for *_, waited in recent) / seconds)
         if self._swap is not None:
             values["rollout/swap/verify_seconds"] = self._swap.verify

@@ -92,6 +92,10 @@ def test_the_panel_of_a_run_that_just_began_has_nothing_to_show_yet() -> None:
     assert "issued" not in text
 
 
+def test_the_panel_says_where_the_page_is() -> None:
+    assert "page: http://127.0.0.1:8400/" in _drawn(view(page="http://127.0.0.1:8400/"))
+
+
 def test_the_panel_fits_a_narrow_terminal() -> None:
     assert max(map(len, _drawn(view(), width=80).splitlines())) <= 80
 

@@ -27,7 +27,7 @@ class Fleet:
     def __init__(self, roles: dict[str, str]) -> None:
         self.asked: Counter[str] = Counter()
         self.waits: list[int] = []
-        self.running = {name: Answer("left", there=False) for name in roles}
+        self.running = {name: Answer({"left": 1.0}, there=False) for name in roles}
         self.members = [self._member(name, role) for name, role in roles.items()]
 
     def _member(self, name, role) -> Member:
@@ -119,7 +119,7 @@ def test_a_death_and_an_end_are_noticed_at_the_next_look_by_those_who_are_not_as
     dead, ended = made.running["rollout-80"], made.running["rollout-90"]
     dead.value, dead.there, ended.there = ray.exceptions.ActorDiedError(), True, True
     polling.look(made.members, 10)
-    assert (made.members[80].state, made.members[90].state, made.members[90].result) == ("dead", "ended", "left")
+    assert (made.members[80].state, made.members[90].state, made.members[90].result) == ("dead", "ended", {"left": 1.0})
     assert {member.state for member in made.members[:80]} == {"running"}
 
 

@@ -38,7 +38,7 @@ def test_a_step_that_did_not_measure_it_changes_nothing_and_nan_breaks_the_row()
     ("exhausted", "what"),
     [
         ("warn", ["fired", "fired", "exhausted", None, None, None]),
-        ("pause", [*["fired"] * 2, "exhausted", None, None, "exhausted"]),
+        ("pause", ["fired", "fired", "exhausted", None, None, "exhausted"]),
     ],
 )
 def test_it_fires_as_often_as_it_may_and_then_says_so_once_or_asks_whenever_it_holds_anew(exhausted, what):
