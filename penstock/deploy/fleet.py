@@ -64,6 +64,7 @@ class Member:
     _ready: Any = None
     _running: Any = None
     _asked: Any = None
+    _viewed: tuple[object, WorkerView] | None = None
 
     def launch(self) -> None:
         """Start the actor; returns at once. A process that is left of an earlier start is ended."""
@@ -191,7 +192,13 @@ class Member:
             self.state = "ended"
 
     def view(self) -> WorkerView:
-        """For people."""
+        """For people; made anew when there is something new to tell."""
+        told = (self.state, self.cause, self.leaving, self.restarts, self.heard, self.pace)
+        if self._viewed is None or self._viewed[0] != told:
+            self._viewed = told, self._view()
+        return self._viewed[1]
+
+    def _view(self) -> WorkerView:
         state = f"dead: {self.cause.splitlines()[0]}" if self.state == "dead" and self.cause else self.state
         if self.state == "running":
             state = "leaving" if self.leaving else str(self.stats.get("doing", "running"))
