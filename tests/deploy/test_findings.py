@@ -94,6 +94,8 @@ NUMBERS = [
     for key in all_keys(RunFile)
     if re.search(r"\b(int|float)\b", str(type_at(RunFile, key.split(".")))) and "betas" not in key
 ]
+NUMBERS = [key for key in NUMBERS if key.rpartition(".")[0] not in NUMBERS]
+"""A number in whose place a section may stand (`staleness.max_lag`) is tried as a number."""
 
 
 def test_every_number_of_a_run_file_refuses_a_boolean_and_is_told_once(tmp_path: Path) -> None:
@@ -116,6 +118,7 @@ def test_every_number_of_a_run_file_refuses_a_boolean_and_is_told_once(tmp_path:
         ("algorithm.kl.coefficient=false", "algorithm.kl.coefficient"),
         ("algorithm.objective.clip_low=true", "algorithm.objective.clip_low"),
         ("algorithm.trust={kind: masked_is, max_weight: true}", "algorithm.trust.max_weight"),
+        ("staleness.max_lag={min: true, max: 4}", "staleness.max_lag.min"),
     ],
 )
 def test_a_boolean_for_a_number_is_found_inside_of_lists_and_cells(place: Path, override: str, key: str) -> None:
