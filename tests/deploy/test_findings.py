@@ -118,7 +118,6 @@ def test_every_number_of_a_run_file_refuses_a_boolean_and_is_told_once(tmp_path:
         ("algorithm.kl.coefficient=false", "algorithm.kl.coefficient"),
         ("algorithm.objective.clip_low=true", "algorithm.objective.clip_low"),
         ("algorithm.trust={kind: masked_is, max_weight: true}", "algorithm.trust.max_weight"),
-        ("staleness.max_lag={min: true, max: 4}", "staleness.max_lag.min"),
     ],
 )
 def test_a_boolean_for_a_number_is_found_inside_of_lists_and_cells(place: Path, override: str, key: str) -> None:
@@ -147,3 +146,8 @@ def test_warnings_are_counted_in_words_that_fit(place: Path, more: list[str], sa
     check_overridden(place)
     result = CliRunner().invoke(app, ["check", str(place / "run.yaml"), "checkpoints.every=60", *more])
     assert result.stdout.splitlines()[-1] == f"{place / 'run.yaml'}: nothing amiss, {said}"
+
+
+def test_a_boolean_is_found_in_a_section_that_stands_for_a_number(place: Path) -> None:
+    (found,) = check_overridden(place, "staleness.max_lag={min: true, max: 4}").values()
+    assert (found.key, found.found, found.allowed) == ("staleness.max_lag.min", "true", "a whole number")
