@@ -42,6 +42,7 @@ from penstock.services.data_config import DataSection
 from penstock.services.model_config import ModelSection
 from penstock.services.settings import Section, on_resume
 from penstock.services.store.config import StoreSection
+from penstock.services.tracking.config import TrackingSection
 from penstock.services.weights.config import WeightsSection
 
 
@@ -109,6 +110,8 @@ class RunFile(Section):
     """What is written down beside the metrics."""
     dashboard: DashboardSection = DashboardSection()
     """The page on which people watch the run and steer it."""
+    tracking: TrackingSection = TrackingSection()
+    """Who else is told of metrics: TensorBoard, Weights & Biases, MLflow, Prometheus."""
     placement: PlacementSection = PlacementSection()
     """Where the actors run."""
     deadlines: DeadlinesSection = DeadlinesSection()

@@ -75,6 +75,8 @@ class RunView:
     controls: Controls = Controls()
     page: str = ""
     """Address of the page that is served beside the run; empty when there is none."""
+    scrape: tuple[str, ...] = ()
+    """`host:port` of every node where Prometheus finds metrics under /metrics."""
 
 
 class Display(Protocol):

@@ -12,13 +12,12 @@ import numpy as np
 from penstock.learner.assemble import drawn_from_known, signal_in
 from penstock.learner.batch import Batch
 from penstock.learner.feed import Fed
+from penstock.learner.metrics import REFUSED
 from penstock.services.trajectory import Group, Trajectory
 from penstock.services.versions import Version
 
 REASONS = ("stale", "no_signal", "unscored", "damaged", "nonfinite")
 """Why the learner drops groups; reported at every step, also when there were none."""
-REFUSED = ("unscored", "prompt_too_long", "stale")
-"""Why workers drop groups; reported likewise."""
 SOLVED_AT = 1.0
 """An answer with at least this reward counts as solved."""
 

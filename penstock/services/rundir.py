@@ -127,6 +127,17 @@ class RunDir:
         return self.path / "control"
 
     @property
+    def scrape_targets(self) -> Path:
+        """Where Prometheus finds this run while it goes on. Beside the run directories, since Prometheus takes a
+        pattern for the names of files, and not for folders."""
+        return self.path.parent / "targets" / f"{self.path.name}.json"
+
+    @property
+    def tensorboard(self) -> Path:
+        """Event files."""
+        return self.path / "tensorboard"
+
+    @property
     def guards(self) -> Path:
         """How often each guard has fired, over all starts of the run."""
         return self.path / "guards.json"
@@ -201,6 +212,14 @@ class RunDir:
         """The other runs in the same folder, the one that was written to last first."""
         others = [run for run in _runs_in(self.path.parent) if run.path != self.path]
         return sorted(others, key=_last_touched, reverse=True)
+
+    @classmethod
+    def newest_of(cls, runs_dir: Path, name: str) -> RunDir | None:
+        """The run called `name` under `runs_dir` that was written to last; None when there is none."""
+        numbered = re.compile(re.escape(name) + r"-\d{8}-\d+")  # as `create` calls them
+        return max(
+            (run for run in _runs_in(runs_dir) if numbered.fullmatch(run.path.name)), key=_last_touched, default=None
+        )
 
     # --- one driver at a time ---
 
