@@ -33,7 +33,8 @@ class Cluster:
     is joined and left as it was. Under `ray job submit` the address comes from the environment by itself.
     """
 
-    def __init__(self, address: str | None, namespace: str, actors: int) -> None:
+    def __init__(self, address: str | None, namespace: str, actors: int, report_seconds: float | None = None) -> None:
+        """`report_seconds` is how often a cluster that is started here passes on metrics; by default as Ray likes."""
         self.address = address or os.environ.get("RAY_ADDRESS")
         self._folder: Path | None = None
         # Ray's own words about dead actors, for every one of them a paragraph; the supervisor says what died and why.
@@ -52,6 +53,8 @@ class Cluster:
                 # Logical only: every actor asks for one, and the machine's real cores are shared by threads.
                 "num_cpus": max(actors, os.cpu_count() or 1),
             }
+            if report_seconds is not None:
+                settings["_system_config"] = {"metrics_report_interval_ms": round(report_seconds * 1000)}
         else:
             settings["address"] = self.address
         try:
@@ -74,6 +77,25 @@ class Cluster:
     def nodes(self) -> int:
         """How many machines are in the cluster now."""
         return sum(1 for node in ray.nodes() if node["Alive"])
+
+    @property
+    def endpoints(self) -> list[str]:
+        """`host:port` of every node that Prometheus may scrape under /metrics."""
+        if self._by_client:
+            return []  # what this process exports would reach nobody
+        alive = [node for node in ray.nodes() if node["Alive"] and node.get("MetricsExportPort", 0) > 0]
+        return sorted(f"{node['NodeManagerAddress']}:{node['MetricsExportPort']}" for node in alive)
+
+    @property
+    def no_endpoints(self) -> str:
+        """Why there are no `endpoints`, where there are none."""
+        if self._by_client:
+            return "the driver is connected through ray://, which does not carry metrics; start it inside the cluster"
+        return "no node of the Ray cluster says where its metrics are (is ray[default] installed?)"
+
+    @property
+    def _by_client(self) -> bool:
+        return (self.address or "").startswith("ray://")
 
     def close(self) -> None:
         """Leave the cluster; end it when it was started here."""

@@ -68,6 +68,10 @@ class RecordingSection(Section):
     """Trajectories per recorded step in samples/, as readable text; 0 writes none."""
     samples_every: int = on_resume(1, ge=1)
     """Record samples of every so many steps."""
+    sample_tokens: int = on_resume(512, ge=0)
+    """Tokens of a sample that are recorded one by one with their log-probs, advantages and versions, for the token
+    inspector; of a longer answer the first half of them and the last. A token takes about 80 bytes. 0 records texts
+    alone."""
     mismatch_warning: float | None = on_resume(None, gt=0)
     """Warn when sampler and learner differ by more than this on tokens without lag, in nats per token. By default 1e-4
     in float32 and 0.05 in bfloat16, where rounding alone makes 0.01."""

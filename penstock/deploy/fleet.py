@@ -14,6 +14,7 @@ import ray.exceptions
 from penstock.deploy.deaths import explain, out_of_memory_kills
 from penstock.deploy.view import WorkerView
 from penstock.services.contracts import DeadlinePassed, PenstockError
+from penstock.services.lanes import Span
 
 Role = Literal["rollout", "learner", "scorer"]
 
@@ -41,6 +42,8 @@ class Member:
     """What it said last in each of its earlier lives."""
     inbox: list[dict[str, Any]] = field(default_factory=list)
     """Reports that nobody has read yet, oldest first."""
+    spans: list[Span] = field(default_factory=list)
+    """What it did, as far as that is not written down yet."""
     cause: str = ""
     """Why it died, when it did."""
     added: bool = False
@@ -152,6 +155,7 @@ class Member:
 
     def _hear(self, stats: dict[str, Any]) -> None:
         self.inbox.extend(stats.pop("reports", []))
+        self.spans.extend(stats.pop("spans", []))
         self.stats, self.heard, self.away = stats, time.monotonic(), False
         self.peak_rss = max(self.peak_rss, int(stats.get("process/rss", 0)))
 
@@ -164,6 +168,11 @@ class Member:
         """The reports since the last call."""
         read, self.inbox = self.inbox, []
         return read
+
+    def take_spans(self) -> list[Span]:
+        """What it did since the last call."""
+        taken, self.spans = self.spans, []
+        return taken
 
     def leave(self) -> None:
         """Ask it to part with what it holds and end; one that holds nothing yet ends at once. A scorer needs no asking:
@@ -196,6 +205,7 @@ class Member:
             in_flight=int(self.stats.get("rollout/in_flight", 0)),
             tokens_per_second=float(self.stats.get(f"{self.role}/tokens_per_second", self.pace)),
             restarts=max(0, self.restarts),
+            tokens_in_flight=int(self.stats.get("rollout/tokens_in_flight", 0)),
         )
 
 

@@ -94,7 +94,9 @@ class Parts:
         os.environ[MARK] = self.run_id
         self._stack.callback(os.environ.pop, MARK, None)
         most = run_file.learner.ranks + run_file.rollout.most_at_home + self._reward.most_at_home
-        self.cluster = Cluster(run_file.placement.ray_address, self.run_id, actors=most)
+        self.export = plans.export(run_file, directory)
+        every = self.export.seconds if self.export else None
+        self.cluster = Cluster(run_file.placement.ray_address, self.run_id, most, every)
         self._stack.callback(self.cluster.close)
         self.placement = self._place(run_file.rollout.workers, self._reward.scorers)
         self.route = self._choose_route()
@@ -141,7 +143,7 @@ class Parts:
         for rank in range(run_file.learner.ranks):
             name = f"learner-{rank}"
             options, folder = self.placement.options("learner"), run_file.algorithm.folder
-            start = partial(start_rank, name, log(name), options, folder)
+            start = partial(start_rank, name, log(name), options, folder, self.export)
             self.learners.append(Member(name, "learner", log(name), start))
             self.learners[-1].launch()
         for _ in range(run_file.rollout.workers):
@@ -184,7 +186,7 @@ class Parts:
         )
 
     def _start_worker(self, name: str, log: Path, restarts: int) -> Any:
-        plan = plans.rollout_plan(self._run_file, self.host.address, self.route, self._resume)
+        plan = plans.rollout_plan(self._run_file, self._directory, self.host.address, self.route, self._resume)
         options, scorers = self.placement.options("rollout"), (self.in_use.number, self.in_use.handles)
         return start_worker(name, log, options, plan, scorers, self.learners[0].handle, restarts)
 
@@ -196,6 +198,7 @@ class Parts:
             "temperature": run_file.rollout.sampling.temperature,
             "device": self.placement.device_of("scorer"),
             "environment": {name: os.environ[name] for name in reward.environment if name in os.environ},
+            "export": self.export,
         }
         return start_scorer(name, log, self.placement.options("scorer"), arguments)
 

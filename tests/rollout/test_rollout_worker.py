@@ -535,3 +535,26 @@ def test_an_evaluation_asked_for_while_the_worker_ends_fails_and_is_not_forgotte
         asked.result(timeout=0)
     with pytest.raises(PenstockError, match="it has ended"):
         evaluator.ask(EvaluationJob((prompt(0),), SAMPLING)).result(timeout=0)
+
+
+def test_what_is_in_flight_is_told_in_answers_and_in_tokens():
+    generator = Paced()
+    one = worker(ledger(), generator, max_groups=1)
+    with running(one):
+        until(lambda: len(generator.in_flight) == 3)
+        generator.go(7)
+        until(lambda: generator.lengths == [7, 7, 7])
+        until(lambda: one.stats()["rollout/tokens_in_flight"] == 21.0)
+        assert one.stats()["rollout/in_flight"] == 3.0
+
+
+def test_a_workers_phases_are_spans_that_are_handed_out_once():
+    store = ledger()
+    one = worker(store)
+    with running(one):
+        until(lambda: one.stats()["phase"] == "waiting: lag")
+        time.sleep(0.1)
+    spans = one.spans()
+    assert "waiting: lag" in {span.phase for span in spans}
+    assert sum(span.end - span.begin for span in spans) >= 0.1
+    assert one.spans() == []

@@ -463,6 +463,19 @@ def test_a_gate_held_by_hand_gives_no_new_prompt_but_what_was_returned_and_opens
     assert store.reserve("w", ONE, 1, 60.0, "open").tickets
 
 
+def test_the_queue_is_as_old_as_its_oldest_stored_group_and_an_empty_one_has_no_age(opened):
+    store = opened(max_lag=1, groups_per_step=1)
+    assert store.counts().queue_age == 0
+    for _ in range(2):
+        play(store, 1)
+        time.sleep(0.15)
+    assert store.counts().queue_age >= 0.3
+    taken(store, FIRST, 1)
+    assert store.counts().queue_age >= 0.15  # the younger one is still there
+    store.drain("run_ended")
+    assert store.counts().queue_age == 0
+
+
 def test_the_end_drops_what_is_outstanding_and_admits_nothing(opened):
     store = opened(groups_per_step=2)
     play(store, 3)
