@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -46,15 +47,10 @@ def test_kubernetes_own_kinds_fit_their_published_schemas(overlay: str, kubernet
 
 def test_the_monitors_find_the_pods_and_let_prometheus_in(tmp_path: Path) -> None:
     """As in an overlay of somebody's own."""
-    own = KUBERNETES / "overlays" / "own"
-    lines = {"resources": ["../job"], "components": ["../../components/monitoring"], "namespace": "penstock"}
-    own.mkdir()
-    try:
-        (own / "kustomization.yaml").write_text(yaml.safe_dump(lines))
-        deployment = Deployment(render(own))
-    finally:
-        (own / "kustomization.yaml").unlink(missing_ok=True)
-        own.rmdir()
+    parts = {"resources": KUBERNETES / "overlays" / "job", "components": KUBERNETES / "components" / "monitoring"}
+    lines = {kind: [os.path.relpath(folder, tmp_path)] for kind, folder in parts.items()}
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump({**lines, "namespace": "penstock"}))
+    deployment = Deployment(render(tmp_path))
     assert {found["kind"] for found in deployment.objects} >= {"PodMonitor", "ServiceMonitor"}
     assert [problem for rule in (*RULES, *AGREEMENTS) for problem in rule(deployment)] == []
     monitors = deployment.of("PodMonitor", "ServiceMonitor")
