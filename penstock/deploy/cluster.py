@@ -22,6 +22,7 @@ from penstock.services.contracts import PenstockError
 # Ray keeps unix sockets in its directory, and their paths may have about 100 bytes; so it lies in /tmp
 # under a short name and not in the run directory.
 _TEMP_PREFIX = "penstock-ray-"
+_INTERVAL = "RAY_metrics_report_interval_ms"
 OBJECT_STORE_BYTES = 128 * 1024 * 1024
 """Rollouts travel through the store and weights through files, so Ray's own object store stays small."""
 
@@ -33,7 +34,8 @@ class Cluster:
     is joined and left as it was. Under `ray job submit` the address comes from the environment by itself.
     """
 
-    def __init__(self, address: str | None, namespace: str, actors: int) -> None:
+    def __init__(self, address: str | None, namespace: str, actors: int, report_seconds: float | None = None) -> None:
+        """`report_seconds` is how often a cluster that is started here passes on metrics; by default as Ray likes."""
         self.address = address or os.environ.get("RAY_ADDRESS")
         self._folder: Path | None = None
         # Ray's own words about dead actors, for every one of them a paragraph; the supervisor says what died and why.
@@ -52,10 +54,12 @@ class Cluster:
                 # Logical only: every actor asks for one, and the machine's real cores are shared by threads.
                 "num_cpus": max(actors, os.cpu_count() or 1),
             }
+            if report_seconds is not None:
+                settings["_system_config"] = {"metrics_report_interval_ms": round(report_seconds * 1000)}
         else:
             settings["address"] = self.address
         try:
-            with _own_signals():
+            with _own_signals(), _reporting_every(report_seconds if self.address is None else None):
                 ray.init(**settings)
         except (ConnectionError, RuntimeError, ValueError) as error:
             self._remove_folder()
@@ -74,6 +78,25 @@ class Cluster:
     def nodes(self) -> int:
         """How many machines are in the cluster now."""
         return sum(1 for node in ray.nodes() if node["Alive"])
+
+    @property
+    def endpoints(self) -> list[str]:
+        """`host:port` of every node that Prometheus may scrape under /metrics."""
+        if self._by_client:
+            return []  # what this process exports would reach nobody
+        alive = [node for node in ray.nodes() if node["Alive"] and node.get("MetricsExportPort", 0) > 0]
+        return sorted(f"{node['NodeManagerAddress']}:{node['MetricsExportPort']}" for node in alive)
+
+    @property
+    def no_endpoints(self) -> str:
+        """Why there are no `endpoints`, where there are none."""
+        if self._by_client:
+            return "the driver is connected through ray://, which does not carry metrics; start it inside the cluster"
+        return "no node of the Ray cluster says where its metrics are (is ray[default] installed?)"
+
+    @property
+    def _by_client(self) -> bool:
+        return (self.address or "").startswith("ray://")
 
     def close(self) -> None:
         """Leave the cluster; end it when it was started here."""
@@ -96,6 +119,20 @@ def _own_signals() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _reporting_every(seconds: float | None) -> Iterator[None]:
+    """Inside, Ray's metrics agent can be started that forgets what was not said for twice so long. It takes the
+    interval from the environment only, as the drivers and workers do from the cluster's configuration only."""
+    if seconds is None or _INTERVAL in os.environ:
+        yield
+        return
+    os.environ[_INTERVAL] = str(round(seconds * 1000))
+    try:
+        yield
+    finally:
+        del os.environ[_INTERVAL]
 
 
 def actor_environment(*, threads: int, device: str) -> dict[str, str]:

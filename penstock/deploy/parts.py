@@ -6,7 +6,7 @@ import os
 import shutil
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -94,21 +94,34 @@ class Parts:
         os.environ[MARK] = self.run_id
         self._stack.callback(os.environ.pop, MARK, None)
         most = run_file.learner.ranks + run_file.rollout.most_at_home + self._reward.most_at_home
-        self.cluster = Cluster(run_file.placement.ray_address, self.run_id, actors=most)
+        self.export = plans.export(run_file, directory)
+        every = self.export.seconds if self.export else None
+        self.cluster = Cluster(run_file.placement.ray_address, self.run_id, most, every)
         self._stack.callback(self.cluster.close)
         self.placement = self._place(run_file.rollout.workers, self._reward.scorers)
         self.route = self._choose_route()
-        address = ray.util.get_node_ip_address() if self.cluster.nodes > 1 else None
+        address = ray.util.get_node_ip_address() if self._nodes > 1 else None
         self.host = StoreHost(run_file.store, directory, self.run_id, address)
         self._stack.callback(self.host.close)
         self._stack.callback(self._end_actors)
         self._start_actors()
         self._open_data()
 
+    @property
+    def _nodes(self) -> int:
+        """How many machines may hold actors of this run: a cluster that grows has a second one to come."""
+        return max(self.cluster.nodes, 2) if self._grows else self.cluster.nodes
+
+    @cached_property
+    def _grows(self) -> bool:
+        """Ray is asked once; that takes seconds, and an autoscaler does not come later."""
+        said = self._run_file.placement.grows
+        return self.cluster.grows if said is None else said
+
     def _choose_route(self) -> Route:
         """How weights travel; its folder is emptied now and removed at the end."""
         run_file = self._run_file
-        chosen, why = choose(run_file.weights.transport, self.cluster.nodes, self.placement.device == "cuda")
+        chosen, why = choose(run_file.weights.transport, self._nodes, self.placement.device == "cuda")
         if chosen is None:
             raise PenstockError(f"weights.transport {run_file.weights.transport!r} cannot be used in this run: {why}")
         given = run_file.weights.folder
@@ -130,7 +143,7 @@ class Parts:
         for rank in range(run_file.learner.ranks):
             name = f"learner-{rank}"
             options, folder = self.placement.options("learner"), run_file.algorithm.folder
-            start = partial(start_rank, name, log(name), options, folder)
+            start = partial(start_rank, name, log(name), options, folder, self.export)
             self.learners.append(Member(name, "learner", log(name), start))
             self.learners[-1].launch()
         for _ in range(run_file.rollout.workers):
@@ -173,7 +186,7 @@ class Parts:
         )
 
     def _start_worker(self, name: str, log: Path, restarts: int) -> Any:
-        plan = plans.rollout_plan(self._run_file, self.host.address, self.route, self._resume)
+        plan = plans.rollout_plan(self._run_file, self._directory, self.host.address, self.route, self._resume)
         options, scorers = self.placement.options("rollout"), (self.in_use.number, self.in_use.handles)
         return start_worker(name, log, options, plan, scorers, self.learners[0].handle, restarts)
 
@@ -185,6 +198,7 @@ class Parts:
             "temperature": run_file.rollout.sampling.temperature,
             "device": self.placement.device_of("scorer"),
             "environment": {name: os.environ[name] for name in reward.environment if name in os.environ},
+            "export": self.export,
         }
         return start_scorer(name, log, self.placement.options("scorer"), arguments)
 
@@ -205,14 +219,8 @@ class Parts:
         return f"The cluster has to grow first: {lacking}; its autoscaler is waited for" if lacking else ""
 
     def _place(self, workers: int, scorers: int) -> Placement:
-        ranks, grows = self._run_file.learner.ranks, self._run_file.placement.grows
-        return place(
-            self._run_file,
-            workers=workers,
-            ranks=ranks,
-            scorers=scorers,
-            grows=self.cluster.grows if grows is None else grows,
-        )
+        ranks = self._run_file.learner.ranks
+        return place(self._run_file, workers=workers, ranks=ranks, scorers=scorers, grows=self._grows)
 
     def hold_gate(self, held: bool) -> None:
         """Raises StoreError when the store is away: whoever asked is told, and asks again."""

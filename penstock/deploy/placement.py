@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -35,6 +36,7 @@ class Placement:
         return {
             "num_cpus": wanted.cpus,
             "num_gpus": self.gpus(role),
+            "resources": dict(wanted.resources),
             "runtime_env": {"env_vars": actor_environment(threads=threads, device=self.device_of(role))},
         }
 
@@ -55,24 +57,31 @@ class Placement:
         return whole / 2 if self.section.colocate and whole == 1.0 else whole
 
     def demand(self) -> dict[str, float]:
-        """CPUs and GPUs that the whole run asks for."""
+        """What the whole run asks for, by the names that Ray gives to resources."""
         counts: dict[Literal["rollout", "learner", "scorer"], int] = {
             "rollout": self.workers,
             "learner": self.ranks,
             "scorer": self.scorers,
         }
-        return {
-            "CPU": sum(getattr(self.section, role).cpus * count for role, count in counts.items()),
-            "GPU": sum(self.gpus(role) * count for role, count in counts.items()),
-        }
+        asked: defaultdict[str, float] = defaultdict(float)
+        for role, count in counts.items():
+            wanted: RoleResources = getattr(self.section, role)
+            one = {"CPU": wanted.cpus, "GPU": self.gpus(role), **wanted.resources}
+            for kind, amount in one.items():
+                asked[kind] += amount * count
+        return dict(asked)
 
     def lacking(self, there: Mapping[str, float]) -> str:
         """What the run asks for beyond what is `there`, for people; empty when there is enough."""
         return "; ".join(
-            f"{wanted:g} {kind}s are asked for, the cluster has {there.get(kind, 0):g}"
+            f"{wanted:g} {_many(kind)} are asked for, the cluster has {there.get(kind, 0):g}"
             for kind, wanted in self.demand().items()
             if wanted > there.get(kind, 0)
         )
+
+
+def _many(kind: str) -> str:
+    return f"{kind}s" if kind in ("CPU", "GPU") else f"of the custom resource {kind!r}"
 
 
 def place(run_file: RunFile, *, workers: int, ranks: int, scorers: int, grows: bool = False) -> Placement:

@@ -12,6 +12,7 @@ import psutil
 import ray
 
 from penstock.deploy.deaths import redirect_output
+from penstock.deploy.exporter import Export, export_actor
 from penstock.deploy.remote_scorer import RemoteScorer
 from penstock.deploy.scorers import facts_of_process
 from penstock.deploy.transport import Route
@@ -45,6 +46,8 @@ class RolloutPlan:
     route: Route
     """How weights come here."""
     seed: int
+    export: Export | None
+    """How metrics are exported; None when they are not."""
 
 
 Scorers = tuple[int, dict[str, Any]]
@@ -65,9 +68,12 @@ class RolloutActor:
         self._scorer = RemoteScorer(actors, number)
         self._tokenizer = load_tokenizer(plan.model)
         self._receiver: Any = plan.route.receiver(plan.engine.tensor_parallel, learner)
-        self._generator = build_generator(name, restarts, plan, self._tokenizer, self._receiver)
         self._worker: RolloutWorker | None = None
         self._begun = threading.Event()
+        self._idle = "starting the engine"
+        export_actor(plan.export, "rollout", name, self.stats)
+        self._generator = build_generator(name, restarts, plan, self._tokenizer, self._receiver)
+        self._idle = "ready"
 
     def ready(self) -> dict[str, Any]:
         """Answers once the engine has started."""
@@ -97,12 +103,13 @@ class RolloutActor:
 
     def stats(self) -> dict[str, Any]:
         """What the worker is doing, in numbers."""
-        said: dict[str, Any] = dict(self._worker.stats()) if self._worker is not None else {"phase": "ready"}
+        said: dict[str, Any] = dict(self._worker.stats()) if self._worker is not None else {"phase": self._idle}
         return {
             **said,
             "doing": said["phase"],
             "scorers": self._scorer.holdings(),
             "silent": time.time() - float(said.get("beat", time.time())),
+            "spans": self._worker.spans() if self._worker is not None else [],
             "process/rss": psutil.Process().memory_info().rss,
         }
 

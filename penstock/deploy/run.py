@@ -14,17 +14,21 @@ from penstock.deploy.around import token_account
 from penstock.deploy.ending import Ending, ending, tenure
 from penstock.deploy.fleet import wait_until_ready
 from penstock.deploy.journal import Journal
+from penstock.deploy.page import beside
 from penstock.deploy.parts import Parts
 from penstock.deploy.runfile import RunFile
 from penstock.deploy.signals import Interruption
+from penstock.deploy.storehost import run_id_of
 from penstock.deploy.summary import Phases, first_and_last, judge, ledger_summary, library_versions, over_steps
 from penstock.deploy.supervisor import Supervisor
 from penstock.deploy.view import Display, Phase
+from penstock.deploy.watching import exporting
 from penstock.learner import checkpoints
 from penstock.services.contracts import DeadlinePassed
 from penstock.services.metrics import read_rows
 from penstock.services.replay import LedgerCounts
 from penstock.services.rundir import RunDir, RunDirError
+from penstock.services.tracking.feeds import Feeds, trackers
 
 ENDED_BY_LIMIT = "run_ended"
 """Drop reason of what is outstanding when a run is over for good."""
@@ -40,17 +44,27 @@ def train(run_file: RunFile, directory: RunDir, display: Display | None = None, 
         if resume:
             require_more_to_do(run_file, directory)
             directory.begin_again(run_file.to_yaml())
-        held.outcome = Conductor(run_file, directory, display, held.asked, resume).go()
+        with beside(run_file.dashboard, directory) as page:
+            held.outcome = Conductor(run_file, directory, display, held.asked, resume, page).go()
 
 
 class Conductor:
     """Start, evaluate, train, evaluate, end; and a summary whatever happens."""
 
     def __init__(
-        self, run_file: RunFile, directory: RunDir, display: Display | None, asked: Interruption, resume: bool
+        self,
+        run_file: RunFile,
+        directory: RunDir,
+        display: Display | None,
+        asked: Interruption,
+        resume: bool,
+        page: str = "",
     ) -> None:
+        """`page`: address at which people watch the run; empty when nothing is served."""
         self._run_file, self._directory, self._asked = run_file, directory, asked
-        self._journal = Journal(directory, run_file.name, run_file.recording, run_file.limits, display)
+        feeds = Feeds(list(trackers(run_file.tracking, directory, run_id_of(directory))))
+        self._journal = Journal(directory, run_file.name, run_file.recording, run_file.limits, display, feeds)
+        self._journal.serve_at(page)
         self._phases = Phases()
         self._checkpoint = _latest(directory) if resume else None
         self._resumed = resume
@@ -65,6 +79,8 @@ class Conductor:
             self._journal.enter("starting", "Ray, the store, engines")
             with self._phases.phase("start"):
                 parts = stack.enter_context(Parts(self._run_file, self._directory, self._checkpoint))
+            targets = self._directory.scrape_targets
+            stack.enter_context(exporting(self._journal, parts.export, targets, parts.cluster))
             self._play(parts)
             end.outcome = "stopped" if self._interrupted else "finished"
             end.why = str(self._supervisor.learner.result)

@@ -16,6 +16,7 @@ import psutil
 import ray
 
 from penstock.deploy.deaths import redirect_output
+from penstock.deploy.exporter import Export, export_actor
 from penstock.reward.config import RewardSection
 from penstock.services.codec import decode, encode
 from penstock.services.model_config import ModelSection
@@ -37,6 +38,7 @@ class ScorerActor:
         temperature: float,
         device: str,
         environment: dict[str, str],
+        export: Export | None,
     ) -> None:
         """`start` is the model that the run starts from, where a reference is needed; None loads no model.
         `environment` holds what rules may see besides; it travels here and not in Ray's own description of the actor,
@@ -50,6 +52,7 @@ class ScorerActor:
         reference = load_reference(section.reference, start, temperature, device) if start is not None else None
         self._scorer = GroupScorer(section, reference)
         self._in_hand = 0
+        export_actor(export, "scorer", name, self._scorer.stats)
 
     @ray.method(max_task_retries=-1)  # type: ignore[untyped-decorator]  # Ray has no types
     async def ready(self) -> dict[str, Any]:

@@ -55,6 +55,12 @@ def status(run_dir: Path | str | None = None, runs_dir: Path = Path("runs")) -> 
     return Status(run.path, view, run.locked, age, run.read_summary())
 
 
+def as_json(facts: Status) -> dict[str, Any]:
+    """The facts as plain values, for scripts and for the page."""
+    plain: dict[str, Any] = msgspec.to_builtins({"verdict": facts.verdict, "facts": facts}, enc_hook=str)
+    return plain
+
+
 def duration(seconds: float) -> str:
     """`42 s`, `3 min 20 s`, `2 h 5 min`: two units, as people say it."""
     whole = round(seconds)

@@ -7,11 +7,12 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from penstock.deploy import evaluations
 from penstock.deploy.around import scorer_metrics, worker_metrics
 from penstock.deploy.autoscaling import Autoscaling
+from penstock.deploy.exporter import OneOf
 from penstock.deploy.fleet import Member
 from penstock.deploy.guards.guardian import Guardian
 from penstock.deploy.guards.live import Live
@@ -19,6 +20,7 @@ from penstock.deploy.journal import Journal
 from penstock.deploy.lag_steering import LagSteering
 from penstock.deploy.mending import Mending
 from penstock.deploy.parts import Parts
+from penstock.deploy.polling import Polling
 from penstock.deploy.runfile import RunFile
 from penstock.deploy.scaling import Scaling
 from penstock.deploy.signals import Interruption
@@ -28,7 +30,7 @@ from penstock.learner.dials import MAX_LAG, Dials
 from penstock.learner.requests import WAITING
 from penstock.services.contracts import PenstockError, StoreError
 from penstock.services.control import ScalableRole
-from penstock.services.replay import LedgerCounts
+from penstock.services.replay import Closed, LedgerCounts
 from penstock.services.rundir import RunDir
 from penstock.services.versions import Version
 
@@ -49,11 +51,14 @@ class Supervisor:
     ) -> None:
         self._parts, self._run_file, self._directory = parts, run_file, directory.path
         self._journal, self._asked = journal, asked
+        self._polling = Polling(TICK, run_file.deadlines.silence)
         self._seen_slow = self._seen_disk = 0.0
         self._evaluating: evaluations.Pending | None = None
         self._evaluated_at = 0
         self._stopping = ""
         self.ledger: LedgerCounts | None = None
+        self._closed: Closed = ""
+        self._gate = OneOf("gate/closed", [reason for reason in get_args(Closed) if reason])
         self.started = False
         """The learner has published its first weights."""
         self.began_at = self.ended_at = 0.0
@@ -78,8 +83,7 @@ class Supervisor:
 
     def tick(self) -> None:
         """One look at everything. Raises ActorLost, DeadlinePassed and StoreError when the run cannot go on."""
-        for member in self._parts.members:
-            member.poll(self._run_file.deadlines.start)
+        self._polling.look(self._parts.members, self._run_file.deadlines.start)
         self.mending.store()
         self.mending.look(self.started)
         for scaling in self.scaling.values():
@@ -94,11 +98,13 @@ class Supervisor:
         if time.monotonic() - self._seen_slow >= _SLOW:
             self._seen_slow = time.monotonic()
             self._look_at_ledger()
+            around = self._around()
             if self.started:
                 self.mending.silence()
-                self.guardian.look(self._around(), self._journal.version.step)
+                self.guardian.look(around, self._journal.version.step)
             self._look_at_load()
             self._journal.controls = self.steering.controls
+            self._journal.standing = around | self.guardian.counts | self._gate(self._closed)
             self._journal.show(self._parts.members, self.ledger)
 
     def _autoscaling(self) -> Autoscaling | None:
@@ -178,6 +184,7 @@ class Supervisor:
         metrics |= {f"{role}/wanted": float(scaling.wanted) for role, scaling in self.scaling.items()}
         if self.ledger is not None:
             metrics |= {f"ledger/{state}": float(count) for state, count in self.ledger.by_state.items()}
+            metrics["ledger/queue_age"] = self.ledger.queue_age
             metrics["ledger/payload_bytes"] = float(self.ledger.payload_bytes)
         return metrics | self._live.read(self.ledger)
 
@@ -198,6 +205,7 @@ class Supervisor:
             with contextlib.suppress(StoreError):
                 self._parts.host.glance.expire()
                 self.ledger = self._parts.host.glance.counts()
+                self._closed = self._parts.host.glance.gate()
 
     # --- evaluation ---------------------------------------------------------------------------------
 

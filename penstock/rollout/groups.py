@@ -76,6 +76,12 @@ class Groups:
         """Answers that are not complete."""
         return len(self._by_key)
 
+    @property
+    def tokens(self) -> int:
+        """What those have so far."""
+        flying = self._by_key.keys() & set(self._generator.in_flight)
+        return sum(span.count for key in flying for span in self._generator.spans(key))
+
     def begin(self, ticket: Ticket, prompt: Prompt, published: Version, forks: Forks) -> None:
         """Submit the answers of a group, or what another worker left of them. What is beyond the bound already, so
         that `take` would drop the group, is forgotten: the group starts anew."""

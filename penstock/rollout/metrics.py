@@ -15,6 +15,7 @@ METRICS: dict[str, Metric] = {
     "rollout/groups_put": Metric("groups handed to the store", "groups", "up"),
     "rollout/groups_in_hand": Metric("groups being generated or scored", "groups"),
     "rollout/in_flight": Metric("answers being generated", "answers"),
+    "rollout/tokens_in_flight": Metric("tokens that these answers have so far", "tokens"),
     "rollout/waiting_seconds": Metric("time without anything to generate since the worker started", "s", "down"),
     "rollout/waiting_share": Metric("share of the time in which there was nothing to generate", "", "down"),
     "rollout/swaps": Metric("weight swaps since the worker started", "swaps"),

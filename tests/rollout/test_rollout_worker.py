@@ -154,6 +154,31 @@ def test_groups_are_generated_scored_and_put_until_the_gate_closes():
     assert store.counts().balanced
 
 
+def test_a_worker_that_asks_for_prompts_anyway_does_not_look_for_weights_besides(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("penstock.rollout.worker.RETRY", (0.01, 0.01))
+    monkeypatch.setattr("penstock.rollout.worker.LOOK", 0.1)
+    looks: list[float] = []
+
+    class Store(MemoryStore):
+        def published(self) -> Version:
+            looks.append(time.monotonic())
+            return super().published()
+
+    store = Store()
+    store.attach(LedgerRules(max_lag=0, groups_per_step=1, prompts=None, max_bytes=10**9))
+    store.reconcile(FIRST, 0, "start")
+    one = worker(store, max_lag=0)
+    with running(one):
+        until(lambda: str(one.stats()["closed"]) == "lag")
+        looks.clear()
+        time.sleep(0.3)
+        assert len(looks) <= 1, "the answers at the closed gate say which version is published"
+        train(store, FIRST, 1)
+        until(lambda: one.stats()["version"] == "0.1")
+
+
 def test_a_worker_follows_the_learner_and_no_group_is_beyond_the_bound():
     store = ledger(max_lag=1)
     one = worker(store, max_lag=1)
@@ -510,3 +535,26 @@ def test_an_evaluation_asked_for_while_the_worker_ends_fails_and_is_not_forgotte
         asked.result(timeout=0)
     with pytest.raises(PenstockError, match="it has ended"):
         evaluator.ask(EvaluationJob((prompt(0),), SAMPLING)).result(timeout=0)
+
+
+def test_what_is_in_flight_is_told_in_answers_and_in_tokens():
+    generator = Paced()
+    one = worker(ledger(), generator, max_groups=1)
+    with running(one):
+        until(lambda: len(generator.in_flight) == 3)
+        generator.go(7)
+        until(lambda: generator.lengths == [7, 7, 7])
+        until(lambda: one.stats()["rollout/tokens_in_flight"] == 21.0)
+        assert one.stats()["rollout/in_flight"] == 3.0
+
+
+def test_a_workers_phases_are_spans_that_are_handed_out_once():
+    store = ledger()
+    one = worker(store)
+    with running(one):
+        until(lambda: one.stats()["phase"] == "waiting: lag")
+        time.sleep(0.1)
+    spans = one.spans()
+    assert "waiting: lag" in {span.phase for span in spans}
+    assert sum(span.end - span.begin for span in spans) >= 0.1
+    assert one.spans() == []

@@ -22,6 +22,8 @@ from penstock.services.data_config import DataSection
 GIB = 1024**3
 LEAST_DISK = GIB
 """Below this a run is likely to end at its first checkpoint."""
+STORE_DEADLINE = 3.0
+"""Seconds for a Redis server to answer."""
 ENGINE_BYTES = 1.2 * GIB
 """A vLLM engine on CPU without its weights and KV cache, measured with a 0.8M-parameter model."""
 LEARNER_BYTES = 0.8 * GIB
@@ -151,7 +153,7 @@ def the_store_answers(ctx: Context) -> Iterator[Finding]:
         return
     from penstock.services.store.connection import Connection
 
-    connection = Connection(store.url, "penstock-check", deadline=3.0, password=store.password())
+    connection = Connection(store.url, "penstock-check", deadline=STORE_DEADLINE, password=store.password())
     try:
         connection.require()
     except PenstockError as error:
