@@ -38,6 +38,8 @@ export class Board {
 export const MARK_COLOURS = {
   steered: "mark-steered",
   guard: "mark-guard",
+  rolled_back: "mark-guard",
+  autoscaling: "mark-restarted",
   refused: "mark-refused",
   died: "mark-died",
   failed: "mark-died",
