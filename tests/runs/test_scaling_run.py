@@ -52,8 +52,8 @@ def events_of(directory: RunDir, kind: str) -> list[str]:
 
 
 class Story(threading.Thread):
-    """One worker, three, one of them killed while it joins; one again, one killed while it leaves; two; the end. Scorers
-    meanwhile: one, two, one of them killed; one again, the first leaves."""
+    """One worker, three, one of them killed while it joins; one again, one killed while it leaves; two; the end.
+    Scorers meanwhile: one, two, one of them killed; one again, the first leaves."""
 
     def __init__(self, screen: Screen, home) -> None:
         super().__init__(daemon=True)
