@@ -16,6 +16,7 @@ from penstock.reward import check as reward_check
 from penstock.services import data_read, models
 from penstock.services.chat import ChatError, Renderer
 from penstock.services.contracts import PenstockError
+from penstock.services.dashboard import listener
 from penstock.services.data import PairSource, PromptSource
 from penstock.services.data_config import DataSection
 
@@ -161,6 +162,11 @@ def the_store_answers(ctx: Context) -> Iterator[Finding]:
         yield ctx.error("store.url", str(error), remedy=remedy)
     finally:
         connection.close()
+
+
+@rule("dashboard", stages=("train", "sft"))
+def the_page_can_be_served(ctx: Context) -> Iterator[Finding]:
+    yield from ctx.within("dashboard", listener.problems(ctx.run_file.dashboard))
 
 
 @rule(stages=STAGES)
