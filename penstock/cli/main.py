@@ -175,7 +175,7 @@ def scale(
     run_dir: Annotated[Path | None, typer.Option("--run", metavar="RUN_DIR", help="By default the newest run.")] = None,
     runs_dir: Annotated[Path, typer.Option(help="Where to look for the newest run.")] = Path("runs"),
 ) -> None:
-    """Let rollout workers join or leave a run while it goes on."""
+    """Let rollout workers and scorers join or leave a run while it goes on."""
     from penstock.cli import steer
 
     for answer in steer.scale(wanted, run_dir, runs_dir):
