@@ -53,7 +53,7 @@ class Parts:
         self.placement: Placement
         self.evaluation: EvaluationJob | None = None
         self._rules: LedgerRules
-        self._bound = run_file.staleness.max_lag
+        self._bound = run_file.staleness.first_lag
 
     def __enter__(self) -> Parts:
         try:

@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 from pydantic import ValidationError
 
-from penstock.deploy.checks import algorithm, evidence, guards, numbers, sampling, tracking, world
+from penstock.deploy.checks import algorithm, evidence, guards, numbers, sampling, scaling, tracking, world
 from penstock.deploy.checks.context import Context, Rule, Stage
 from penstock.deploy.findings import Finding, Level, written_at, written_path
 from penstock.deploy.keys import names_at
@@ -21,6 +21,7 @@ from penstock.services.settings import Section
 RULES: tuple[Rule, ...] = (
     *numbers.RULES,
     *sampling.RULES,
+    *scaling.RULES,
     *algorithm.RULES,
     *guards.RULES,
     *evidence.RULES,

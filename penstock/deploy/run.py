@@ -220,7 +220,7 @@ class Conductor:
                 "at_workers": self._tokens,
             },
             "lag": over_steps(rows, "off_policy/mean", "off_policy/max"),
-            "max_lag": self._run_file.staleness.max_lag,
+            "max_lag": self._run_file.staleness.model_dump()["max_lag"],
             "ledger": ledger_summary(ledger),
             "restarts": self._supervisor.mending.restarts if hasattr(self, "_supervisor") else {},
             "peak_memory_bytes": self._peaks,

@@ -17,6 +17,7 @@ from penstock.deploy.fleet import Member
 from penstock.deploy.guards.guardian import Guardian
 from penstock.deploy.guards.live import Live
 from penstock.deploy.journal import Journal
+from penstock.deploy.lag_steering import LagSteering
 from penstock.deploy.mending import Mending
 from penstock.deploy.parts import Parts
 from penstock.deploy.polling import Polling
@@ -24,6 +25,7 @@ from penstock.deploy.runfile import RunFile
 from penstock.deploy.scaling import Scaling
 from penstock.deploy.signals import Interruption
 from penstock.deploy.steering import Levers, Steering
+from penstock.learner.config import AdaptiveLag
 from penstock.learner.dials import MAX_LAG, Dials
 from penstock.learner.requests import WAITING
 from penstock.services.contracts import PenstockError, StoreError
@@ -66,10 +68,11 @@ class Supervisor:
             "scorer": Scaling(parts.scoring, journal),
         }
         self.mending = Mending(parts, run_file, journal, self.scaling["rollout"], self.scaling["scorer"])
-        dials = Dials(run_file.algorithm, run_file.learner, run_file.staleness.max_lag)
+        dials = Dials(run_file.algorithm, run_file.learner, run_file.staleness.first_lag)
         levers = Levers(self.stop, parts.hold_gate, parts.bound_lag)
         self.steering = Steering(directory, journal, self.scaling, lambda: self.learner, levers, dials)
         self.autoscaling = self._autoscaling()
+        self.lag = self._lag_steering()
         self.guardian = Guardian(run_file.guards, directory, journal, self.steering)
         self._live = Live()
 
@@ -110,6 +113,10 @@ class Supervisor:
             return None
         return Autoscaling(rules, groups, self.scaling["rollout"], self.steering.carry_out, self._journal)
 
+    def _lag_steering(self) -> LagSteering | None:
+        rules = self._run_file.staleness.max_lag
+        return LagSteering(rules, self.steering.carry_out, self._journal) if isinstance(rules, AdaptiveLag) else None
+
     def _look_at_load(self) -> None:
         if self.autoscaling is None or self.ledger is None:
             return
@@ -149,6 +156,8 @@ class Supervisor:
                 self.steering.learned(report["coefficients"])
                 if self.autoscaling is not None:
                     self.autoscaling.looks.stepped(report["metrics"])
+                if self.lag is not None and not self._stopping:
+                    self.lag.stepped(report["metrics"])
                 self._compare_engines(version, report["metrics"])
                 for damage in report["damage"]:
                     self._journal.event("damaged", damage)

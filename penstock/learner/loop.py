@@ -102,7 +102,7 @@ class LearnerLoop:
         self._algorithm, self._settings = algorithm, settings
         self._save_model, self._report = save_model, report
         self._should_stop, self._beat = should_stop, beat
-        keeps = auditor.keeps(settings.staleness.max_lag) if auditor is not None else 0
+        keeps = auditor.keeps(settings.staleness.largest_lag) if auditor is not None else 0
         self._publisher = Publisher(store, sender, keeps, settings.staleness.take_deadline)
         self._evidence = Evidence(settings, crew, auditor, self._waiting)
         groups, aged = settings.learner.groups_per_step, settings.staleness
@@ -115,7 +115,7 @@ class LearnerLoop:
             warn=self._warn,
             max_lag=lambda: None if aged.outlived == "mask" else self.max_lag,
         )
-        resume, turnable = settings.resume, Dials(settings.algorithm, settings.learner, aged.max_lag).start
+        resume, turnable = settings.resume, Dials(settings.algorithm, settings.learner, aged.first_lag).start
         self._showcase = Showcase(
             settings.samples, settings.samples_every, settings.sample_tokens, settings.seed, texts
         )
@@ -259,7 +259,7 @@ class LearnerLoop:
     @property
     def max_lag(self) -> int:
         """The bound as it is now."""
-        return int(self._coefficients.at(MAX_LAG, self._settings.staleness.max_lag))
+        return int(self._coefficients.at(MAX_LAG, self._settings.staleness.first_lag))
 
     def _assemble(self, fed: Fed) -> tuple[Batch, Moment]:
         """Whole groups with their advantages; every mini-batch's denominators in the weights; when that was."""

@@ -46,7 +46,10 @@ def test_a_good_run_file_has_no_findings(place: Path) -> None:
         ("runs_dir=/proc/runs", "runs_dir", "/proc"),
     ],
 )
-def test_a_mistake_is_found_with_its_key_and_what_is_allowed(place: Path, override: str, key: str, said: str) -> None:
+def test_a_mistake_is_found_with_its_key_and_what_is_allowed(
+    place: Path, override: str, key: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("penstock.deploy.checks.world.STORE_DEADLINE", 0.3)
     found = _check(place, override)
     assert key in found, f"found only {list(found)}"
     assert found[key].level == "error"
