@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 from browsing import LAPTOP, chromium, shape
+from drilling import Drill, drilling
 from selenium.webdriver.chrome.webdriver import WebDriver
 
 from penstock.services.rundir import RunDir
@@ -34,3 +35,14 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     from benchmarks.page_run import write
 
     return write(tmp_path_factory.mktemp("runs") / "carry-20261126-1", 600)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def drill(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Drill | None]:
+    """A run that goes on, for the tests that ask for it. It begins before the first test of any kind, so that its
+    start, half a minute, passes while the others use the browser."""
+    if not any(item.path.name == "test_page_underway.py" for item in request.session.items):
+        yield None
+        return
+    with drilling(tmp_path_factory.mktemp("drill")) as begun:
+        yield begun

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-import time
 from collections.abc import Iterator
 
-import msgspec
 import pytest
 from browsing import LAPTOP, SMALL, complaints, picture, served, shape, until
 from selenium.webdriver.chrome.webdriver import WebDriver
@@ -97,24 +95,6 @@ def test_a_run_that_is_over_cannot_be_steered_and_the_buttons_say_why(browser: W
     assert len(buttons) == 7
     assert not any(button.is_enabled() for button in buttons)
     assert all("the run has ended" in (button.get_attribute("title") or "") for button in buttons)
-
-
-def test_a_new_step_is_on_the_page_within_two_seconds(browser: WebDriver, address: str, recorded: RunDir) -> None:
-    recorded.lock()  # a run that is over is asked for less often
-    try:
-        load(browser, address)
-        until("it is live", lambda: text(browser, "phase") == "training")
-        for step in (601, 602, 603):
-            line = {"lineage": 0, "step": step, "time": time.time(), "reward/mean": 0.5, "kl/reference": 0.2}
-            with recorded.metrics.open("ab") as file:
-                file.write(msgspec.json.encode(line) + b"\n")
-            written = time.monotonic()
-            until(f"step {step} is drawn", lambda step=step: painted(browser) == str(step), 5, 0.02)
-            assert time.monotonic() - written < 2.0
-        legend = browser.find_element(By.CSS_SELECTOR, "[aria-label^='KL to reference'] .legend").text
-        assert "0.2" in legend
-    finally:
-        recorded.unlock()
 
 
 def test_tabs_events_help_and_theme_have_keys(browser: WebDriver, address: str) -> None:

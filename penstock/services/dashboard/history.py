@@ -238,14 +238,23 @@ def _decode(line: bytes, where: str) -> dict[str, float]:
 
 
 def _series(names: list[str], found: Buckets, width: int) -> dict[str, list[list[float | None]]]:
-    kinds = (found.mean,) if width == 1 else (found.mean, found.low, found.high)
-    return {name: [_short(kind[at]) for kind in kinds] for at, name in enumerate(names)}
+    kinds = [_short(kind) for kind in ((found.mean,) if width == 1 else (found.mean, found.low, found.high))]
+    return {name: [kind[at] for kind in kinds] for at, name in enumerate(names)}
 
 
-def _short(values: NDArray[Any]) -> list[float | None]:
-    """Five digits, which is more than a page can show."""
-    known = np.isfinite(values).tolist()
-    return [float(f"{value:.5g}") if there else None for value, there in zip(values.tolist(), known, strict=True)]
+def _short(values: NDArray[Any]) -> list[list[float | None]]:
+    """Five digits, which is more than a page can show; None where there is no number. `values` is [series, bucket]."""
+    exact = values.astype(np.float64)
+    known = np.isfinite(exact)
+    size = np.abs(np.where(known & (exact != 0), exact, 1.0))
+    digits = 4 - np.floor(np.log10(size)).astype(np.int64)
+    # By whole powers of ten in either direction: the quotients are then the nearest numbers to what they say.
+    up, down = 10.0 ** np.maximum(digits, 0), 10.0 ** np.maximum(-digits, 0)
+    short = np.round(np.where(known, exact, 0.0) * up / down) * down / up
+    rows: list[list[float | None]] = short.tolist()
+    for row in np.flatnonzero(~known.all(axis=1)):
+        rows[row] = [value if there else None for value, there in zip(rows[row], known[row].tolist(), strict=True)]
+    return rows
 
 
 def sampled(path: Path, lines: int) -> History:

@@ -69,7 +69,7 @@ def live(watch: Watch, facts: Facts, wanted: Wanted) -> Live:
     end = watch.activity.ends[1]
     begin = wanted.lanes_from or end - wanted.lanes_span
     history = watch.history
-    return Live(
+    told = Live(
         time.time(),
         round(watch.read_share, 3),
         watch.damage,
@@ -81,6 +81,8 @@ def live(watch: Watch, facts: Facts, wanted: Wanted) -> Live:
         watch.activity.shares(end - wanted.lanes_span, end),
         end,
     )
+    watch.looked()
+    return told
 
 
 def brief(facts: Mapping[str, Any]) -> dict[str, Any]:

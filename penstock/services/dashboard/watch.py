@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
 
@@ -16,6 +17,8 @@ LOOK = 0.25
 _LARGE = 16 * 1024 * 1024
 """Metrics that take noticeable time to read; a page is shown some evenly spaced lines of them at first."""
 _SAMPLED = 600
+_COURTESY = 3.0
+"""Seconds for which a large file is left alone, unless a page has been shown the sample before: drawing comes first."""
 
 
 class Watch:
@@ -30,8 +33,12 @@ class Watch:
         self.activity = Activity(directory.activity, directory.activity_before)
         self.damage = ""
         """What is wrong with the metrics from some line on; empty when nothing is."""
-        self._stop = threading.Event()
+        self._stop, self._looked = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._follow, name="watch", daemon=True)
+
+    def looked(self) -> None:
+        """A page has been told what there is."""
+        self._looked.set()
 
     def _step_at(self, time: float) -> int:
         return self.history.step_at(time)
@@ -39,21 +46,29 @@ class Watch:
     @property
     def read_share(self) -> float:
         """How much of the metrics has been read, 1 for all."""
-        return self._whole.read_share if self.history is not self._whole else 1.0
+        if self.history is self._whole:
+            return 1.0
+        return self._whole.read_share if self._whole.revision else 0.0
 
     def __enter__(self) -> Watch:
         path = self._directory.metrics
         if path.exists() and path.stat().st_size > _LARGE:
-            self.history = sampled(path, _SAMPLED)
+            with contextlib.suppress(MetricError):  # whoever reads the whole will say what is wrong
+                self.history = sampled(path, _SAMPLED)
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
+        self._looked.set()
         self._thread.join()
 
     def _follow(self) -> None:
         steps: tuple[Callable[[], bool], ...] = (self.chronicle.follow, self.activity.follow, self._read_metrics)
+        for step in steps[:2]:
+            step()
+        if self.history is not self._whole:
+            self._looked.wait(_COURTESY)
         while not self._stop.is_set():
             found = [step() for step in steps]
             if not any(found):

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from penstock.services.dashboard import watch
 from penstock.services.dashboard.history import History, Look, sampled
 from penstock.services.metrics import MetricError, MetricsLog, read_rows
+from penstock.services.rundir import RunDir
 from penstock.services.versions import Version
 
 NAMES = ("reward/mean", "kl/reference", "off_policy/lag_0/tokens", "eval/greedy/accuracy")
@@ -173,3 +176,23 @@ def test_whoever_saw_the_sample_is_sent_everything_of_the_whole(tmp_path: Path) 
     whole.follow()
     whole.replace(rough)
     assert len(whole.look(["*"], 1000, (seen.revision, seen.width)).last) == 100
+
+
+def test_a_large_file_is_shown_in_part_at_once_and_whole_a_little_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "_LARGE", 1000)
+    monkeypatch.setattr(watch, "_SAMPLED", 10)
+    run = RunDir.create(tmp_path, "sort", "name: sort\n")
+    log = MetricsLog(run.metrics)
+    for step in range(1, 201):
+        log.write(Version(0, step), {"reward/mean": 1.0}, step)
+    with watch.Watch(run) as watched:
+        assert 5 <= len(watched.history.look(["*"], 1000).last) <= 10
+        assert watched.read_share < 1
+        watched.looked()
+        ends = time.monotonic() + 5
+        while watched.read_share < 1:
+            assert time.monotonic() < ends
+            time.sleep(0.01)
+        assert len(watched.history.look(["*"], 1000).last) == 200

@@ -12,8 +12,8 @@ export const SELECT = [
   "reward/mean",
   "reward/part/*",
   "reward/solved",
-  "eval/*accuracy",
-  "eval/*reward",
+  "eval/sampled/accuracy",
+  "eval/greedy/accuracy",
   "sft/loss",
   "kl/reference",
   "actor/entropy",
@@ -21,9 +21,9 @@ export const SELECT = [
   "actor/pg_clipfrac_high",
   "rollout_corr/ess",
   "off_policy/*",
-  "kl/offpolicy*",
-  "kl/staleness*",
-  "kl/mismatch*",
+  "kl/offpolicy/*/k3",
+  "kl/staleness/*/k3",
+  "kl/mismatch/*/k3",
   "rollout_corr/*/ess",
   "rollout_corr/*/mean",
   "rollout_corr/*/max",
@@ -33,9 +33,6 @@ export const SELECT = [
   "learner/tokens_per_second",
   "ledger/stored",
   "ledger/queue_age",
-  "actor/lr",
-  "actor/kl_coefficient",
-  "coefficient/*",
 ];
 
 function fixed(curves) {

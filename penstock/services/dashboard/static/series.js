@@ -14,7 +14,6 @@ export class Series {
     this.lineage = [];
     /** Name to [means, smallest, largest]; the latter two only where a bucket has several steps. */
     this.values = new Map();
-    this.seen = new Map();
   }
 
   /** Take in an answer. True when anything that is drawn has changed. */
