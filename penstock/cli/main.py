@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from penstock.cli import looking_commands, steering_commands
+
 # Nothing heavier than typer is imported here: every command imports what it needs, so that --help is instant.
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,6 +31,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+app.add_typer(looking_commands.app)
+app.add_typer(steering_commands.app)
 
 RunFileArgument = Annotated[Path, typer.Argument(metavar="RUN.yaml", help="The run file.", show_default=False)]
 Overrides = Annotated[
@@ -66,44 +71,6 @@ def evaluate(
 
     for name, value in sorted(api.evaluate(run_file, str(model) if model else None, overrides or []).items()):
         typer.echo(f"{name}  {value:.4f}")
-
-
-@app.command()
-def status(
-    run_dir: Annotated[Path | None, typer.Argument(metavar="RUN_DIR", help="By default the newest run.")] = None,
-    runs_dir: Annotated[Path, typer.Option(help="Where to look for the newest run.")] = Path("runs"),
-    json: Annotated[bool, typer.Option("--json", help="The facts as JSON, for scripts.")] = False,
-) -> None:
-    """Show what runs: version, ledger, lag, tokens/s, who is alive."""
-    from rich.console import Console
-
-    from penstock.cli.display import panel
-    from penstock.deploy.status import status as read_status
-
-    facts = read_status(run_dir, runs_dir)
-    if json:
-        import msgspec
-
-        typer.echo(msgspec.json.encode({"verdict": facts.verdict, "facts": facts}, enc_hook=str).decode())
-        return
-    console = Console()
-    console.print(f"{facts.run_dir}", highlight=False, soft_wrap=True)
-    console.print(facts.verdict, style="red" if facts.verdict.startswith("died") else None, markup=False)
-    if facts.view is not None:
-        console.print(panel(facts.view))
-
-
-@app.command()
-def scale(
-    wanted: Annotated[list[str], typer.Argument(metavar="ROLE=COUNT…", help="As rollout=4.", show_default=False)],
-    run_dir: Annotated[Path | None, typer.Option("--run", metavar="RUN_DIR", help="By default the newest run.")] = None,
-    runs_dir: Annotated[Path, typer.Option(help="Where to look for the newest run.")] = Path("runs"),
-) -> None:
-    """Let rollout workers join or leave a run while it goes on."""
-    from penstock.cli import steer
-
-    for answer in steer.scale(wanted, run_dir, runs_dir):
-        typer.echo(answer)
 
 
 @app.command()
@@ -285,12 +252,13 @@ def run() -> None:
 
 def _code_of(error: Exception) -> int | None:
     """The exit code of an error that says enough by its text; None for a fault of the program."""
+    from penstock.deploy.ray_address import ClusterAway
     from penstock.deploy.runfile import RunFileError
     from penstock.learner.variants import VariantError
     from penstock.services.contracts import PenstockError
     from penstock.services.control import NoAnswer, Refused
     from penstock.services.rundir import RunDirError
 
-    if isinstance(error, (RunFileError, RunDirError, VariantError, Refused, NoAnswer)):
+    if isinstance(error, (RunFileError, RunDirError, VariantError, Refused, NoAnswer, ClusterAway)):
         return WRONG_INPUT
     return FAILED if isinstance(error, PenstockError) else None

@@ -15,6 +15,7 @@ from typing import Any
 
 import ray
 
+from penstock.deploy import ray_address
 from penstock.deploy.leftovers import own, remove_orphans
 from penstock.services.contracts import PenstockError
 
@@ -30,10 +31,13 @@ class Cluster:
 
     `address` None starts one on this machine and ends it with the run; otherwise the cluster at that address
     is joined and left as it was. Under `ray job submit` the address comes from the environment by itself.
+
+    Raises ClusterAway where nobody answers at the address, and PenstockError when no cluster can be started.
     """
 
     def __init__(self, address: str | None, namespace: str, actors: int) -> None:
-        self.address = address or os.environ.get("RAY_ADDRESS")
+        asked = ray_address.given(address)
+        self.address = None if asked is None else ray_address.require_for_driver(asked)
         self._folder: Path | None = None
         # Ray's own words about dead actors, for every one of them a paragraph; the supervisor says what died and why.
         logging.getLogger("ray._private.worker").setLevel(logging.ERROR)
@@ -56,13 +60,18 @@ class Cluster:
         try:
             with _own_signals():
                 ray.init(**settings)
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
             self._remove_folder()
-            where = f"the Ray cluster at {self.address}" if self.address else "a Ray cluster on this machine"
+            if self.address is not None:
+                raise ray_address.not_joined(self.address, error) from error
             raise PenstockError(
-                f"could not {'join' if self.address else 'start'} {where}: {error}. "
-                "Is the address right and the head running? `penstock doctor` checks what is in the way"
+                f"could not start a Ray cluster on this machine: {error}. `penstock doctor` checks what is in the way"
             ) from error
+
+    @property
+    def joined(self) -> bool:
+        """It was there before the run and stays after it; others may be on it."""
+        return self.address is not None
 
     @property
     def nodes(self) -> int:

@@ -14,6 +14,7 @@ import ray
 from penstock.deploy import plans
 from penstock.deploy.assemble import build_stream, held_out_job
 from penstock.deploy.cluster import Cluster
+from penstock.deploy.desk import desk
 from penstock.deploy.fleet import Member
 from penstock.deploy.learners import prepare_ranks, start_rank
 from penstock.deploy.leftovers import MARK, end_marked
@@ -78,6 +79,8 @@ class Parts:
         most = run_file.rollout.most_at_home
         self.cluster = Cluster(run_file.placement.ray_address, self.run_id, actors=ranks + most + 1)
         self._stack.callback(self.cluster.close)
+        if self.cluster.joined:
+            self._stack.enter_context(desk(directory, self.run_id))
         self.placement = place(run_file, workers=workers, ranks=ranks)
         self.route = self._choose_route()
         address = ray.util.get_node_ip_address() if self.cluster.nodes > 1 else None

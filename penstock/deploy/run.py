@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from penstock.deploy import evaluations, plans
+from penstock.deploy import evaluations, job, plans
 from penstock.deploy.ending import Ending, ending, tenure
 from penstock.deploy.fleet import wait_until_ready
 from penstock.deploy.journal import Journal
@@ -63,6 +63,8 @@ class Conductor:
             self._journal.enter("starting", "Ray, the store, engines")
             with self._phases.phase("start"):
                 parts = stack.enter_context(Parts(self._run_file, self._directory, self._checkpoint))
+                if doubt := job.ask_for_patience(self._run_file.deadlines.for_an_end):
+                    self._journal.warn(doubt)
             self._play(parts)
             end.outcome = "stopped" if self._interrupted else "finished"
             end.why = str(self._supervisor.learner.result)

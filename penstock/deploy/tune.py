@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
+from penstock.deploy import job
 from penstock.deploy.cluster import Cluster
+from penstock.deploy.desk import desk
 from penstock.deploy.ending import Ending, ending, tenure
 from penstock.deploy.fleet import ActorLost, Member, wait_until_ready
 from penstock.deploy.journal import Journal
@@ -50,18 +53,21 @@ class _Tuning:
         run_file = self._run_file
         ranks = run_file.sft.ranks
         self._journal.enter("starting", "Ray and the ranks of fine-tuning")
-        with self._phases.phase("start"):
-            cluster = Cluster(run_file.placement.ray_address, run_id_of(self._directory), actors=ranks)
-        try:
+        run_id = run_id_of(self._directory)
+        with ExitStack() as stack:
             with self._phases.phase("start"):
+                cluster = Cluster(run_file.placement.ray_address, run_id, actors=ranks)
+                stack.callback(cluster.close)
+                if cluster.joined:
+                    stack.enter_context(desk(self._directory, run_id))
+                if doubt := job.ask_for_patience(run_file.deadlines.for_an_end):
+                    self._journal.warn(doubt)
                 placement = place(run_file, workers=0, ranks=ranks)
                 members = [self._member(rank, placement.options("learner")) for rank in range(ranks)]
                 wait_until_ready(members, run_file.deadlines.start, self._heed)
                 prepare_tuning([member.handle for member in members], self._plan(), run_file.deadlines.start)
             with self._phases.phase("train"):
                 return self._follow(members)
-        finally:
-            cluster.close()
 
     def _member(self, rank: int, options: dict[str, Any]) -> Member:
         name = f"sft-{rank}"
