@@ -13,6 +13,14 @@ SUPERVISOR: dict[str, Metric] = {
     "rollout/workers": Metric("rollout workers that run", "workers", "up"),
     "ledger/{state}": Metric("prompts in one state of the ledger", "groups"),
     "ledger/payload_bytes": Metric("payloads in the store", "bytes"),
+    "ledger/refused_share": Metric(
+        "share of the groups that workers refused (unscored, too long, stale) among those they were done with in the "
+        "last minute",
+        "",
+        "down",
+    ),
+    "run/since_step": Metric("time since the last train step, or since training began", "s", "down"),
+    "guard/{name}": Metric("how often a guard has fired, over all starts of the run", "firings", "down"),
 }
 """What the driver adds to every step."""
 

@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 from pydantic import ValidationError
 
-from penstock.deploy.checks import algorithm, evidence, numbers, sampling, world
+from penstock.deploy.checks import algorithm, evidence, guards, numbers, sampling, world
 from penstock.deploy.checks.context import Context, Rule, Stage
 from penstock.deploy.findings import Finding, Level, written_at, written_path
 from penstock.deploy.keys import names_at
@@ -18,7 +18,14 @@ from penstock.deploy.yaml_source import KeyPath, YamlSource
 from penstock.learner.algorithms.judging import with_those_around
 from penstock.services.settings import Section
 
-RULES: tuple[Rule, ...] = (*numbers.RULES, *sampling.RULES, *algorithm.RULES, *evidence.RULES, *world.RULES)
+RULES: tuple[Rule, ...] = (
+    *numbers.RULES,
+    *sampling.RULES,
+    *algorithm.RULES,
+    *guards.RULES,
+    *evidence.RULES,
+    *world.RULES,
+)
 
 
 def check(path: Path | str, overrides: Sequence[str] = (), stage: Stage = "train") -> list[Finding]:
@@ -103,8 +110,11 @@ def _remove(values: Any, path: KeyPath) -> bool:
     unless it is all there is; where a cell of the algorithm lacks a key, the section around the key goes."""
     if not path:
         return False
+    if isinstance(path[-1], int):
+        # The whole list: without one of its entries the others would be told of by wrong numbers.
+        return _remove(values, path[:-1])
     around = written_at(values, path[:-1]) if len(path) > 1 else values
-    if not (path[-1] in around if isinstance(around, dict) else isinstance(around, list)):
+    if not isinstance(around, dict) or path[-1] not in around:
         return path[0] == "algorithm" and len(path) > 2 and _remove(values, path[:-1])
     section = around[path[-1]]
     if isinstance(section, dict) and "kind" in section and len(section) > 1:

@@ -144,6 +144,7 @@ class Conductor:
         """Workers hand back what they hold; for good when the run is over, for a resume when it was interrupted."""
         self._journal.enter("draining", "workers hand back what is unfinished")
         self._supervisor.steering.close()
+        self._supervisor.guardian.close()
         running = [worker for worker in parts.workers if worker.state == "running"]
         for worker in running:
             worker.handle.request_drain.remote()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from penstock.deploy import job
 from penstock.deploy import overrides as command_line
@@ -21,6 +21,8 @@ from penstock.deploy.config import (
     RecordingSection,
 )
 from penstock.deploy.findings import Finding, from_pydantic, secrets_in_clear
+from penstock.deploy.guards.config import GuardSection
+from penstock.deploy.guards.presets import expanded
 from penstock.deploy.keys import dotted
 from penstock.deploy.shown import masked, shown
 from penstock.deploy.yaml_source import KeyPath, YamlError, YamlSource, read_yaml
@@ -100,12 +102,20 @@ class RunFile(Section):
     """When the run ends."""
     goals: tuple[GoalSection, ...] = on_resume(())
     """What the run must have reached at its end; exit code 3 when one is missed."""
+    guards: tuple[GuardSection, ...] = on_resume(())
+    """Conditions on metrics, and what is done to the run when they hold; or the name of a preset, `safe` or `watch`, in
+    the place of a list or of one guard in it."""
     recording: RecordingSection = RecordingSection()
     """What is written down beside the metrics."""
     placement: PlacementSection = PlacementSection()
     """Where the actors run."""
     deadlines: DeadlinesSection = DeadlinesSection()
     """How long each wait may take."""
+
+    @field_validator("guards", mode="before")
+    @classmethod
+    def _presets(cls, guards: Any) -> Any:
+        return expanded(guards)
 
     @classmethod
     def at(cls, base: Path, values: Mapping[str, Any]) -> RunFile:

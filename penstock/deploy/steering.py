@@ -126,6 +126,15 @@ class Steering:
             self._unsettled = False
 
     @property
+    def coefficients(self) -> Mapping[str, float]:
+        """Every coefficient that may be turned, as the next step takes it."""
+        return self._wishes.coefficients
+
+    @property
+    def paused(self) -> bool:
+        return bool(self._wishes.paused_by)
+
+    @property
     def controls(self) -> Controls:
         """For people."""
         return Controls(self._wishes.paused_by, self._wishes.gate_open, self._wishes.coefficients)

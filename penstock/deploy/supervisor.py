@@ -11,6 +11,8 @@ from typing import Any
 
 from penstock.deploy import evaluations
 from penstock.deploy.fleet import ActorLost, Member
+from penstock.deploy.guards.guardian import Guardian
+from penstock.deploy.guards.live import Live
 from penstock.deploy.journal import Journal
 from penstock.deploy.parts import Parts
 from penstock.deploy.runfile import RunFile
@@ -54,6 +56,8 @@ class Supervisor:
         dials = Dials(run_file.algorithm, run_file.learner, run_file.staleness.max_lag)
         levers = Levers(self.stop, parts.hold_gate, parts.bound_lag)
         self.steering = Steering(directory, journal, self.scaling, lambda: self.learner, levers, dials)
+        self.guardian = Guardian(run_file.guards, directory, journal, self.steering)
+        self._live = Live()
 
     @property
     def learner(self) -> Member:
@@ -71,11 +75,14 @@ class Supervisor:
         self.steering.look()
         self._read_reports()
         self._collect_evaluation()
+        self.guardian.act()
         self._keep_limits()
         if time.monotonic() - self._seen_slow >= _SLOW:
             self._seen_slow = time.monotonic()
             self._look_at_ledger()
             self._watch_silence()
+            if self.started:
+                self.guardian.look(self._around(), self._journal.version.step)
             self._journal.controls = self.steering.controls
             self._journal.show(self._parts.members, self.ledger)
 
@@ -152,6 +159,8 @@ class Supervisor:
             kind = report["kind"]
             if kind == "started":
                 self.started, self.began_at = True, report["at"]
+                self._live.stepped()
+                self.guardian.begin_again(version.step)
                 self._keep_for_evaluation(version)
                 self._journal.begin(version)
                 self._journal.event("published", f"the learner begins at version {version}", version=str(version))
@@ -160,7 +169,10 @@ class Supervisor:
                 self._rolled_back(version, report)
             elif kind == "step":
                 self.learner.pace = report["metrics"]["learner/tokens_per_second"]
-                self._journal.step(version, report["metrics"] | self._around(), report["samples"], report["at"])
+                self._live.stepped()
+                self.guardian.seen(report["metrics"], version.step)
+                metrics = report["metrics"] | self._around() | self.guardian.counts
+                self._journal.step(version, metrics, report["samples"], report["at"])
                 self.steering.learned(report["coefficients"])
                 self._compare_engines(version, report["metrics"])
                 for damage in report["damage"]:
@@ -179,6 +191,7 @@ class Supervisor:
         what = f"gone back from version {report['left']} to a checkpoint; the run goes on as {version}"
         self._journal.tell("rolled_back", what, version=str(version), left=report["left"], folder=report["folder"])
         self._evaluated_at = min(self._evaluated_at, version.step)
+        self.guardian.begin_again(version.step)
         self.steering.begun(report["coefficients"])
 
     def _around(self) -> dict[str, float]:
@@ -195,7 +208,7 @@ class Supervisor:
         if self.ledger is not None:
             metrics |= {f"ledger/{state}": float(count) for state, count in self.ledger.by_state.items()}
             metrics["ledger/payload_bytes"] = float(self.ledger.payload_bytes)
-        return metrics
+        return metrics | self._live.read(self.ledger)
 
     def _compare_engines(self, version: Version, metrics: Mapping[str, float]) -> None:
         """Sampler and learner compute the same log-probs where there is no lag, but for rounding."""
@@ -244,6 +257,7 @@ class Supervisor:
     def evaluated(self, version: Version, metrics: dict[str, float]) -> None:
         """Record an evaluation, and let the learner know for the checkpoint it belongs to."""
         self._journal.evaluated(version, metrics)
+        self.guardian.seen(metrics, version.step)
         if self.learner.state == "running":
             self.learner.handle.observe.remote(version, metrics)
 

@@ -52,19 +52,16 @@ class Dials:
 
     def find(self, word: str) -> tuple[str, ...]:
         """The coefficients that `word` means. Raises Refused, which says what there is and what is nearest."""
-        name = word.removeprefix("algorithm.")
-        if name in self.start:
-            return (name,)
-        meant = tuple(each for each in _ALSO.get(name, ()) if each in self.start)
-        if meant:
+        names = names_of(word)
+        if meant := tuple(each for each in names if each in self.start):
             return meant
-        if KL in (name, *_ALSO.get(name, ())):
+        if KL in names:
             raise Refused(
                 f"{word}: this run has no KL to a reference, algorithm.kl.coefficient is 0 in its run file and no "
                 "reference model is there. Start it with a small one, as 1e-6, to be able to raise it"
             )
         known = (*self.start, *(also for also, names in _ALSO.items() if set(names) <= set(self.start)))
-        close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+        close = difflib.get_close_matches(word, known, n=1, cutoff=0.4)
         raise Refused(
             f"{word!r} is no coefficient of this run that can be changed; there are: {', '.join(self.start)}"
             + (f"; nearest: {close[0]}" if close else "")
@@ -95,6 +92,12 @@ class Dials:
         head, _, key = name.rpartition(".")
         section: Section = getattr(self._algorithm, head) if head else self._algorithm
         return section, key
+
+
+def names_of(word: str) -> tuple[str, ...]:
+    """What `word` means, whether or not a run has it."""
+    name = word.removeprefix("algorithm.")
+    return _ALSO.get(name, (name,))
 
 
 def _numbers(cell: str, coefficients: Mapping[str, object]) -> dict[str, float]:

@@ -104,6 +104,11 @@ class RunDir:
         return self.path / "control"
 
     @property
+    def guards(self) -> Path:
+        """How often each guard has fired, over all starts of the run."""
+        return self.path / "guards.json"
+
+    @property
     def whatif(self) -> Path:
         """What other algorithms would have done with the archived steps, as `penstock whatif` found last."""
         return self.path / "whatif.json"

@@ -65,6 +65,11 @@ class Context:
         default = standing_at(self.run_file, path)
         return f"{shown(default, str(path[-1]))} (the default)" if default is not None else ""
 
+    def written(self, key: str) -> Any:
+        """What the file, or the command line, says at `key`; None where it says nothing."""
+        value = self._value(tuple(int(part) if part.isdigit() else part for part in key.split(".")))
+        return None if value is _NOTHING else value
+
     def wrote(self, key: str) -> bool:
         """Whether the file, or the command line, says something at `key`."""
         return self._value(tuple(key.split("."))) not in (_NOTHING, None)

@@ -78,17 +78,17 @@ def sampler_and_learner_count_alike(ctx: Context) -> Iterator[Finding]:
 @rule("goals", "evaluation")
 def goals_are_about_metrics_that_exist(ctx: Context) -> Iterator[Finding]:
     for number, goal in enumerate(ctx.run_file.goals):
-        yield from _known(ctx, f"goals.{number}.metric", goal.metric)
+        yield from known_metric(ctx, f"goals.{number}.metric", goal.metric)
 
 
 @rule("checkpoints", "evaluation")
 def the_best_is_by_a_metric_that_exists(ctx: Context) -> Iterator[Finding]:
     metric = ctx.run_file.checkpoints.keep_best
     if metric is not None:
-        yield from _known(ctx, "checkpoints.keep_best", metric)
+        yield from known_metric(ctx, "checkpoints.keep_best", metric)
 
 
-def _known(ctx: Context, key: str, metric: str) -> Iterator[Finding]:
+def known_metric(ctx: Context, key: str, metric: str) -> Iterator[Finding]:
     """One finding when no role records `metric`, or when it needs an evaluation that does not happen."""
     known = catalogue()
     if describe(metric, known) is None:

@@ -1,0 +1,1 @@
+"""Guards: conditions on metrics, and what is done to the run when they hold."""
