@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +19,6 @@ from penstock.rollout.vllm_extras import (
     Told,
     expert_layers,
 )
-from penstock.services.ports import HeldPort
 
 if TYPE_CHECKING:
     import torch
@@ -86,29 +83,10 @@ def start_engine(
         arguments |= {"gpu_memory_utilization": section.memory_share}
     for extra in (masks, routes):
         arguments |= extra.arguments() if extra is not None else {}
-    with _meeting_point(section.tensor_parallel):
-        engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
+    engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
     if routes is not None:
         routes.begin(engine)
     return Started(engine, masks, routes)
-
-
-@contextmanager
-def _meeting_point(parts: int) -> Iterator[None]:
-    """The parts of an engine meet at a port, which vLLM chooses and lets go of until they come: engines that start at
-    once on one node would be given the same. Inside, it is held. An engine of one part needs none."""
-    if parts == 1:
-        yield
-        return
-    from vllm.v1.executor import multiproc_executor
-
-    choose = multiproc_executor.get_open_port
-    with HeldPort(multiproc_executor.get_loopback_ip()) as port:
-        multiproc_executor.get_open_port = lambda: port.number
-        try:
-            yield
-        finally:
-            multiproc_executor.get_open_port = choose
 
 
 def extras(keep: Keep, on_cpu: bool) -> tuple[Masks | None, Routes | None]:
