@@ -14,6 +14,7 @@ from penstock.learner.refusals import Refusals
 from penstock.services.codec import CodecError, decode
 from penstock.services.contracts import DeadlinePassed
 from penstock.services.replay import ReplayStore, Stored
+from penstock.services.staleness import lag
 from penstock.services.trajectory import Group
 from penstock.services.versions import Version
 
@@ -57,8 +58,11 @@ class Feed:
         deadline: float,
         poll: float = 0.02,
         warn: Callable[[str], object] = lambda _: None,
+        max_lag: Callable[[], int | None] = lambda: None,
     ) -> None:
+        """`max_lag` gives the bound that every token of a group must keep to; None where those beyond it are masked."""
         self._store = store
+        self._max_lag = max_lag
         self._algorithm = algorithm
         self._want = groups_per_step
         self._most_refills = refill_attempts * groups_per_step
@@ -105,6 +109,7 @@ class Feed:
     def _sort_out(self, fed: Fed, new: list[Stored]) -> bool:
         """Keep the useful groups, drop the others with their reason; True when some were dropped."""
         refused: dict[str, list[int]] = {}
+        outlived = self._outlived_at(fed.version)
         for stored in new:
             try:
                 group = decode(stored.payload, Group)
@@ -112,7 +117,9 @@ class Feed:
                 fed.damage.append(f"group {stored.index}: {error}")
                 refused.setdefault("damaged", []).append(stored.index)
                 continue
-            if why := why_useless(group, self._algorithm):
+            if outlived(group):
+                refused.setdefault("stale", []).append(stored.index)
+            elif why := why_useless(group, self._algorithm):
                 refused.setdefault(why, []).append(stored.index)
                 fed.passed_over += [group] if why == "no_signal" else []
             else:
@@ -122,6 +129,18 @@ class Feed:
             self._store.discard(fed.version, indices, reason)
             fed.dropped[reason] += len(indices)
         return bool(refused)
+
+    def _outlived_at(self, now: Version) -> Callable[[Group], bool]:
+        """Whether a group has a token beyond the bound for the step from `now`.
+
+        `take` judges by one version of a group, the one that was stalest where the group was played. A learner that has
+        gone back to a checkpoint stands elsewhere in the tree: of two versions of the future it gave up the younger one
+        is farther from it. On the first lineage there is nothing more to find."""
+        bound = self._max_lag()
+        if now.lineage == 0 or bound is None:
+            return lambda _: False
+        forks, most = self._store.forks(), bound
+        return lambda group: any(lag(now, span.version, forks) > most for span in group.spans)
 
     def _hopeless(self, fed: Fed, exhausted: bool) -> str:
         """Why refilling stops, once too many groups had nothing to teach, here or at the workers."""

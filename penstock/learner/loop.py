@@ -98,7 +98,15 @@ class LearnerLoop:
         self._publisher = Publisher(store, sender, keeps, settings.staleness.take_deadline)
         self._evidence = Evidence(settings, crew, auditor, self._waiting)
         groups, aged = settings.learner.groups_per_step, settings.staleness
-        self._feed = Feed(store, algorithm, groups, aged.refill_attempts, aged.take_deadline, warn=self._warn)
+        self._feed = Feed(
+            store,
+            algorithm,
+            groups,
+            aged.refill_attempts,
+            aged.take_deadline,
+            warn=self._warn,
+            max_lag=lambda: None if aged.outlived == "mask" else self.max_lag,
+        )
         resume, turnable = settings.resume, Dials(settings.algorithm, settings.learner, aged.max_lag).start
         self._coefficients = Coefficients(
             algorithm.adaptive, resume.coefficients if resume else {}, turnable, resume.began if resume else {}

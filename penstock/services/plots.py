@@ -188,14 +188,14 @@ PLOTS = (
 
 def write_plots(run: RunDir, plots: Sequence[Plot] = PLOTS) -> list[Path]:
     """Draw into the run's plots/ whatever was recorded; returns the files written. Panels without data are left out."""
-    rows = read_rows(run.metrics)
+    rows, firings = read_rows(run.metrics), _firings(run)
     written = []
     for plot in plots:
         panels = [panel for panel in plot.panels if any(_series(rows, line.metric)[0] for line in panel.lines)]
         if panels:
             with picture(run.plots / f"{plot.name}.png", len(panels), (6.4 * len(panels), 4.0)) as axes:
                 for ax, panel in zip(axes, panels, strict=True):
-                    _draw(ax, panel, rows)
+                    _draw(ax, panel, rows, firings)
             written.append(run.plots / f"{plot.name}.png")
     return written
 
@@ -254,7 +254,14 @@ def picture(path: Path, panels: int, size: tuple[float, float]) -> Iterator[list
         figure.savefig(path, metadata={"Software": "penstock"})
 
 
-def _draw(ax: Axes, panel: Panel, rows: Rows) -> None:
+def _firings(run: RunDir) -> list[float]:
+    """Steps at which a guard has fired."""
+    return sorted({float(event.facts["step"]) for event in run.read_events() if event.kind == "guard"})
+
+
+def _draw(ax: Axes, panel: Panel, rows: Rows, firings: Sequence[float] = ()) -> None:
+    for step in firings:
+        ax.axvline(step, color="#999999", linestyle=":", linewidth=1.2, zorder=1)
     for colour, line in zip(COLOURS, panel.lines, strict=False):
         steps, values = _series(rows, line.metric)
         if steps:

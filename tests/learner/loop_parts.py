@@ -39,7 +39,7 @@ def loop_of(
     from penstock.learner.loop import LearnerLoop, LoopSettings
     from penstock.services.logprob_model import LogprobModel
 
-    learner = LearnerSection(groups_per_step=4, learning_rate=1e-2, **(learner or {}))
+    learner = LearnerSection(**({"groups_per_step": 4, "learning_rate": 1e-2} | (learner or {})))
     staleness = StalenessSection(**({"max_lag": 1, "take_deadline": 60.0} | (staleness or {})))
     section = AlgorithmSection.model_validate({"name": "grpo", **cells})
     algorithm = bind(section)

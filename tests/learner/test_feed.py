@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import builders
+import msgspec
 import numpy as np
 import pytest
 
@@ -232,3 +233,43 @@ def test_data_that_ends_in_dropped_groups_says_so():
     fed = feed.next(FIRST, no_stop)
     assert fed.ended.startswith("data_end: the rollout workers have dropped 3 groups in a row (3 unscored)")
     assert fed.ended.endswith("the last cause of unscored: it broke")
+
+
+def of_two_versions(index, older: Version, younger: Version):
+    """A group of which each answer began at one version and ended at another."""
+    group = builders.group(index, (0.0, 1.0), version=older)
+
+    def spanned(trajectory):
+        first = trajectory.completion.spans[0]
+        half = first.count // 2
+        spans = (
+            msgspec.structs.replace(first, count=half),
+            msgspec.structs.replace(first, step=younger.step, lineage=younger.lineage, count=first.count - half),
+        )
+        return msgspec.structs.replace(
+            trajectory, completion=msgspec.structs.replace(trajectory.completion, spans=spans)
+        )
+
+    return msgspec.structs.replace(group, trajectories=tuple(map(spanned, group.trajectories)))
+
+
+@pytest.mark.parametrize(("bound", "kept"), [(1, []), (2, [0]), (None, [0])])
+def test_after_a_fall_back_a_group_is_judged_by_all_its_versions(bound, kept):
+    """Where it was played version 0.0 was its stalest; from 1.0, which forked at 0.0, version 0.2 is two steps away."""
+    source = Source(max_lag=2)
+    (ticket,) = source.store.reserve("worker", FIRST, 1, 60.0, "r").tickets
+    group = of_two_versions(ticket.index, FIRST, Version(0, 2))
+    assert all(len(t.completion.spans) == 2 for t in group.trajectories)
+    source.store.put(ticket, encode(group), FIRST)
+    now = source.store.reconcile(FIRST, 1, "again")
+    assert now == Version(1, 0)
+    feed = source.feed(want=1, deadline=0.3)
+    feed._max_lag = lambda: bound
+    fed = feed.next(now, no_stop) if kept else None
+    if kept:
+        assert fed.indices == kept
+        return
+    with pytest.raises(DeadlinePassed, match="dropped meanwhile: 1 stale"):
+        feed.next(now, no_stop)
+    counts = source.store.counts()
+    assert counts.dropped == {"stale": 1} and counts.balanced

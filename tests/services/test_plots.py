@@ -90,3 +90,12 @@ def test_a_learning_curve_over_seeds_of_different_length(
 ) -> None:
     runs = [_run(tmp_path, seed, 40 - seed * 4) for seed in range(seeds)]
     assert _ink(learning_curve(runs, tmp_path / "curve.png", over=over).read_bytes()) > 0.01
+
+
+def test_where_a_guard_fired_there_is_a_mark_across_every_plot(tmp_path: Path) -> None:
+    run = _run(tmp_path)
+    before = {path.name: _ink(path.read_bytes()) for path in write_plots(run)}
+    for step in (10, 20, 20):
+        run.add_event("guard", "guard kl: kl/reference > 1", name="kl", step=step)
+    after = {path.name: _ink(path.read_bytes()) for path in write_plots(run)}
+    assert all(after[name] > before[name] for name in before)

@@ -84,8 +84,8 @@ def a_gate_is_closed_only_for_what_moves_meanwhile(ctx: Context) -> Iterator[Fin
 def actions_do_not_contradict_each_other(ctx: Context) -> Iterator[Finding]:
     guards = list(_guards(ctx))
     for key, guard in guards:
-        for (place, one), (_, other) in itertools.combinations(enumerate(guard.do), 2):
-            if why := contradiction(one, other):
+        for (place, first), (_, second) in itertools.combinations(enumerate(guard.do), 2):
+            if why := contradiction(first, second):
                 yield ctx.error(f"{key}.do.{place}", f"contradicts another action of the same guard: {why}")
     for (key, one), (_, other) in itertools.combinations(guards, 2):
         if one.condition.metric != other.condition.metric or not one.condition.overlaps(other.condition):

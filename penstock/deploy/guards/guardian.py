@@ -122,7 +122,8 @@ class Guardian:
         return did
 
     def _exhausted(self, firing: Firing) -> list[str]:
-        often = f"it has fired {firing.guard.most} times, as often as it may"
+        times = "once" if firing.guard.most == 1 else f"{firing.guard.most} times"
+        often = f"it has fired {times}, as often as it may"
         end = firing.guard.at_the_end
         if end == "warn":
             return [often]

@@ -52,7 +52,8 @@ class Watch:
             self._held = 0
             return None
         if not self._condition.holds(value):
-            self._held, self._told = 0, False
+            # Said once is enough; a person who was asked is asked again when it holds anew.
+            self._held, self._told = 0, self._told and self.guard.at_the_end == "warn"
             return None
         if self._held == 0:
             self._since = min(before, step)
