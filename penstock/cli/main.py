@@ -252,13 +252,12 @@ def run() -> None:
 
 def _code_of(error: Exception) -> int | None:
     """The exit code of an error that says enough by its text; None for a fault of the program."""
-    from penstock.deploy.ray_address import ClusterAway
     from penstock.deploy.runfile import RunFileError
     from penstock.learner.variants import VariantError
-    from penstock.services.contracts import PenstockError
+    from penstock.services.contracts import PenstockError, WrongInput
     from penstock.services.control import NoAnswer, Refused
     from penstock.services.rundir import RunDirError
 
-    if isinstance(error, (RunFileError, RunDirError, VariantError, Refused, NoAnswer, ClusterAway)):
+    if isinstance(error, (RunFileError, RunDirError, VariantError, Refused, NoAnswer, WrongInput)):
         return WRONG_INPUT
     return FAILED if isinstance(error, PenstockError) else None

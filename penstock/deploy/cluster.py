@@ -16,7 +16,7 @@ from typing import Any
 import ray
 
 from penstock.deploy import ray_address
-from penstock.deploy.leftovers import own, remove_orphans
+from penstock.deploy.leftovers import MARK, own, remove_orphans
 from penstock.services.contracts import PenstockError
 
 # Ray keeps unix sockets in its directory, and their paths may have about 100 bytes; so it lies in /tmp
@@ -74,9 +74,9 @@ class Cluster:
         return self.address is not None
 
     @property
-    def nodes(self) -> int:
-        """How many machines are in the cluster now."""
-        return sum(1 for node in ray.nodes() if node["Alive"])
+    def several(self) -> bool:
+        """Whether actors of the run may come to live on several nodes; one that was started for the run has one."""
+        return self.joined and sum(1 for node in ray.nodes() if node["Alive"]) > 1
 
     def close(self) -> None:
         """Leave the cluster; end it when it was started here."""
@@ -104,16 +104,22 @@ def _own_signals() -> Iterator[None]:
 def actor_environment(*, threads: int, device: str) -> dict[str, str]:
     """Environment variables of an engine's process: threads, caches, devices. Not for secrets: Ray keeps them."""
     hidden = {} if device == "cuda" else {"CUDA_VISIBLE_DEVICES": ""}
-    return hidden | {
-        # Two threads in one engine wait for each other when the cores are shared by several engines.
-        "OMP_NUM_THREADS": str(threads),
-        "MKL_NUM_THREADS": str(threads),
-        "TOKENIZERS_PARALLELISM": "false",
-        "DS_ACCELERATOR": "cuda" if device == "cuda" else "cpu",
-        "TORCH_EXTENSIONS_DIR": os.environ.get(
-            "TORCH_EXTENSIONS_DIR", str(Path.home() / ".cache" / "penstock" / "torch_extensions")
-        ),
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        "VLLM_NO_USAGE_STATS": "1",
-        "DO_NOT_TRACK": "1",
-    }
+    # On a cluster that was there before, nothing is inherited of the driver's environment.
+    marked = {MARK: os.environ[MARK]} if MARK in os.environ else {}
+    return (
+        hidden
+        | marked
+        | {
+            # Two threads in one engine wait for each other when the cores are shared by several engines.
+            "OMP_NUM_THREADS": str(threads),
+            "MKL_NUM_THREADS": str(threads),
+            "TOKENIZERS_PARALLELISM": "false",
+            "DS_ACCELERATOR": "cuda" if device == "cuda" else "cpu",
+            "TORCH_EXTENSIONS_DIR": os.environ.get(
+                "TORCH_EXTENSIONS_DIR", str(Path.home() / ".cache" / "penstock" / "torch_extensions")
+            ),
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+            "VLLM_NO_USAGE_STATS": "1",
+            "DO_NOT_TRACK": "1",
+        }
+    )

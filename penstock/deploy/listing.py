@@ -11,7 +11,7 @@ import msgspec
 
 from penstock.deploy import ray_address
 from penstock.deploy.reach import joined, mirrored
-from penstock.deploy.status import Status, status_of
+from penstock.deploy.status import Place, Status, status_of
 from penstock.deploy.view import ENDED
 from penstock.services.control import NoAnswer
 from penstock.services.rundir import RunDir, RunDirError, runs_in
@@ -59,15 +59,15 @@ def _id_of(run: RunDir) -> str:
     return known.read_text() if known.is_file() else str(run.path)
 
 
-def _row(run: RunDir, place: str = "") -> Row:
-    place = place or str(run.path)
+def _row(run: RunDir, place: Place | None = None) -> Row:
+    where = str(place or run.path)
     try:
         facts = status_of(run, place)
     except RunDirError:
-        return Row(run.path.name, "of another version of Penstock", None, None, time.time() - run.touched(), place)
+        return Row(run.path.name, "of another version of Penstock", None, None, time.time() - run.touched(), where)
     age = facts.age if facts.view is not None else time.time() - run.touched()
     step, total = (facts.view.step, facts.view.steps_total) if facts.view is not None else (None, None)
-    return Row(run.path.name, _state(facts), step, total, age, place)
+    return Row(run.path.name, _state(facts), step, total, age, where)
 
 
 def _state(facts: Status) -> str:

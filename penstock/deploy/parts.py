@@ -18,6 +18,7 @@ from penstock.deploy.desk import desk
 from penstock.deploy.fleet import Member
 from penstock.deploy.learners import prepare_ranks, start_rank
 from penstock.deploy.leftovers import MARK, end_marked
+from penstock.deploy.nodes import Ground, inputs_of, look_around, require_common_ground
 from penstock.deploy.placement import Placement, place
 from penstock.deploy.rollouts import start_worker
 from penstock.deploy.runfile import RunFile
@@ -83,17 +84,25 @@ class Parts:
             self._stack.enter_context(desk(directory, self.run_id))
         self.placement = place(run_file, workers=workers, ranks=ranks)
         self.route = self._choose_route()
-        address = ray.util.get_node_ip_address() if self.cluster.nodes > 1 else None
+        address = ray.util.get_node_ip_address() if self.cluster.several else None
         self.host = StoreHost(run_file.store, directory, self.run_id, address)
         self._stack.callback(self.host.close)
         self._stack.callback(self._end_actors)
+        looks = look_around(self._ground()) if self.cluster.several else []
         self._start_actors()
         self._open_data()
+        require_common_ground(looks, directory)
+
+    def _ground(self) -> Ground:
+        """What every node must see."""
+        written = (self.route.folder,) if self.route.transport == "file" else ()
+        inputs = inputs_of(self._run_file)
+        return Ground(self._directory.path, self.run_id, written, inputs, self.host.address.url)
 
     def _choose_route(self) -> Route:
         """How weights travel; its folder is emptied now and removed at the end."""
         run_file = self._run_file
-        chosen, why = choose(run_file.weights.transport, self.cluster.nodes, self.placement.device == "cuda")
+        chosen, why = choose(run_file.weights.transport, self.cluster.several, self.placement.device == "cuda")
         if chosen is None:
             raise PenstockError(f"weights.transport {run_file.weights.transport!r} cannot be used in this run: {why}")
         given = run_file.weights.folder

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import psutil
 
-from penstock.services.contracts import PenstockError
+from penstock.services.contracts import WrongInput
 
 ANSWER = 5.0
 """Seconds in which Ray's head must answer."""
@@ -29,7 +29,7 @@ _TOKEN = (
 )
 
 
-class ClusterAway(PenstockError):
+class ClusterAway(WrongInput):
     """A Ray cluster that cannot be joined: a wrong address, nobody who answers there, a token that is not right."""
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from penstock.deploy import ray_address
+from penstock.deploy.status import Place
 from penstock.services.control import RunControl
 from penstock.services.mailbox import MailboxControl
 from penstock.services.rundir import RunDir, RunDirError, runs_in
@@ -35,8 +36,8 @@ class Reached:
     control: RunControl
     refresh: Callable[[], None]
     """Brings the copy up to date, as far as it was asked for; of no effect on a run's own directory."""
-    place: str
-    """Where the run's own directory is, for people."""
+    place: Place
+    """Where the run's own directory is."""
 
 
 @contextlib.contextmanager
@@ -53,7 +54,7 @@ def reach(
     """
     here = _here(run, runs_dir)
     if here is not None:
-        yield Reached(here, MailboxControl(here), lambda: None, str(here.path))
+        yield Reached(here, MailboxControl(here), lambda: None, Place(str(here.path)))
         return
     asked = ray_address.given(address)
     if asked is None:
@@ -122,7 +123,7 @@ def mirrored(desk: Any, files: tuple[str, ...] | None = None) -> Iterator[Reache
         mirror = Mirror(desk, card, own)
         try:
             mirror.refresh(files or GLANCE)
-            place = f"{card.run_dir} on {card.node}"
+            place = Place(card.run_dir, card.node)
             yield Reached(mirror.directory, DeskControl(desk, card), lambda: mirror.refresh(files or GLANCE), place)
         finally:
             mirror.close()
@@ -152,7 +153,7 @@ def _unknown(run: Path | str | None, runs_dir: Path, address: str | None, desks:
     else:
         places.append(f"running on the Ray cluster at {address}: {_listed(remote)}")
     if run is None:
-        return f"no run was found; {'; '.join(places)}. Start one with: penstock train RUN.yaml"
+        return f"no run was found; {'; '.join(places)}; start one with: penstock train RUN.yaml"
     known = [*local, *remote, *map(_plain, local), *map(_plain, remote)]
     near = difflib.get_close_matches(Path(run).name, known, n=1, cutoff=0.5)
     return f"there is no run {str(run)!r}{f'; nearest: {near[0]}' if near else ''}; {'; '.join(places)}"

@@ -14,6 +14,7 @@ from penstock.deploy.ending import Ending, ending, tenure
 from penstock.deploy.fleet import ActorLost, Member, wait_until_ready
 from penstock.deploy.journal import Journal
 from penstock.deploy.learners import prepare_tuning, start_rank
+from penstock.deploy.nodes import Ground, inputs_of, look_around, require_common_ground
 from penstock.deploy.placement import place
 from penstock.deploy.runfile import RunFile
 from penstock.deploy.signals import Interruption
@@ -62,8 +63,10 @@ class _Tuning:
                     stack.enter_context(desk(self._directory, run_id))
                 if doubt := job.ask_for_patience(run_file.deadlines.for_an_end):
                     self._journal.warn(doubt)
+                looks = look_around(self._ground(run_id)) if cluster.several else []
                 placement = place(run_file, workers=0, ranks=ranks)
                 members = [self._member(rank, placement.options("learner")) for rank in range(ranks)]
+                require_common_ground(looks, self._directory)
                 wait_until_ready(members, run_file.deadlines.start, self._heed)
                 prepare_tuning([member.handle for member in members], self._plan(), run_file.deadlines.start)
             with self._phases.phase("train"):
@@ -76,6 +79,9 @@ class _Tuning:
         member = Member(name, "learner", log, start)
         member.launch()
         return member
+
+    def _ground(self, run_id: str) -> Ground:
+        return Ground(self._directory.path, run_id, inputs=inputs_of(self._run_file))
 
     def _plan(self) -> SftPlan:
         run_file = self._run_file
