@@ -16,7 +16,7 @@ export TORCH_EXTENSIONS_DIR ?= $(HOME)/.cache/penstock/torch_extensions
 export DS_ACCELERATOR ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu)
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help setup demo test engines runs stories check exact proofs unit lint types imports curve constraints clean
+.PHONY: help setup programs demo test engines runs stories check exact proofs unit lint types imports curve grafana constraints constraints-cuda manifests clean
 
 help: ## list these commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -25,10 +25,13 @@ setup: ## make the virtual environment (CPU or CUDA, whichever the machine has)
 	@test -n "$(PYTHON)" || { echo "no Python found: install Python 3.11, or name one with make PYTHON=/path/to/python3.11"; exit 2; }
 	@$(PYTHON) scripts/setup_env.py --venv $(VENV) --dev
 
+programs: ## what the tests drive and pip does not have: a real Prometheus, a real browser
+	-@scripts/system_packages.sh --venv $(VENV)
+
 demo: setup ## make a small model, teach it a little, train it with asynchronous GRPO, say whether it learned
 	@$(BIN)/python $(RECIPE)/demo.py $(DEMO_ARGS)
 
-test: setup unit engines runs ## all tests: units, real engines, whole runs (about 20 minutes on two cores)
+test: setup programs unit engines runs ## all tests: units, real engines, whole runs (about 20 minutes on two cores)
 
 # One process for each engine: vLLM and DeepSpeed both own what torch knows of distributed processes.
 engines:
@@ -38,10 +41,10 @@ engines:
 runs:
 	@echo "[test] whole runs" && $(BIN)/python -m pytest -q -m "slow and not story" tests/runs
 
-stories: setup ## whole runs with people and accidents in them, too long for every change (about five minutes)
-	@$(BIN)/python -m pytest -q -m story tests/runs
+stories: setup programs ## whole runs with people and accidents in them, too long for every change (about five minutes)
+	@$(BIN)/python -m pytest -q -m story
 
-check: setup lint types imports unit ## lint, strict types, import contracts, unit tests
+check: setup programs lint types imports unit ## lint, strict types, import contracts, unit tests
 
 lint:
 	@echo "[check] lint and format" && $(BIN)/ruff check . && $(BIN)/ruff format --check .
@@ -66,9 +69,18 @@ proofs: setup ## the long measurements behind docs/: learning curves of every ro
 curve: setup ## run the demo for several seeds and draw docs/learning-curve.png (SEEDS="0 1 2")
 	@$(BIN)/python $(RECIPE)/demo.py --seeds $(SEEDS) --curve docs/learning-curve.png
 
+grafana: ## write deploy/grafana/dashboards from scripts/grafana/boards.py
+	@$(BIN)/python -m scripts.grafana
+
 constraints: ## write constraints-cpu.txt from what is installed
 	@{ echo "# What scripts/setup_env.py installs on a machine without an NVIDIA GPU. Made by: make constraints"; \
 	   $(BIN)/python -m pip freeze --exclude-editable | grep -viE '^(torch|torchvision|torchaudio|torchcodec)=='; } > constraints-cpu.txt
+
+constraints-cuda: ## write constraints-cuda.txt from what pip would install on a machine with an NVIDIA GPU
+	@$(BIN)/python scripts/resolve_cuda.py
+
+manifests: ## render deploy/kubernetes and check it; SCHEMAS=DIR has published schemas, of KubeRay and the Prometheus operator
+	@$(BIN)/python -m scripts.manifests $(addprefix --schemas ,$(SCHEMAS))
 
 clean: ## remove the virtual environment and caches, keep runs/
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -74,14 +74,26 @@ def check(run_file: Path | str, overrides: Sequence[str] = (), stage: Stage = "t
     return preflight(Path(run_file), overrides, stage)
 
 
-def train(run_file: Path | str, overrides: Sequence[str] = (), *, display: Display | None = None) -> Run:
+def train(
+    run_file: Path | str, overrides: Sequence[str] = (), *, once: bool = False, display: Display | None = None
+) -> Run:
     """Train with asynchronous reinforcement learning; returns when the run has ended.
+
+    `once`: the same call made again goes on with the newest run of this name from its last checkpoint, and returns
+    one that has ended as it is.
 
     Raises RunFileError listing every mistake before anything is started, PenstockError with the cause when the run
     fails, KeyboardInterrupt after the clean end that a signal asks for.
     """
     from penstock.deploy.run import train as conduct
 
+    if once:
+        from penstock.deploy.once import earlier
+
+        read = load(run_file, overrides)
+        what, there = earlier(Path(read.runs_dir), read.name)
+        if there is not None and what != "start":
+            return Run(there) if what == "ended" else resume(there.path, overrides, display=display)
     ready, directory = _open_new(run_file, overrides, "train")
     conduct(ready, directory, display)
     return Run(directory)

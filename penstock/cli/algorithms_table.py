@@ -17,6 +17,8 @@ HEADS = ("row", "advantages", "objective", "correction", "KL", "values", "reduct
 SEE = "`penstock algorithms NAME` shows a row's equation, defaults, paper and traps."
 PADDING = 2
 """Around every column."""
+MOST_LINES = 3
+"""A row that is broken into more of them reads like a column of words."""
 NARROW = "What the cells of all rows are: in a wider terminal ({least} columns), or `penstock algorithms | cat`."
 
 
@@ -35,9 +37,9 @@ def cells(row: Algorithm) -> tuple[str, ...]:
 
 
 def show(rows: Sequence[Algorithm], console: Console) -> None:
-    """The table where the terminal is wide enough for every word of it, otherwise what each row is; how to see more."""
+    """The table where the terminal is wide enough to read it, otherwise what each row is; how to see more."""
     whole = [HEADS, *(cells(row) for row in rows)]
-    least = sum(_longest_words(whole)) + PADDING * len(HEADS)
+    least = _least_width(whole)
     fits = console.width >= least
     short = [(HEADS[0], "what it is"), *((row.name, row.summary) for row in rows)]
     console.print(_drawn(whole if fits else short, console.width))
@@ -49,16 +51,34 @@ def _drawn(lines: Sequence[Sequence[str]], width: int) -> Table:
     """The first line as heads. Words stay whole: Rich itself makes wide columns narrower without looking at them."""
     from rich.table import Table
 
-    longest = _longest_words(lines)
-    wanted = [max(map(len, column)) - least for column, least in zip(zip(*lines, strict=True), longest, strict=True)]
-    spare = max(0, min(sum(wanted), width - sum(longest) - PADDING * len(longest)))
     drawn = Table(box=None, padding=(0, 1), header_style="bold")
-    for place, head in enumerate(lines[0]):
-        own = longest[place] + spare * wanted[place] // max(1, sum(wanted))
+    for place, (head, own) in enumerate(zip(lines[0], _widths(lines, width), strict=True)):
         drawn.add_column(head, style="" if place else "bold", width=own, overflow="fold")
     for line in lines[1:]:
         drawn.add_row(*line)
     return drawn
+
+
+def _least_width(lines: Sequence[Sequence[str]]) -> int:
+    """The fewest columns of a terminal in which no word is broken and no row takes more than MOST_LINES lines."""
+    from textwrap import wrap
+
+    def tallest(width: int) -> int:
+        widths = _widths(lines, width)
+        return max(len(wrap(text, own)) for line in lines for text, own in zip(line, widths, strict=True))
+
+    width = sum(_longest_words(lines)) + PADDING * len(lines[0])
+    while tallest(width) > MOST_LINES:
+        width += 1
+    return width
+
+
+def _widths(lines: Sequence[Sequence[str]], width: int) -> list[int]:
+    """Of the columns: the longest word of each, and of what is left over as much as it needs in proportion."""
+    longest = _longest_words(lines)
+    wanted = [max(map(len, column)) - least for column, least in zip(zip(*lines, strict=True), longest, strict=True)]
+    spare = max(0, min(sum(wanted), width - sum(longest) - PADDING * len(longest)))
+    return [least + spare * more // max(1, sum(wanted)) for least, more in zip(longest, wanted, strict=True)]
 
 
 def _longest_words(lines: Sequence[Sequence[str]]) -> list[int]:

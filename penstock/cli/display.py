@@ -101,10 +101,14 @@ def panel(view: RunView) -> RenderableType:
     from rich.panel import Panel
 
     parts: list[RenderableType] = [_progress(view), _numbers(view)]
+    if view.page:
+        parts.append(f"[dim]page:[/] {_plain(view.page)}")
     if view.ledger is not None:
         parts.append(_ledger(view))
     if view.workers:
         parts.append(_workers(view.workers))
+    if view.scrape and view.phase not in ENDED:
+        parts.append(_scrape(view))
     colour = {"failed": "red", "finished": "green", "stopped": "yellow"}.get(view.phase, "cyan")
     subtitle = _plain(view.run_dir) if view.run_dir else None
     title = f"[bold]{view.name or 'penstock'}[/] · {view.phase}"
@@ -166,6 +170,12 @@ def _ledger(view: RunView) -> RenderableType:
         cause = view.ledger.causes.get(reason) or "no cause was given"
         whole.add_row(f"[dim]by workers:[/] {number} {reason}, the last since {_plain(cause)}")
     return whole
+
+
+def _scrape(view: RunView) -> RenderableType:
+    from rich.text import Text
+
+    return Text("metrics for Prometheus: " + ", ".join(f"http://{at}/metrics" for at in view.scrape), style="dim")
 
 
 def _workers(workers: tuple[WorkerView, ...]) -> RenderableType:

@@ -43,12 +43,18 @@ Overrides = Annotated[
 
 
 @app.command()
-def train(run_file: RunFileArgument, overrides: Overrides = None) -> None:
+def train(
+    run_file: RunFileArgument,
+    overrides: Overrides = None,
+    once: Annotated[
+        bool, typer.Option("--once", help="Given again, go on with the run of this name, and leave an ended one be.")
+    ] = False,
+) -> None:
     """Train with asynchronous reinforcement learning."""
     from penstock import api
 
     typer.echo(f"[penstock] checking {run_file}")
-    _watch(lambda display: api.train(run_file, overrides or [], display=display))
+    _watch(lambda display: api.train(run_file, overrides or [], once=once, display=display))
 
 
 @app.command()
@@ -135,6 +141,27 @@ def schema(
     from penstock.deploy.runfile import schema as as_schema
 
     typer.echo(json.dumps(as_schema(), indent=2, ensure_ascii=False))
+
+
+@app.command()
+def metrics(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Only names that begin so.")] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="All of them as tables, for the docs.")] = False,
+) -> None:
+    """Show what a run records and exports: meaning, unit, direction, estimator, Prometheus name."""
+    from penstock.cli import metrics_table as shown
+    from penstock.services.contracts import PenstockError
+
+    if markdown:
+        from penstock.deploy.metrics_docs import markdown as as_markdown
+
+        typer.echo(as_markdown(), nl=False)
+        return
+    try:
+        typer.echo(shown.plain(name or ""))
+    except PenstockError as error:
+        typer.echo(f"penstock: {error}", err=True)
+        raise typer.Exit(WRONG_INPUT) from error
 
 
 @app.command()
@@ -252,12 +279,15 @@ def run() -> None:
 
 def _code_of(error: Exception) -> int | None:
     """The exit code of an error that says enough by its text; None for a fault of the program."""
+    from penstock.cli.tail import TailError
     from penstock.deploy.runfile import RunFileError
     from penstock.learner.variants import VariantError
     from penstock.services.contracts import PenstockError, WrongInput
     from penstock.services.control import NoAnswer, Refused
+    from penstock.services.dashboard.config import PageError
     from penstock.services.rundir import RunDirError
 
-    if isinstance(error, (RunFileError, RunDirError, VariantError, Refused, NoAnswer, WrongInput)):
+    wrong = (RunFileError, RunDirError, VariantError, Refused, NoAnswer, WrongInput, PageError, TailError)
+    if isinstance(error, wrong):
         return WRONG_INPUT
     return FAILED if isinstance(error, PenstockError) else None

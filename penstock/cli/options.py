@@ -7,9 +7,17 @@ from typing import Annotated
 
 import typer
 
+RunArgument = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[RUN]", help="A run directory, or a run's name, here or on a Ray cluster; else the newest."
+    ),
+]
 RunName = Annotated[
     str | None,
-    typer.Option("--run", metavar="RUN", help="A run directory, or a run's name here or on a Ray cluster; the newest."),
+    typer.Option(
+        "--run", metavar="RUN", help="A run directory, or a run's name, here or on a cluster; else the newest."
+    ),
 ]
 RunsDir = Annotated[Path, typer.Option(help="Where runs are looked for.")]
 Address = Annotated[

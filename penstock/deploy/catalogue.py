@@ -11,7 +11,11 @@ from penstock.services.metrics import Metric, merge
 
 SUPERVISOR: dict[str, Metric] = {
     "rollout/workers": Metric("rollout workers that run", "workers", "up"),
+    "rollout/wanted": Metric("rollout workers that are wanted; those that are missing start", "workers"),
+    "scorer/scorers": Metric("scorers that run", "scorers"),
+    "scorer/wanted": Metric("scorers that are wanted", "scorers"),
     "ledger/{state}": Metric("prompts in one state of the ledger", "groups"),
+    "ledger/queue_age": Metric("age of the oldest group that is stored and waits for the learner", "s", "down"),
     "ledger/payload_bytes": Metric("payloads in the store", "bytes"),
     "ledger/refused_share": Metric(
         "share of the groups that workers refused (unscored, too long, stale) among those they were done with in the "
@@ -23,9 +27,43 @@ SUPERVISOR: dict[str, Metric] = {
     "guard/{name}": Metric("how often a guard has fired, over all starts of the run", "firings", "down"),
 }
 """What the driver adds to every step."""
+WATCHED: dict[str, Metric] = {
+    "run/step": Metric("train steps done", "steps", "up"),
+    "run/steps_limit": Metric("limits.steps; absent without one", "steps"),
+    "run/lineage": Metric("lineage of the published weights: how often the run fell back to a checkpoint"),
+    "run/last_step_time": Metric("when the last step ended, or training began", "unix s", "up"),
+    "run/started_time": Metric("when the driver started", "unix s"),
+    "run/phase/{phase}": Metric("1 for the phase that the run is in, 0 for those it was in"),
+    "event/{kind}": Metric("lines of events.jsonl since the driver started: died, restarted, warning, refused, …"),
+    "gate/closed/{reason}": Metric("1 while the gate gives no new prompts, for a reason: lag, memory, held, …"),
+    "ledger/dropped/{reason}": Metric("groups dropped since the store began", "groups", "down"),
+    "ledger/refused/{reason}": Metric("of these, groups that rollout workers could not complete", "groups", "down"),
+    "ledger/redelivered": Metric("groups leased again after a lease had ended without a result", "groups", "down"),
+    "process/doing/{state}": Metric("1 for what an actor is doing, 0 for what it did before"),
+    "process/step": Metric("train step of the weights that an actor uses", "steps", "up"),
+    "process/lineage": Metric("lineage of the weights that an actor uses"),
+    "process/silent": Metric("since an actor's loop moved", "s", "down"),
+    "process/cpu_seconds": Metric("CPU time of a process since it started", "s"),
+    "process/rss": Metric("resident memory of a process", "bytes", "down"),
+}
+"""What only Prometheus is told, because it means something at any moment and not at a step."""
+
+OWNERS = {"learner": LEARNER, "rollout": ROLLOUT, "reward": REWARD, "supervisor": SUPERVISOR}
+"""What a run records, by who records it."""
 
 
 @cache
 def catalogue() -> dict[str, Metric]:
     """Name to meaning. Raises MetricError when two roles claim one name."""
-    return merge({"learner": LEARNER, "rollout": ROLLOUT, "reward": REWARD, "supervisor": SUPERVISOR})
+    return merge(OWNERS)
+
+
+@cache
+def exported() -> dict[str, Metric]:
+    """The same for everything that Prometheus is told."""
+    return merge({**OWNERS, "watched": WATCHED})
+
+
+def by_actors(name: str) -> bool:
+    """Whether each actor exports the metric `name` itself; a sum of them beside them would count twice."""
+    return name.startswith(("rollout/", "scorer/")) and name not in SUPERVISOR

@@ -16,6 +16,7 @@ from typing import Any
 import ray
 
 from penstock.deploy import ray_address
+from penstock.deploy.growth import grows
 from penstock.deploy.leftovers import MARK, own, remove_orphans
 from penstock.services.contracts import PenstockError
 
@@ -35,7 +36,8 @@ class Cluster:
     Raises ClusterAway where nobody answers at the address, and PenstockError when no cluster can be started.
     """
 
-    def __init__(self, address: str | None, namespace: str, actors: int) -> None:
+    def __init__(self, address: str | None, namespace: str, actors: int, report_seconds: float | None = None) -> None:
+        """`report_seconds` is how often a cluster that is started here passes on metrics; by default as Ray likes."""
         asked = ray_address.given(address)
         self.address = None if asked is None else ray_address.require_for_driver(asked)
         self._folder: Path | None = None
@@ -55,6 +57,8 @@ class Cluster:
                 # Logical only: every actor asks for one, and the machine's real cores are shared by threads.
                 "num_cpus": max(actors, os.cpu_count() or 1),
             }
+            if report_seconds is not None:
+                settings["_system_config"] = {"metrics_report_interval_ms": round(report_seconds * 1000)}
         else:
             settings["address"] = self.address
         try:
@@ -74,9 +78,25 @@ class Cluster:
         return self.address is not None
 
     @property
-    def several(self) -> bool:
-        """Whether actors of the run may come to live on several nodes; one that was started for the run has one."""
-        return self.joined and sum(1 for node in ray.nodes() if node["Alive"]) > 1
+    def grows(self) -> bool:
+        """Whether it starts nodes for actors that find no room; one that was started for the run does not."""
+        return self.joined and grows()
+
+    @property
+    def nodes(self) -> int:
+        """How many machines are in the cluster now."""
+        return sum(1 for node in ray.nodes() if node["Alive"])
+
+    @property
+    def endpoints(self) -> list[str]:
+        """`host:port` of every node that Prometheus may scrape under /metrics."""
+        alive = [node for node in ray.nodes() if node["Alive"] and node.get("MetricsExportPort", 0) > 0]
+        return sorted(f"{node['NodeManagerAddress']}:{node['MetricsExportPort']}" for node in alive)
+
+    @property
+    def no_endpoints(self) -> str:
+        """Why there are no `endpoints`, where there are none."""
+        return "no node of the Ray cluster says where its metrics are (is ray[default] installed?)"
 
     def close(self) -> None:
         """Leave the cluster; end it when it was started here."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from penstock.rollout.config import EvaluationSection
 from penstock.services.data_config import DataSection
@@ -68,11 +68,35 @@ class RecordingSection(Section):
     """Trajectories per recorded step in samples/, as readable text; 0 writes none."""
     samples_every: int = on_resume(1, ge=1)
     """Record samples of every so many steps."""
+    sample_tokens: int = on_resume(512, ge=0)
+    """Tokens of a sample that are recorded one by one with their log-probs, advantages and versions, for the token
+    inspector; of a longer answer the first half of them and the last. A token takes about 80 bytes. 0 records texts
+    alone."""
     mismatch_warning: float | None = on_resume(None, gt=0)
     """Warn when sampler and learner differ by more than this on tokens without lag, in nats per token. By default 1e-4
     in float32 and 0.05 in bfloat16, where rounding alone makes 0.01."""
     plots: bool = on_resume(True)
     """Draw plots/ when the run ends."""
+
+
+_OWN_KEYS = {"CPU": "cpus", "GPU": "gpus"}
+_NOT_ASKED_FOR = ("memory", "object_store_memory")
+LEAST_SHARE = 1e-4
+"""The finest share of a resource that Ray counts."""
+
+
+def _custom(resources: dict[str, float]) -> dict[str, float]:
+    """`resources` if Ray takes all of them for custom ones. Raises ValueError."""
+    for name, amount in resources.items():
+        if name in _OWN_KEYS:
+            raise ValueError(f"{name} is no custom resource; say {_OWN_KEYS[name]}: {amount:g} beside `resources`")
+        if name in _NOT_ASKED_FOR:
+            raise ValueError(f"{name} is not asked for by actors of a run; name what nodes were started with")
+        if not name or name != name.strip():
+            raise ValueError(f"a resource has a name without spaces around it, found {name!r}")
+        if amount < LEAST_SHARE:
+            raise ValueError(f"{name}: {amount:g} is less than Ray can count; allowed: {LEAST_SHARE:g} or more")
+    return resources
 
 
 class RoleResources(Section):
@@ -82,6 +106,10 @@ class RoleResources(Section):
     """CPU cores per actor, by Ray's logical count."""
     gpus: float | None = on_resume(None, ge=0)
     """GPUs per actor, fractions allowed; by default one where the machine has GPUs and none where it has not."""
+    resources: Annotated[dict[str, float], AfterValidator(_custom)] = on_resume({})
+    """Custom resources per actor, by the name under which the cluster's nodes offer them (`ray start --resources`,
+    `resources` of a KubeRay group): so a role lands on the nodes that are meant for it. 0.001 only chooses a node,
+    1 also counts how many actors it takes."""
 
 
 class PlacementSection(Section):
@@ -99,7 +127,10 @@ class PlacementSection(Section):
     learner: RoleResources = RoleResources()
     """One learner rank."""
     scorer: RoleResources = RoleResources(gpus=0.0)
-    """The scorer of a rollout worker."""
+    """One scorer."""
+    grows: bool | None = on_resume(None)
+    """Whether the cluster starts nodes for actors that find no room, so that a lack of resources is waited for and not
+    refused. By default Ray is asked whether it has an autoscaler; a cluster that is started for the run has none."""
     learner_threads: int = on_resume(1, ge=1)
     """Threads of one learner rank's arithmetic. More than one slows small models down where ranks and engines share
     a machine's cores, because they then wait for each other; the engines have `engine.threads`."""

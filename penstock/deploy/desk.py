@@ -30,6 +30,8 @@ NAMESPACE = "penstock"
 _PREFIX = "run:"
 MOST_BYTES = 8 * 2**20
 """Of files in one answer."""
+MOST_FILES = 200
+"""Of those that match one pattern, the last by name, which of steps are the newest."""
 
 Outcome = Literal["done", "refused", "no answer"]
 
@@ -69,6 +71,8 @@ class News(NamedTuple):
     """The driver holds the run directory."""
     now: float
     """Unix seconds, by the clock of the desk's node."""
+    names: tuple[str, ...]
+    """Of all files that match, so far as they are passed on."""
 
 
 class RunDesk:
@@ -84,19 +88,18 @@ class RunDesk:
 
     def news(self, known: Mapping[str, tuple[int, int]], patterns: Sequence[str]) -> tuple[Any, ...]:
         """News of the files that match `patterns`, as a `News`. `known`: inode and size of what the caller has."""
-        pieces, room, more = [], MOST_BYTES, False
-        for path in files_of(self._directory.path, patterns):
-            name = str(path.relative_to(self._directory.path))
+        there = list(files_of(self._directory.path, patterns))
+        names = tuple(str(path.relative_to(self._directory.path)) for path in there)
+        pieces, room = [], MOST_BYTES
+        for path, name in zip(there, names, strict=True):
+            if room <= 0:
+                break
             with contextlib.suppress(FileNotFoundError):  # replaced or removed while we look
                 piece = _piece(path, name, known.get(name), room)
                 if piece is not None:
                     pieces.append(tuple(piece))
                     room -= len(piece.data)
-                    more = more or piece.offset + len(piece.data) < path.stat().st_size
-            if room <= 0:
-                more = True
-                break
-        return (tuple(pieces), more, self._directory.locked, time.time())
+        return (tuple(pieces), room <= 0, self._directory.locked, time.time(), names)
 
     def send(self, command: bytes, by: str, deadline: float) -> tuple[Outcome, str]:
         """Put a command into the run's mailbox; what became of it, and what the run says."""
@@ -110,11 +113,11 @@ class RunDesk:
 
 
 def files_of(folder: Path, patterns: Sequence[str]) -> Iterator[Path]:
-    """The files below `folder` that match, in the order of the patterns. No pattern leads out of it."""
+    """The files below `folder` that match, in the order of the patterns and of names. No pattern leads out of it."""
     for pattern in patterns:
         if Path(pattern).is_absolute() or ".." in Path(pattern).parts:
             raise ValueError(f"{pattern!r} leads out of the run directory")
-        yield from (path for path in sorted(folder.glob(pattern)) if path.is_file())
+        yield from (path for path in sorted(folder.glob(pattern))[-MOST_FILES:] if path.is_file())
 
 
 def _piece(path: Path, name: str, known: tuple[int, int] | None, room: int) -> Piece | None:

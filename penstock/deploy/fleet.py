@@ -14,6 +14,7 @@ import ray.exceptions
 from penstock.deploy.deaths import explain, out_of_memory_kills
 from penstock.deploy.view import WorkerView
 from penstock.services.contracts import DeadlinePassed, PenstockError
+from penstock.services.lanes import Span
 
 Role = Literal["rollout", "learner", "scorer"]
 
@@ -37,14 +38,20 @@ class Member:
     facts: dict[str, Any] = field(default_factory=dict)
     stats: dict[str, Any] = field(default_factory=dict)
     """What the actor said of itself last."""
+    past: list[dict[str, Any]] = field(default_factory=list)
+    """What it said last in each of its earlier lives."""
     inbox: list[dict[str, Any]] = field(default_factory=list)
     """Reports that nobody has read yet, oldest first."""
+    spans: list[Span] = field(default_factory=list)
+    """What it did, as far as that is not written down yet."""
     cause: str = ""
     """Why it died, when it did."""
     added: bool = False
     """It joined while the run went on, which goes on without it when it fails for good."""
     leaving: bool = False
     """It was asked to leave the run for good; nobody starts it again."""
+    away: bool = False
+    """A scorer that did not answer: Ray is starting it again."""
     peak_rss: int = 0
     """Largest resident memory seen, bytes."""
     result: Any = None
@@ -62,6 +69,8 @@ class Member:
         """Start the actor; returns at once. A process that is left of an earlier start is ended."""
         if self.handle is not None:
             ray.kill(self.handle, no_restart=True)
+            self.past.append(self.stats)
+            self.stats = {}
         self._oom = out_of_memory_kills()
         self.restarts += 1
         self.handle = self.start(self.restarts)
@@ -69,13 +78,23 @@ class Member:
         self._ready, self._running, self._asked = self.handle.ready.remote(), None, None
 
     def run(self) -> None:
-        """Let it begin its loop."""
+        """Let it begin its loop; a scorer has none, and answers whenever it is asked."""
         self.heard = time.monotonic()
-        self._running = self.handle.run.remote()
+        if self.role != "scorer":
+            self._running = self.handle.run.remote()
         self.state = "running"
 
-    def poll(self, start_deadline: float) -> None:
-        """Collect what has arrived, notice a death, ask for the next stats.
+    @property
+    def awaited(self) -> list[Any]:
+        """The answers that `poll` looks for."""
+        if self.state in ("dead", "ended"):
+            return []
+        expected = (self._ready,) if self.state == "starting" else (self._running, self._asked)
+        return [answer for answer in expected if answer is not None]
+
+    def poll(self, start_deadline: float, arrived: Callable[[Any], bool] | None = None, ask: bool = True) -> None:
+        """Collect what has arrived, notice a death, and `ask` for the next stats. `arrived` says of an awaited answer
+        whether it is there; by default Ray is asked.
 
         Raises DeadlinePassed when an actor that the run began with takes too long to start: a starting engine is not a
         dead one, but it must not start for ever.
@@ -84,15 +103,15 @@ class Member:
             return
         try:
             if self.state == "starting":
-                self._await_ready(start_deadline)
+                self._await_ready(start_deadline, arrived or _done)
             else:
-                self._collect()
+                self._collect(arrived or _done, ask)
         except ray.exceptions.RayError as error:
             self.state = "dead"
             self.cause = explain(self.name, error, self.log, self._oom)
 
-    def _await_ready(self, deadline: float) -> None:
-        if _done(self._ready):
+    def _await_ready(self, deadline: float, arrived: Callable[[Any], bool]) -> None:
+        if arrived(self._ready):
             self.facts = ray.get(self._ready)
             self.state, self.heard = "ready", time.monotonic()
         elif time.monotonic() - self._since > deadline:
@@ -104,18 +123,22 @@ class Member:
                 raise DeadlinePassed(late)
             self.state, self.cause = "dead", late  # a replacement that is late is one more death, not the run's end
 
-    def _collect(self) -> None:
-        if self._running is not None and _done(self._running):
+    def _collect(self, arrived: Callable[[Any], bool], ask: bool) -> None:
+        if self._running is not None and arrived(self._running):
             self.result = ray.get(self._running)
             self.state = "ended"
-        if self._asked is None:
-            self._asked = self.handle.stats.remote()
-        elif _done(self._asked):
+            if self.role == "rollout":
+                self._hear(self.result)  # nothing that was asked before it ended can be newer
+                return
+        if self._asked is not None and arrived(self._asked):
             try:
                 self._hear(ray.get(self._asked))
             except ray.exceptions.ActorUnavailableError:
                 if self.role != "scorer":  # only scorers are started again by Ray itself
                     raise
+                self.away = True
+            self._asked = None
+        if self._asked is None and ask:
             self._asked = self.handle.stats.remote()
 
     def last_words(self, deadline: float) -> None:
@@ -132,7 +155,8 @@ class Member:
 
     def _hear(self, stats: dict[str, Any]) -> None:
         self.inbox.extend(stats.pop("reports", []))
-        self.stats, self.heard = stats, time.monotonic()
+        self.spans.extend(stats.pop("spans", []))
+        self.stats, self.heard, self.away = stats, time.monotonic(), False
         self.peak_rss = max(self.peak_rss, int(stats.get("process/rss", 0)))
 
     @property
@@ -145,13 +169,19 @@ class Member:
         read, self.inbox = self.inbox, []
         return read
 
+    def take_spans(self) -> list[Span]:
+        """What it did since the last call."""
+        taken, self.spans = self.spans, []
+        return taken
+
     def leave(self) -> None:
-        """Ask it to hand back what it holds and end; one that holds nothing yet ends at once."""
+        """Ask it to part with what it holds and end; one that holds nothing yet ends at once. A scorer needs no asking:
+        nobody gives it anything any more, and it is ended when it has answered for what it had."""
         self.leaving = True
-        if self.state == "running":
-            self.handle.request_drain.remote()
-        else:
+        if self.state != "running":
             self.kill()
+        elif self.role == "rollout":
+            self.handle.request_drain.remote()
 
     def kill(self) -> None:
         """End the process at once."""
@@ -175,6 +205,7 @@ class Member:
             in_flight=int(self.stats.get("rollout/in_flight", 0)),
             tokens_per_second=float(self.stats.get(f"{self.role}/tokens_per_second", self.pace)),
             restarts=max(0, self.restarts),
+            tokens_in_flight=int(self.stats.get("rollout/tokens_in_flight", 0)),
         )
 
 

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import os
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from penstock.deploy.config import LimitsSection, RecordingSection
 from penstock.deploy.fleet import Member
+from penstock.deploy.shown import without_password
 from penstock.deploy.view import Controls, Display, Phase, RunView
+from penstock.deploy.watching import RunExporter
+from penstock.services.lanes import LanesLog
 from penstock.services.metrics import MetricsLog
 from penstock.services.replay import LedgerCounts
 from penstock.services.rundir import RunDir
+from penstock.services.tracking.feeds import Feeds
 from penstock.services.versions import FIRST, Version
 
 _RECENT = 20
@@ -24,11 +29,19 @@ class Journal:
     """One run's writer: everything that lands in its directory while it goes on, but for what actors write."""
 
     def __init__(
-        self, directory: RunDir, name: str, recording: RecordingSection, limits: LimitsSection, display: Display | None
+        self,
+        directory: RunDir,
+        name: str,
+        recording: RecordingSection,
+        limits: LimitsSection,
+        display: Display | None,
+        trackers: Feeds | None = None,
     ) -> None:
         self._directory, self._name = directory, name
         self._recording, self._limits = recording, limits
         self._display = display
+        self._trackers = trackers or Feeds(())
+        self._events: Counter[str] = Counter()
         self._log = MetricsLog(directory.metrics)
         self._pace: deque[tuple[float, int]] = deque(maxlen=_RECENT)
         self.latest: dict[str, float] = {}
@@ -44,11 +57,33 @@ class Journal:
         self.message = ""
         self.controls = Controls()
         """As shown next."""
+        self.page = ""
+        """Address of the run's page."""
+        self._lanes = LanesLog(directory.activity, directory.activity_before)
+        self.standing: dict[str, float] = {}
+        """Metrics of this moment, by name, whether there is a step or not; exported and not recorded."""
+        self.exporter: RunExporter | None = None
+        """Tells Prometheus, once there is a cluster."""
+        self._stepped_at = self.started
+
+    def serve_at(self, page: str) -> None:
+        """The run's page is at this address, which is shown at once; an empty one says nothing."""
+        if page:
+            self.page = page
+            self.tell("dashboard", f"watch the run at {page}", address=page)
+            self.show((), None)
+
+    @property
+    def run_dir(self) -> Path:
+        """The directory that is written into."""
+        return self._directory.path
 
     def begin(self, version: Version) -> None:
         """The learner goes on at `version`."""
         self.version, self.first_step, self.began = version, version.step, time.time()
+        self._stepped_at = self.began
         self._log.begin(version, time.time())
+        self._trackers.begin(version)
         self._pace.append((time.monotonic(), version.step))
 
     def step(self, version: Version, metrics: Mapping[str, float], samples: list[dict[str, Any]], at: float) -> None:
@@ -56,7 +91,9 @@ class Journal:
         self.version = version
         self._pace.append((time.monotonic(), version.step))
         self.latest |= metrics
+        self._stepped_at = at
         self._log.write(version, metrics, at)
+        self._trackers.step(version, metrics, at)
         if samples and version.step % self._recording.samples_every == 0:
             self._directory.write_samples(version, samples[: self._recording.samples])
 
@@ -64,10 +101,13 @@ class Journal:
         """An evaluation of `version` is done; it may be older than the newest step."""
         self.latest |= metrics
         self._log.write(version, metrics, time.time())
+        self._trackers.step(version, metrics, time.time())
 
     def event(self, kind: str, message: str, **facts: Any) -> None:
         """Something happened between the steps."""
         self._directory.add_event(kind, message, **facts)
+        self._events[kind] += 1
+        self._trackers.event(self.version, kind, message, time.time())
 
     def tell(self, kind: str, message: str, **facts: Any) -> None:
         """An event that a person should see at once; its first line is shown until the next one or the next phase."""
@@ -84,7 +124,10 @@ class Journal:
         self.event(phase, message or phase)
 
     def show(self, members: Iterable[Member], ledger: LedgerCounts | None) -> None:
-        """Write status.json and update the display."""
+        """Write down what the members did, replace status.json, update the display and what is exported."""
+        members = list(members)
+        self._lanes.write({member.name: member.take_spans() for member in members})
+        self._warn_of_trackers()
         view = RunView(
             phase=self.phase,
             step=self.version.step,
@@ -101,10 +144,14 @@ class Journal:
             pid=os.getpid(),
             at=time.time(),
             controls=self.controls,
+            page=self.page,
+            scrape=self.exporter.endpoints if self.exporter else (),
         )
         self._directory.write_status(view)
         if self._display is not None:
             self._display.update(view)
+        if self.exporter is not None:
+            self.exporter.say(view, self.standing, self._events, self._stepped_at)
 
     def time_left(self) -> float | None:
         """Estimated seconds to the nearest limit; None before there is a pace, or without limits."""
@@ -117,5 +164,14 @@ class Journal:
             estimates.append(self._limits.minutes * 60 - (time.time() - self.began))
         return max(0.0, min(estimates)) if estimates else None
 
+    def _warn_of_trackers(self) -> None:
+        for trouble in self._trackers.troubles():
+            self.warn(without_password(trouble))  # an address may come from the environment, with one in it
+
     def close(self) -> None:
+        """The run is over, and `enter` has said how."""
+        self._trackers.close(self.phase)
+        for trouble in self._trackers.troubles():
+            self.event("warning", without_password(trouble))
         self._log.close()
+        self._lanes.close()

@@ -11,6 +11,7 @@ import psutil
 import ray
 
 from penstock.deploy.deaths import redirect_output
+from penstock.deploy.exporter import Export, export_actor
 from penstock.deploy.scorers import facts_of_process
 from penstock.deploy.transport import Outlet, Route
 from penstock.learner.algorithms.table import add_to_path
@@ -42,13 +43,14 @@ class StepLimits:
 class LearnerActor:
     """`LearnerRank` in a process of its own; `run` blocks in one thread, the rest is asked from others."""
 
-    def __init__(self, name: str, log: Path, folder: str) -> None:
+    def __init__(self, name: str, log: Path, folder: str, export: Export | None) -> None:
         redirect_output(log)
         add_to_path(Path(folder))  # before anything arrives that names a module of the user's own
         self.name = name
         self._rank: Any = None
         self._outlet: Any = None
         self._meeting: HeldPort | None = None
+        export_actor(export, "learner", name, self._doing)
 
     def meeting_point(self) -> str:
         """`host:port` on this node where the ranks can find each other; asked of rank 0 only, and kept for them until
@@ -96,16 +98,14 @@ class LearnerActor:
 
     def stats(self) -> dict[str, Any]:
         """What the rank is doing, and its reports since the last call."""
+        said = {} if self._rank is None else {"reports": self._rank.reports(), "spans": self._rank.spans()}
+        return self._doing() | said | {"process/rss": psutil.Process().memory_info().rss}
+
+    def _doing(self) -> dict[str, Any]:
         if self._rank is None:
-            return {"doing": "waiting to begin", "process/rss": psutil.Process().memory_info().rss}
+            return {"doing": "waiting to begin"}
         health = self._rank.health()
-        return {
-            "doing": health.doing,
-            "version": health.version,
-            "silent": time.time() - health.beat,
-            "reports": self._rank.reports(),
-            "process/rss": psutil.Process().memory_info().rss,
-        }
+        return {"doing": health.doing, "version": health.version, "silent": time.time() - health.beat}
 
     def request_stop(self, why: str) -> None:
         """End after this step, with a checkpoint and the model on disk."""
@@ -131,9 +131,9 @@ class LearnerActor:
         self._rank.observe(version, metrics)
 
 
-def start_rank(name: str, log: Path, options: dict[str, Any], folder: str, _: int) -> Any:
+def start_rank(name: str, log: Path, options: dict[str, Any], folder: str, export: Export | None, _: int) -> Any:
     """A rank's handle; it is still starting. `folder` holds modules of the user's own algorithms."""
-    return ray.remote(LearnerActor).options(max_concurrency=16, **options).remote(name, log, folder)
+    return ray.remote(LearnerActor).options(max_concurrency=16, **options).remote(name, log, folder, export)
 
 
 def prepare_ranks(

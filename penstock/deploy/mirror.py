@@ -20,10 +20,6 @@ from penstock.deploy.desk import Card, News, Piece
 from penstock.services.control import Command, NoAnswer, Refused
 from penstock.services.rundir import RunDir
 
-GLANCE = ("config.yaml", "status.json", "summary.json")
-"""What says how a run stands."""
-STORY = (*GLANCE, "metrics.jsonl", "events.jsonl", "activity*.jsonl")
-"""What a run has written of its course."""
 _ANSWER = 20.0
 """Seconds in which a desk must answer; its process may still be starting."""
 _MARGIN = 10.0
@@ -48,7 +44,7 @@ class Mirror:
         self._known: dict[str, tuple[int, int]] = {}
         self.directory.lock()
 
-    def refresh(self, patterns: Sequence[str] = GLANCE) -> None:
+    def refresh(self, patterns: Sequence[str]) -> None:
         """Fetch what has changed of the files that match. Where the driver is gone, the copy stays as it is and is no
         longer locked. Raises NoAnswer when the cluster does not answer in time."""
         more = True
@@ -67,6 +63,7 @@ class Mirror:
             news = News(*answer)
             for piece in news.pieces:
                 self._put(Piece(*piece), time.time() - news.now)
+            self._forget(set(self._known) - set(news.names))
             more = news.more
             if not news.alive:
                 self.directory.unlock()
@@ -85,6 +82,12 @@ class Mirror:
             fresh.replace(path)
         os.utime(path, times=(time.time(), piece.changed + ahead))
         self._known[piece.name] = (piece.inode, piece.offset + len(piece.data))
+
+    def _forget(self, names: set[str]) -> None:
+        """Files that are gone there, or that newer ones have taken the place of."""
+        for name in names:
+            del self._known[name]
+            (self.directory.path / name).unlink(missing_ok=True)
 
     def close(self) -> None:
         self.directory.unlock()

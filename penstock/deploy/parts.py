@@ -6,14 +6,17 @@ import os
 import shutil
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import ray
 
 from penstock.deploy import plans
+from penstock.deploy.around import token_account
 from penstock.deploy.assemble import build_stream, held_out_job
 from penstock.deploy.cluster import Cluster
+from penstock.deploy.crews import Crew, ScorerSet
 from penstock.deploy.desk import desk
 from penstock.deploy.fleet import Member
 from penstock.deploy.learners import prepare_ranks, start_rank
@@ -25,6 +28,8 @@ from penstock.deploy.runfile import RunFile
 from penstock.deploy.scorers import start_scorer
 from penstock.deploy.storehost import StoreHost, run_id_of
 from penstock.deploy.transport import Route
+from penstock.reward.config import MOST_SCORERS, RewardSection
+from penstock.rollout.config import MOST_WORKERS
 from penstock.rollout.ends import sampling_of
 from penstock.rollout.evaluation import EvaluationJob
 from penstock.services.contracts import PenstockError
@@ -39,16 +44,16 @@ class Parts:
     def __init__(self, run_file: RunFile, directory: RunDir, resume: Path | None) -> None:
         self._run_file, self._directory, self._resume = run_file, directory, resume
         self._stack = ExitStack()
-        self.scorers: list[Member] = []
         self.learners: list[Member] = []
-        self.workers: list[Member] = []
-        self.left: list[Member] = []
-        """Workers that have left the run for good, while it went on."""
+        self.rollout = self._rollout_crew()
+        self.scoring = self._scoring_crew()
+        self.in_use = ScorerSet(self.scoring, self.rollout)
+        """The scorers that the workers may use now."""
+        self.scoring.released = self.in_use.released
         self.cluster: Cluster
         self.host: StoreHost
         self.placement: Placement
         self.evaluation: EvaluationJob | None = None
-        self._numbers = 0
         self._rules: LedgerRules
         self._bound = run_file.staleness.max_lag
 
@@ -64,8 +69,22 @@ class Parts:
         self._stack.close()
 
     @property
+    def workers(self) -> list[Member]:
+        """The rollout workers, oldest first."""
+        return self.rollout.members
+
+    @property
+    def scorers(self) -> list[Member]:
+        return self.scoring.members
+
+    @property
     def members(self) -> list[Member]:
         return [*self.learners, *self.workers, *self.scorers]
+
+    @property
+    def left(self) -> list[Member]:
+        """Those that have left the run for good, while it went on."""
+        return [*self.rollout.left, *self.scoring.left]
 
     # --- start --------------------------------------------------------------------------------------
 
@@ -76,19 +95,20 @@ class Parts:
         end_marked(self.run_id)
         os.environ[MARK] = self.run_id
         self._stack.callback(os.environ.pop, MARK, None)
-        ranks, workers = run_file.learner.ranks, run_file.rollout.workers
-        most = run_file.rollout.most_at_home
-        self.cluster = Cluster(run_file.placement.ray_address, self.run_id, actors=ranks + most + 1)
+        most = run_file.learner.ranks + run_file.rollout.most_at_home + self._reward.most_at_home
+        self.export = plans.export(run_file, directory)
+        every = self.export.seconds if self.export else None
+        self.cluster = Cluster(run_file.placement.ray_address, self.run_id, most, every)
         self._stack.callback(self.cluster.close)
         if self.cluster.joined:
             self._stack.enter_context(desk(directory, self.run_id))
-        self.placement = place(run_file, workers=workers, ranks=ranks)
+        self.placement = self._place(run_file.rollout.workers, self._reward.scorers)
         self.route = self._choose_route()
-        address = ray.util.get_node_ip_address() if self.cluster.several else None
+        address = ray.util.get_node_ip_address() if self._several else None
         self.host = StoreHost(run_file.store, directory, self.run_id, address)
         self._stack.callback(self.host.close)
         self._stack.callback(self._end_actors)
-        looks = look_around(self._ground()) if self.cluster.several else []
+        looks = look_around(self._ground()) if self.cluster.nodes > 1 else []
         self._start_actors()
         self._open_data()
         require_common_ground(looks, directory)
@@ -99,10 +119,21 @@ class Parts:
         inputs = inputs_of(self._run_file)
         return Ground(self._directory.path, self.run_id, written, inputs, self.host.address.url)
 
+    @cached_property
+    def _several(self) -> bool:
+        """Whether several machines may hold actors of this run: a cluster that grows has a second one to come."""
+        return self.cluster.nodes > 1 or self._grows
+
+    @cached_property
+    def _grows(self) -> bool:
+        """Ray is asked once; that takes seconds, and an autoscaler does not come later."""
+        said = self._run_file.placement.grows
+        return self.cluster.grows if said is None else said
+
     def _choose_route(self) -> Route:
         """How weights travel; its folder is emptied now and removed at the end."""
         run_file = self._run_file
-        chosen, why = choose(run_file.weights.transport, self.cluster.several, self.placement.device == "cuda")
+        chosen, why = choose(run_file.weights.transport, self._several, self.placement.device == "cuda")
         if chosen is None:
             raise PenstockError(f"weights.transport {run_file.weights.transport!r} cannot be used in this run: {why}")
         given = run_file.weights.folder
@@ -119,59 +150,89 @@ class Parts:
     def _start_actors(self) -> None:
         """All at once: what takes long is their imports, and they overlap."""
         run_file, log = self._run_file, self._directory.log
-        if run_file.reward is None:
-            raise PenstockError("the run file has no `reward` section: there is nothing to learn from")
-        arguments = {
-            "section": run_file.reward,
-            "start": run_file.model if run_file.algorithm.needs_reference else None,
-            "temperature": run_file.rollout.sampling.temperature,
-            "device": self.placement.device_of("scorer"),
-            "environment": {name: os.environ[name] for name in run_file.reward.environment if name in os.environ},
-        }
-        scorer = partial(
-            start_scorer,
-            f"{self.run_id}-scorer-0",
-            log("scorer-0"),
-            self.placement.options("scorer"),
-            arguments,
-        )
-        self.scorers.append(Member("scorer-0", "scorer", log("scorer-0"), scorer))
+        for _ in range(self._reward.scorers):
+            self.scoring.add()
         for rank in range(run_file.learner.ranks):
             name = f"learner-{rank}"
             options, folder = self.placement.options("learner"), run_file.algorithm.folder
-            start = partial(start_rank, name, log(name), options, folder)
+            start = partial(start_rank, name, log(name), options, folder, self.export)
             self.learners.append(Member(name, "learner", log(name), start))
-        for member in (*self.scorers, *self.learners):
-            member.launch()
+            self.learners[-1].launch()
         for _ in range(run_file.rollout.workers):
-            self.add_worker()
+            self.rollout.add()
 
-    def require_room(self, workers: int) -> None:
-        """Raises PenstockError, which says what is lacking, when the run may not have so many workers."""
-        if (most := self._run_file.rollout.max_workers) is not None and workers > most:
-            raise PenstockError(f"{workers} rollout workers are more than rollout.max_workers, which is {most}")
-        place(self._run_file, workers=workers, ranks=self._run_file.learner.ranks)
+    # --- those that come and go ---------------------------------------------------------------------
 
-    def add_worker(self) -> Member:
-        """One more rollout worker; returns at once, while it starts."""
-        number, log = self._numbers, self._directory.log
-        self._numbers += 1
-        name = f"rollout-{number}"
-        plan = plans.rollout_plan(self._run_file, self.host.address, self.route, self._resume)
-        handles = [scorer.handle for scorer in self.scorers]
-        start = partial(
-            start_worker,
-            name,
-            log(name),
-            self.placement.options("rollout"),
-            plan,
-            handles,
-            self.learners[0].handle,
+    @property
+    def _reward(self) -> RewardSection:
+        if self._run_file.reward is None:
+            raise PenstockError("the run file has no `reward` section: there is nothing to learn from")
+        return self._run_file.reward
+
+    def _rollout_crew(self) -> Crew:
+        return Crew(
+            role="rollout",
+            noun="rollout worker",
+            start=self._start_worker,
+            log=self._directory.log,
+            require_room=self._room_for_workers,
+            least=0,
+            most=MOST_WORKERS,
+            why_least="",
+            parting="hands on what it holds",
+            last_words=lambda member: {"tokens": token_account([member])},
         )
-        member = Member(name, "rollout", log(name), start)
-        member.launch()
-        self.workers.append(member)
-        return member
+
+    def _scoring_crew(self) -> Crew:
+        return Crew(
+            role="scorer",
+            noun="scorer",
+            start=self._start_scorer,
+            log=self._directory.log,
+            require_room=self._room_for_scorers,
+            least=1,
+            most=MOST_SCORERS,
+            why_least="without a scorer no answer reaches the learner, and workers end when nobody judges theirs",
+            parting="answers for what it has",
+            last_words=lambda member: {"groups": int(member.stats.get("scorer/groups", 0))},
+        )
+
+    def _start_worker(self, name: str, log: Path, restarts: int) -> Any:
+        plan = plans.rollout_plan(self._run_file, self._directory, self.host.address, self.route, self._resume)
+        options, scorers = self.placement.options("rollout"), (self.in_use.number, self.in_use.handles)
+        return start_worker(name, log, options, plan, scorers, self.learners[0].handle, restarts)
+
+    def _start_scorer(self, name: str, log: Path, _: int) -> Any:
+        run_file, reward = self._run_file, self._reward
+        arguments = {
+            "section": reward,
+            "start": run_file.model if run_file.algorithm.needs_reference else None,
+            "temperature": run_file.rollout.sampling.temperature,
+            "device": self.placement.device_of("scorer"),
+            "environment": {name: os.environ[name] for name in reward.environment if name in os.environ},
+            "export": self.export,
+        }
+        return start_scorer(name, log, self.placement.options("scorer"), arguments)
+
+    def _room_for_workers(self, count: int) -> str:
+        if (most := self._run_file.rollout.max_workers) is not None and count > most:
+            raise PenstockError(f"{count} rollout workers are more than rollout.max_workers, which is {most}")
+        return self._room(count, len(self.scoring.staying))
+
+    def _room_for_scorers(self, count: int) -> str:
+        if (most := self._reward.max_scorers) is not None and count > most:
+            raise PenstockError(f"{count} scorers are more than reward.max_scorers, which is {most}")
+        return self._room(len(self.rollout.staying), count)
+
+    def _room(self, workers: int, scorers: int) -> str:
+        """What has to be waited for, if anything. Raises PenstockError, which says what is lacking, when the cluster
+        has no room for so many and gets none by itself."""
+        lacking = self._place(workers, scorers).lacking(ray.cluster_resources())
+        return f"The cluster has to grow first: {lacking}; its autoscaler is waited for" if lacking else ""
+
+    def _place(self, workers: int, scorers: int) -> Placement:
+        ranks = self._run_file.learner.ranks
+        return place(self._run_file, workers=workers, ranks=ranks, scorers=scorers, grows=self._grows)
 
     def hold_gate(self, held: bool) -> None:
         """Raises StoreError when the store is away: whoever asked is told, and asks again."""
@@ -200,8 +261,7 @@ class Parts:
         self._rules = plans.ledger_rules(run_file, prompts)
         (self.host.store.attach if self._resume is None else self.host.store.amend)(self._rules)
         training = sampling_of(run_file.rollout.sampling, tokenizer)
-        assert run_file.reward is not None, "checked before the actors were started"
-        self.evaluation = held_out_job(run_file.evaluation, run_file.reward, training, tokenizer)
+        self.evaluation = held_out_job(run_file.evaluation, self._reward, training, tokenizer)
 
     def begin_learning(self) -> None:
         """Let the ranks meet and load; rank 0 publishes the first weights, then trains."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -25,6 +27,7 @@ class Placement:
     engine: EngineSection
     workers: int
     ranks: int
+    scorers: int
 
     def options(self, role: Literal["rollout", "learner", "scorer"]) -> dict[str, Any]:
         """Options of a Ray actor of this role."""
@@ -33,6 +36,7 @@ class Placement:
         return {
             "num_cpus": wanted.cpus,
             "num_gpus": self.gpus(role),
+            "resources": dict(wanted.resources),
             "runtime_env": {"env_vars": actor_environment(threads=threads, device=self.device_of(role))},
         }
 
@@ -53,33 +57,46 @@ class Placement:
         return whole / 2 if self.section.colocate and whole == 1.0 else whole
 
     def demand(self) -> dict[str, float]:
-        """CPUs and GPUs that the whole run asks for."""
+        """What the whole run asks for, by the names that Ray gives to resources."""
         counts: dict[Literal["rollout", "learner", "scorer"], int] = {
             "rollout": self.workers,
             "learner": self.ranks,
-            "scorer": 1,
+            "scorer": self.scorers,
         }
-        return {
-            "CPU": sum(getattr(self.section, role).cpus * count for role, count in counts.items()),
-            "GPU": sum(self.gpus(role) * count for role, count in counts.items()),
-        }
+        asked: defaultdict[str, float] = defaultdict(float)
+        for role, count in counts.items():
+            wanted: RoleResources = getattr(self.section, role)
+            one = {"CPU": wanted.cpus, "GPU": self.gpus(role), **wanted.resources}
+            for kind, amount in one.items():
+                asked[kind] += amount * count
+        return dict(asked)
+
+    def lacking(self, there: Mapping[str, float]) -> str:
+        """What the run asks for beyond what is `there`, for people; empty when there is enough."""
+        return "; ".join(
+            f"{wanted:g} {_many(kind)} are asked for, the cluster has {there.get(kind, 0):g}"
+            for kind, wanted in self.demand().items()
+            if wanted > there.get(kind, 0)
+        )
 
 
-def place(run_file: RunFile, *, workers: int, ranks: int) -> Placement:
+def _many(kind: str) -> str:
+    return f"{kind}s" if kind in ("CPU", "GPU") else f"of the custom resource {kind!r}"
+
+
+def place(run_file: RunFile, *, workers: int, ranks: int, scorers: int, grows: bool = False) -> Placement:
     """Decide the device and check that the cluster has what the run asks for. Raises PenstockError that says what
-    is lacking; otherwise Ray would wait for it without a word."""
+    is lacking; otherwise Ray would wait for it without a word. A cluster that `grows` is waited for: what finds no
+    room there makes its autoscaler start a node."""
     section, there = run_file.placement, ray.cluster_resources()
     device: Device
     device = ("cuda" if there.get("GPU", 0) >= 1 else "cpu") if section.device == "auto" else section.device
-    placement = Placement(device, section, run_file.engine, workers, ranks)
-    lacking = [
-        f"{wanted:g} {kind}s are asked for, the cluster has {there.get(kind, 0):g}"
-        for kind, wanted in placement.demand().items()
-        if wanted > there.get(kind, 0)
-    ]
-    if lacking:
+    placement = Placement(device, section, run_file.engine, workers, ranks, scorers)
+    lacking = placement.lacking(there)
+    if lacking and not grows:
         raise PenstockError(
-            f"the cluster is too small: {'; '.join(lacking)}. Lower rollout.workers or learner.ranks, share cards with "
-            "placement.colocate=true, or ask for less under placement.rollout and placement.learner"
+            f"the cluster is too small: {lacking}. Lower rollout.workers, reward.scorers or learner.ranks, share cards "
+            "with placement.colocate=true, or ask for less under placement.rollout, placement.learner and "
+            "placement.scorer. If the cluster starts nodes by itself, say placement.grows=true"
         )
     return placement

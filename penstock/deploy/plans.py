@@ -6,6 +6,7 @@ import hashlib
 import uuid
 from pathlib import Path
 
+from penstock.deploy.exporter import Export
 from penstock.deploy.learners import StepLimits
 from penstock.deploy.rollouts import RolloutPlan
 from penstock.deploy.runfile import RunFile
@@ -26,7 +27,15 @@ def ledger_rules(run_file: RunFile, prompts: int | None) -> LedgerRules:
     )
 
 
-def rollout_plan(run_file: RunFile, store: StoreAddress, route: Route, resume: Path | None) -> RolloutPlan:
+def export(run_file: RunFile, directory: RunDir) -> Export | None:
+    """What every process must know to export metrics; None when it shall not."""
+    tracking = run_file.tracking
+    return Export(directory.path.name, tracking.prometheus_seconds) if tracking.prometheus else None
+
+
+def rollout_plan(
+    run_file: RunFile, directory: RunDir, store: StoreAddress, route: Route, resume: Path | None
+) -> RolloutPlan:
     """The same for all rollout workers."""
     return RolloutPlan(
         model=run_file.model,
@@ -40,6 +49,7 @@ def rollout_plan(run_file: RunFile, store: StoreAddress, route: Route, resume: P
         store=store,
         route=route,
         seed=run_file.seed,
+        export=export(run_file, directory),
     )
 
 
@@ -62,6 +72,8 @@ def learner_plan(run_file: RunFile, directory: RunDir, resume: Path | None) -> L
         resume=resume,
         threads=run_file.placement.learner_threads,
         samples=run_file.recording.samples,
+        samples_every=run_file.recording.samples_every,
+        sample_tokens=run_file.recording.sample_tokens,
     )
 
 

@@ -10,6 +10,7 @@ import difflib
 import logging
 import re
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +18,16 @@ from typing import Any
 
 from penstock.deploy import ray_address
 from penstock.deploy.status import Place
-from penstock.services.control import RunControl
+from penstock.services.control import NoAnswer, RunControl
 from penstock.services.mailbox import MailboxControl
-from penstock.services.rundir import RunDir, RunDirError, runs_in
+from penstock.services.rundir import BATCH_FILE, RunDir, RunDirError, runs_in
+
+GLANCE = ("config.yaml", "status.json", "summary.json")
+"""Files that say how a run stands."""
+STORY = (*GLANCE, "metrics.jsonl", "events.jsonl")
+"""Files that say what it has been."""
+PAGE = (*STORY, "activity*.jsonl", "whatif.json", "samples/*", f"archive/*/{BATCH_FILE}")
+"""Files that the page shows."""
 
 _NUMBERED = re.compile(r"^(?P<name>.+)-\d{8}-\d+$")
 """What `RunDir.create` makes of a run file's name."""
@@ -39,10 +47,38 @@ class Reached:
     place: Place
     """Where the run's own directory is."""
 
+    @contextlib.contextmanager
+    def kept_fresh(self, every: float) -> Iterator[None]:
+        """Inside, the copy is brought up to date every so many seconds, beside whatever else is done."""
+        if not self.place.node:
+            yield
+            return
+        over = threading.Event()
+
+        def keep() -> None:
+            while not over.wait(every):
+                with contextlib.suppress(NoAnswer):  # the next look may have one
+                    self.refresh()
+
+        keeping = threading.Thread(target=keep, name="penstock-mirror", daemon=True)
+        keeping.start()
+        try:
+            yield
+        finally:
+            over.set()
+            keeping.join()
+
+
+def the_one(named: str | None, run: str | None) -> str | None:
+    """Of a run that is given as an argument or as an option. Raises RunDirError where it is given twice."""
+    if named is not None and run is not None:
+        raise RunDirError(f"RUN {named} and --run {run} both name a run; give one of them")
+    return named if named is not None else run
+
 
 @contextlib.contextmanager
 def reach(
-    run: Path | str | None, runs_dir: Path, address: str | None, files: tuple[str, ...] | None = None
+    run: Path | str | None, runs_dir: Path, address: str | None, files: tuple[str, ...] = GLANCE
 ) -> Iterator[Reached]:
     """The run `run`, a directory or a name; by default the newest under `runs_dir`, or where there is none the only one
     on the cluster.
@@ -112,9 +148,9 @@ def joined(address: str) -> Iterator[Mapping[str, Any]]:
 
 
 @contextlib.contextmanager
-def mirrored(desk: Any, files: tuple[str, ...] | None = None) -> Iterator[Reached]:
+def mirrored(desk: Any, files: tuple[str, ...] = GLANCE) -> Iterator[Reached]:
     """The run of a desk. Raises NoAnswer when it has ended, or does not answer in time."""
-    from penstock.deploy.mirror import GLANCE, DeskControl, Mirror, card_of
+    from penstock.deploy.mirror import DeskControl, Mirror, card_of
 
     card = card_of(desk)
     with tempfile.TemporaryDirectory(prefix="penstock-mirror-") as folder:
@@ -122,9 +158,9 @@ def mirrored(desk: Any, files: tuple[str, ...] | None = None) -> Iterator[Reache
         own.mkdir()
         mirror = Mirror(desk, card, own)
         try:
-            mirror.refresh(files or GLANCE)
+            mirror.refresh(files)
             place = Place(card.run_dir, card.node)
-            yield Reached(mirror.directory, DeskControl(desk, card), lambda: mirror.refresh(files or GLANCE), place)
+            yield Reached(mirror.directory, DeskControl(desk, card), lambda: mirror.refresh(files), place)
         finally:
             mirror.close()
 

@@ -12,7 +12,9 @@ import psutil
 import ray
 
 from penstock.deploy.deaths import redirect_output
-from penstock.deploy.scorers import RemoteScorer, facts_of_process
+from penstock.deploy.exporter import Export, export_actor
+from penstock.deploy.remote_scorer import RemoteScorer
+from penstock.deploy.scorers import facts_of_process
 from penstock.deploy.transport import Route
 from penstock.rollout.config import EngineSection, RolloutSection
 from penstock.services.contracts import DeadlinePassed, PenstockError
@@ -44,38 +46,49 @@ class RolloutPlan:
     route: Route
     """How weights come here."""
     seed: int
+    export: Export | None
+    """How metrics are exported; None when they are not."""
+
+
+Scorers = tuple[int, dict[str, Any]]
+"""The number of a set of scorers, and their handles by name."""
 
 
 class RolloutActor:
     """`RolloutWorker` with a vLLM engine, in a process of its own."""
 
-    def __init__(
-        self, name: str, restarts: int, log: Path, plan: RolloutPlan, scorers: list[Any], learner: Any
-    ) -> None:
+    def __init__(self, name: str, restarts: int, log: Path, plan: RolloutPlan, scorers: Scorers, learner: Any) -> None:
+        """`learner` is rank 0, where weights come from on some routes."""
         redirect_output(log)
         from penstock.deploy.assemble import build_generator
         from penstock.services.models import load_tokenizer
 
         self.name, self._plan = name, plan
-        self._scorer = RemoteScorer(scorers)
+        number, actors = scorers
+        self._scorer = RemoteScorer(actors, number)
         self._tokenizer = load_tokenizer(plan.model)
         self._receiver: Any = plan.route.receiver(plan.engine.tensor_parallel, learner)
-        self._generator = build_generator(name, restarts, plan, self._tokenizer, self._receiver)
         self._worker: RolloutWorker | None = None
         self._begun = threading.Event()
+        self._idle = "starting the engine"
+        export_actor(plan.export, "rollout", name, self.stats)
+        self._generator = build_generator(name, restarts, plan, self._tokenizer, self._receiver)
+        self._idle = "ready"
 
     def ready(self) -> dict[str, Any]:
         """Answers once the engine has started."""
         return facts_of_process()
 
-    def run(self) -> None:
-        """Join the run, which the store must know by now; generate until drained, then free the engine."""
+    def run(self) -> dict[str, Any]:
+        """Join the run, which the store must know by now; generate until drained, then free the engine. Returns the
+        last of its `stats`."""
         from penstock.deploy.assemble import build_worker
 
         try:
             self._worker = build_worker(self.name, self._plan, self._generator, self._tokenizer, self._scorer)
             self._begun.set()
             self._worker.run()
+            return self.stats()
         finally:
             self._begun.set()
             self._generator.close()
@@ -84,13 +97,19 @@ class RolloutActor:
         """A call of the learner's sender, executed by the thread that owns the engine while it swaps."""
         self._receiver.relay.call(method, arguments)
 
+    def use_scorers(self, number: int, actors: dict[str, Any]) -> None:
+        """Give groups to these scorers from now on; see `RemoteScorer.use`."""
+        self._scorer.use(number, actors)
+
     def stats(self) -> dict[str, Any]:
         """What the worker is doing, in numbers."""
-        said: dict[str, Any] = dict(self._worker.stats()) if self._worker is not None else {"phase": "ready"}
+        said: dict[str, Any] = dict(self._worker.stats()) if self._worker is not None else {"phase": self._idle}
         return {
             **said,
             "doing": said["phase"],
+            "scorers": self._scorer.holdings(),
             "silent": time.time() - float(said.get("beat", time.time())),
+            "spans": self._worker.spans() if self._worker is not None else [],
             "process/rss": psutil.Process().memory_info().rss,
         }
 
@@ -117,7 +136,7 @@ class RolloutActor:
 
 
 def start_worker(
-    name: str, log: Path, options: dict[str, Any], plan: RolloutPlan, scorers: list[Any], learner: Any, restarts: int
+    name: str, log: Path, options: dict[str, Any], plan: RolloutPlan, scorers: Scorers, learner: Any, restarts: int
 ) -> Any:
     """A worker's handle; it is still starting."""
     actor = ray.remote(RolloutActor).options(max_concurrency=8, **options)

@@ -10,20 +10,25 @@ from pathlib import Path
 from typing import Any
 
 from penstock.deploy import evaluations, job, plans
+from penstock.deploy.around import token_account
 from penstock.deploy.ending import Ending, ending, tenure
 from penstock.deploy.fleet import wait_until_ready
 from penstock.deploy.journal import Journal
+from penstock.deploy.page import beside
 from penstock.deploy.parts import Parts
 from penstock.deploy.runfile import RunFile
 from penstock.deploy.signals import Interruption
+from penstock.deploy.storehost import run_id_of
 from penstock.deploy.summary import Phases, first_and_last, judge, ledger_summary, library_versions, over_steps
 from penstock.deploy.supervisor import Supervisor
 from penstock.deploy.view import Display, Phase
+from penstock.deploy.watching import exporting
 from penstock.learner import checkpoints
 from penstock.services.contracts import DeadlinePassed
 from penstock.services.metrics import read_rows
 from penstock.services.replay import LedgerCounts
 from penstock.services.rundir import RunDir, RunDirError
+from penstock.services.tracking.feeds import Feeds, trackers
 
 ENDED_BY_LIMIT = "run_ended"
 """Drop reason of what is outstanding when a run is over for good."""
@@ -39,22 +44,33 @@ def train(run_file: RunFile, directory: RunDir, display: Display | None = None, 
         if resume:
             require_more_to_do(run_file, directory)
             directory.begin_again(run_file.to_yaml())
-        held.outcome = Conductor(run_file, directory, display, held.asked, resume).go()
+        with beside(run_file.dashboard, directory) as page:
+            held.outcome = Conductor(run_file, directory, display, held.asked, resume, page).go()
 
 
 class Conductor:
     """Start, evaluate, train, evaluate, end; and a summary whatever happens."""
 
     def __init__(
-        self, run_file: RunFile, directory: RunDir, display: Display | None, asked: Interruption, resume: bool
+        self,
+        run_file: RunFile,
+        directory: RunDir,
+        display: Display | None,
+        asked: Interruption,
+        resume: bool,
+        page: str = "",
     ) -> None:
+        """`page`: address at which people watch the run; empty when nothing is served."""
         self._run_file, self._directory, self._asked = run_file, directory, asked
-        self._journal = Journal(directory, run_file.name, run_file.recording, run_file.limits, display)
+        feeds = Feeds(list(trackers(run_file.tracking, directory, run_id_of(directory))))
+        self._journal = Journal(directory, run_file.name, run_file.recording, run_file.limits, display, feeds)
+        self._journal.serve_at(page)
         self._phases = Phases()
         self._checkpoint = _latest(directory) if resume else None
         self._resumed = resume
         self._supervisor: Supervisor
         self._peaks: dict[str, int] = {}
+        self._tokens: dict[str, int] = {}
 
     def go(self) -> Phase:
         """The whole run; returns how it ended. Whatever happens, a summary is written and nothing that was started is
@@ -65,6 +81,8 @@ class Conductor:
                 parts = stack.enter_context(Parts(self._run_file, self._directory, self._checkpoint))
                 if doubt := job.ask_for_patience(self._run_file.deadlines.for_an_end):
                     self._journal.warn(doubt)
+            targets = self._directory.scrape_targets
+            stack.enter_context(exporting(self._journal, parts.export, targets, parts.cluster))
             self._play(parts)
             end.outcome = "stopped" if self._interrupted else "finished"
             end.why = str(self._supervisor.learner.result)
@@ -84,7 +102,9 @@ class Conductor:
             with self._phases.phase("end"):
                 self._end(parts)
         finally:
-            self._peaks = {member.name: member.peak_rss for member in (*parts.members, *parts.left)}
+            everybody = (*parts.members, *parts.left)
+            self._peaks = {member.name: member.peak_rss for member in everybody}
+            self._tokens = token_account(everybody)
 
     @property
     def _interrupted(self) -> bool:
@@ -97,8 +117,6 @@ class Conductor:
         """Until every engine answers and the first weights are published."""
         deadline = self._run_file.deadlines.start
         wait_until_ready(parts.members, deadline, self._show_and_heed)
-        for scorer in parts.scorers:
-            scorer.state = "running"
         self._journal.enter("starting", "the learner loads and publishes the first weights")
         parts.begin_learning()
         began = time.monotonic()
@@ -126,7 +144,7 @@ class Conductor:
     def _evaluate(self, parts: Parts, when: str, wanted: bool) -> None:
         if parts.evaluation is None or not wanted:
             return
-        if self._supervisor.scaling.wanted == 0:
+        if self._supervisor.scaling["rollout"].wanted == 0:
             self._journal.warn(f"nothing is evaluated {when}: the run was scaled to no rollout worker")
             return
         self._journal.enter("evaluating", when)
@@ -156,7 +174,7 @@ class Conductor:
         late = [worker.name for worker in running if worker.state == "running"]
         if late:
             self._journal.event("warning", f"{', '.join(late)} did not drain in time (deadlines.drain) and is ended")
-        self._supervisor.mend_store()
+        self._supervisor.mending.store()
         if not self._interrupted:
             parts.host.store.drain(ENDED_BY_LIMIT)
         self._supervisor.ledger = parts.host.store.counts()
@@ -201,11 +219,12 @@ class Conductor:
                 "sampled_per_second": over_steps(mine, "rollout/tokens_per_second", "rollout/tokens_per_second")[
                     "mean"
                 ],
+                "at_workers": self._tokens,
             },
             "lag": over_steps(rows, "off_policy/mean", "off_policy/max"),
             "max_lag": self._run_file.staleness.max_lag,
             "ledger": ledger_summary(ledger),
-            "restarts": self._supervisor.restarts if hasattr(self, "_supervisor") else {},
+            "restarts": self._supervisor.mending.restarts if hasattr(self, "_supervisor") else {},
             "peak_memory_bytes": self._peaks,
             "goals": [vars(report) for report in judge(self._run_file.goals, rows)],
             "seeds": {

@@ -38,10 +38,12 @@ from penstock.learner.config import (
 from penstock.reward.config import RewardSection
 from penstock.rollout.config import EngineSection, RolloutSection
 from penstock.services.contracts import PenstockError
+from penstock.services.dashboard.config import DashboardSection
 from penstock.services.data_config import DataSection
 from penstock.services.model_config import ModelSection
 from penstock.services.settings import Section, on_resume
 from penstock.services.store.config import StoreSection
+from penstock.services.tracking.config import TrackingSection
 from penstock.services.weights.config import WeightsSection
 
 
@@ -107,6 +109,10 @@ class RunFile(Section):
     the place of a list or of one guard in it."""
     recording: RecordingSection = RecordingSection()
     """What is written down beside the metrics."""
+    dashboard: DashboardSection = DashboardSection()
+    """The page on which people watch the run and steer it."""
+    tracking: TrackingSection = TrackingSection()
+    """Who else is told of metrics: TensorBoard, Weights & Biases, MLflow, Prometheus."""
     placement: PlacementSection = PlacementSection()
     """Where the actors run."""
     deadlines: DeadlinesSection = DeadlinesSection()

@@ -1,90 +1,115 @@
-"""How many rollout workers a run wants, and the way there: workers that join and workers that leave.
+"""How many actors of a role a run wants, and the way there: some join and some leave.
 
-A joining worker starts its engine, fetches the published weights, proves them by checksum and probe, and only then
-reserves prompts; the others do not notice. A leaving one takes no more, hands its unfinished answers back with their
-tokens, log-probs and versions, and ends; whoever reserves them next goes on where it stopped.
+A rollout worker that joins starts its engine, fetches the published weights, proves them by checksum and probe, and
+only then reserves prompts; the others do not notice. One that leaves takes no more, hands its unfinished answers back
+with their tokens, log-probs and versions, and ends; whoever reserves them next goes on where it stopped. A scorer that
+joins is given groups once it answers; one that leaves is given no more and ends when it has answered for what it had.
 """
 
 from __future__ import annotations
 
+from penstock.deploy.crews import Crew
 from penstock.deploy.fleet import Member
 from penstock.deploy.journal import Journal
-from penstock.deploy.parts import Parts
-from penstock.rollout.config import MOST_WORKERS
 from penstock.services.contracts import PenstockError
 from penstock.services.control import Refused
 
 
 class Scaling:
-    """Brings the workers there are to the number that is wanted. `look` never waits."""
+    """Brings the actors of one role to the number that is wanted. `look` never waits."""
 
-    def __init__(self, parts: Parts, journal: Journal) -> None:
-        self._parts, self._journal = parts, journal
-        self.wanted = len(parts.workers)
-        """Rollout workers; those that leave are not counted, those that start or start again are."""
+    def __init__(self, crew: Crew, journal: Journal) -> None:
+        self._crew, self._journal = crew, journal
+        self.wanted = len(crew.members)
+        """Those that leave are not counted, those that start or start again are."""
+        self.asked = 0
+        """How often the number has been changed."""
 
     @property
     def staying(self) -> list[Member]:
-        """The workers that have not been asked to leave, oldest first."""
-        return [worker for worker in self._parts.workers if not worker.leaving]
+        """Those that have not been asked to leave, oldest first."""
+        return self._crew.staying
 
     def ask(self, count: int) -> str:
-        """Have `count` workers. Raises Refused when the cluster has no room for them; nothing is changed then."""
-        if not 0 <= count <= MOST_WORKERS:
-            raise Refused(f"{count} rollout workers cannot be had; allowed: 0 to {MOST_WORKERS}")
-        before = self.wanted
+        """Have `count` of them. Raises Refused when there may not be so many; nothing is changed then."""
+        crew, before = self._crew, self.wanted
+        note = ""
+        if not crew.least <= count <= crew.most:
+            why = f": {crew.why_least}" if 0 <= count < crew.least else ""
+            raise Refused(f"{count} {crew.noun}s cannot be had{why}; allowed: {crew.least} to {crew.most}")
         if count > before:
             try:
-                self._parts.require_room(count)
+                note = crew.require_room(count)
             except PenstockError as error:
                 raise Refused(str(error)) from error
-        self.wanted = count
+        self._want(count)
         self.look()
-        return f"{before} rollout workers were wanted, now {count}; `penstock status` shows them come and go"
+        come_and_go = f"{before} {crew.noun}s were wanted, now {count}; `penstock status` shows them come and go"
+        return f"{come_and_go}. {note}" if note else come_and_go
+
+    def has(self, name: str) -> bool:
+        """Whether one of this name is there and could leave."""
+        return any(member.name == name for member in self.staying)
 
     def remove(self, name: str) -> str:
-        """Let one worker leave, and want one less. Raises Refused for a name that nobody here has."""
-        found = next((worker for worker in self.staying if worker.name == name), None)
-        if found is None:
-            there = ", ".join(worker.name for worker in self.staying) or "none"
-            raise Refused(f"there is no rollout worker {name!r} that could leave; there are: {there}")
-        self.wanted -= 1
+        """Let the one of this name leave, and want one less. Raises Refused for the last that is needed."""
+        crew = self._crew
+        found = next(member for member in self.staying if member.name == name)
+        if self.wanted <= crew.least:
+            raise Refused(f"{name} must stay: {crew.why_least}; let another join first")
+        self._want(self.wanted - 1)
         self._let_go(found)
-        return f"{name} hands on what it holds and leaves; {self.wanted} rollout workers are wanted now"
+        return f"{name} {crew.parting} and leaves; {self.wanted} {crew.noun}s are wanted now"
 
-    def give_up(self, worker: Member) -> None:
-        """A worker that joined and died again and again: the run goes on without it."""
-        self.wanted -= 1
-        worker.leaving = True
-        self._journal.warn(f"{worker.name} is given up; {self.wanted} rollout workers are wanted now: {worker.cause}")
+    def give_up(self, member: Member) -> None:
+        """One that joined and died again and again: the run goes on without it."""
+        self._want(self.wanted - 1)
+        member.leaving = True
+        self._journal.warn(
+            f"{member.name} is given up; {self.wanted} {self._crew.noun}s are wanted now: {member.cause}"
+        )
+
+    def may_give_up(self, member: Member) -> bool:
+        """Whether the run can go on without it: it joined later, and enough others stay."""
+        return member.added and len(self.staying) > self._crew.least
 
     def look(self) -> None:
         """Start who is missing, ask who is too many to leave, forget who is gone."""
+        crew = self._crew
         for _ in range(self.wanted - len(self.staying)):
-            joined = self._parts.add_worker()
+            joined = crew.add()
             joined.added = True
-            self._journal.tell("joining", f"{joined.name} joins and starts its engine", name=joined.name)
+            self._journal.tell("joining", f"{joined.name} joins and starts", name=joined.name)
         surplus = len(self.staying) - self.wanted
-        for worker in self._dispensable()[: max(0, surplus)]:
-            self._let_go(worker)
-        for worker in [w for w in self._parts.workers if w.leaving and w.state in ("ended", "dead")]:
-            self._forget(worker)
+        for member in self._dispensable()[: max(0, surplus)]:
+            self._let_go(member)
+        for member in [m for m in crew.members if m.leaving]:
+            if member.state == "running" and crew.released(member):
+                member.kill()
+            if member.state in ("ended", "dead"):
+                self._forget(member)
+
+    def _want(self, count: int) -> None:
+        self.wanted = count
+        self.asked += 1
 
     def _dispensable(self) -> list[Member]:
-        """Who should leave first: those that are not generating yet, then the youngest."""
+        """Who should leave first: those that do not work yet, then the youngest."""
         youngest_first = self.staying[::-1]
-        youngest_first.sort(key=lambda worker: worker.state == "running")
+        youngest_first.sort(key=lambda member: member.state == "running")
         return youngest_first
 
-    def _let_go(self, worker: Member) -> None:
-        worker.leave()
-        held = worker.view().in_flight
-        self._journal.tell("leaving", f"{worker.name} hands on what it holds and leaves", name=worker.name, held=held)
+    def _let_go(self, member: Member) -> None:
+        member.leave()
+        held = member.view().in_flight
+        self._journal.tell("leaving", f"{member.name} {self._crew.parting} and leaves", name=member.name, held=held)
 
-    def _forget(self, worker: Member) -> None:
-        """What a worker that died on its way held goes back when its leases end."""
-        died = f" It died before it had: {worker.cause}" if worker.state == "dead" else ""
-        worker.kill()
-        self._parts.workers.remove(worker)
-        self._parts.left.append(worker)
-        self._journal.tell("left", f"{worker.name} has left.{died}", name=worker.name, cause=worker.cause)
+    def _forget(self, member: Member) -> None:
+        """What a worker that died on its way held goes back when its leases end; what a scorer held is scored again."""
+        died = f" It died before it had: {member.cause}" if member.state == "dead" else ""
+        crew = self._crew
+        member.kill()
+        crew.members.remove(member)
+        crew.left.append(member)
+        facts = crew.last_words(member)
+        self._journal.tell("left", f"{member.name} has left.{died}", name=member.name, cause=member.cause, **facts)

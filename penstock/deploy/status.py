@@ -34,8 +34,6 @@ class Status:
 
     run_dir: Path
     """Where it was read; a copy where the run is elsewhere."""
-    place: Place
-    """Where the run's own directory is."""
     view: RunView | None
     """What the driver wrote last; None when it has not written yet."""
     alive: bool
@@ -43,6 +41,13 @@ class Status:
     age: float
     """Seconds since the driver wrote."""
     summary: dict[str, Any] | None
+    elsewhere: Place | None = None
+    """Where the run's own directory is, when `run_dir` is a copy of it."""
+
+    @property
+    def place(self) -> Place:
+        """Where the run's own directory is."""
+        return self.elsewhere or Place(str(self.run_dir))
 
     @property
     def verdict(self) -> str:
@@ -52,9 +57,8 @@ class Status:
         if self.view.phase in ENDED:
             return f"{self.view.phase}" + (f": {self.view.message}" if self.view.message else "")
         if not self.alive:
-            return (
-                f"died while {self.view.phase}, {duration(self.age)} ago; go on with: penstock resume {self.place.path}"
-            )
+            when = f"died while {self.view.phase}, {duration(self.age)} ago"
+            return f"{when}; go on with: penstock resume {self.place.path}"
         if self.age > STALE_SECONDS:
             return f"{self.view.phase}, but silent for {duration(self.age)}; see logs/"
         return self.view.phase
@@ -74,7 +78,13 @@ def status_of(run: RunDir, place: Place | None = None) -> Status:
     except msgspec.ValidationError as error:
         raise RunDirError(f"{run.status} was written by another version of Penstock: {error}") from error
     age = max(0.0, time.time() - run.status.stat().st_mtime) if view is not None else 0.0
-    return Status(run.path, place or Place(str(run.path)), view, run.locked, age, run.read_summary())
+    return Status(run.path, view, run.locked, age, run.read_summary(), place)
+
+
+def as_json(facts: Status) -> dict[str, Any]:
+    """The facts as plain values, for scripts and for the page."""
+    plain: dict[str, Any] = msgspec.to_builtins({"verdict": facts.verdict, "facts": facts}, enc_hook=str)
+    return plain
 
 
 def duration(seconds: float) -> str:

@@ -26,6 +26,7 @@ from penstock.services.control import (
     Remove,
     Resume,
     RollBack,
+    ScalableRole,
     Scale,
     ScaleCoefficient,
     SetCoefficient,
@@ -66,7 +67,7 @@ class Steering:
         self,
         directory: RunDir,
         journal: Journal,
-        scaling: Scaling,
+        scaling: Mapping[ScalableRole, Scaling],
         learner: Callable[[], Member],
         levers: Levers,
         dials: Dials,
@@ -78,7 +79,7 @@ class Steering:
         self._unsettled = False
         self._ways: dict[type[Any], Callable[[Any, str], str]] = {
             Scale: self._scale,
-            Remove: lambda command, _: self._scaling.remove(command.name),
+            Remove: self._remove,
             Pause: self._pause,
             Resume: self._go_on,
             Checkpoint: self._checkpoint,
@@ -158,9 +159,14 @@ class Steering:
     # --- the ways -----------------------------------------------------------------------------------
 
     def _scale(self, command: Scale, _: str) -> str:
-        if command.role != "rollout":
-            raise Refused(f"only rollout workers can be scaled; found {command.role}")
-        return self._scaling.ask(command.count)
+        return self._scaling[command.role].ask(command.count)
+
+    def _remove(self, command: Remove, _: str) -> str:
+        for scaling in self._scaling.values():
+            if scaling.has(command.name):
+                return scaling.remove(command.name)
+        there = ", ".join(m.name for scaling in self._scaling.values() for m in scaling.staying) or "nobody"
+        raise Refused(f"there is no worker or scorer {command.name!r} that could leave; there are: {there}")
 
     def _pause(self, _: Pause, by: str) -> str:
         learner = self._training()

@@ -7,21 +7,28 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from penstock.deploy import evaluations
-from penstock.deploy.fleet import ActorLost, Member
+from penstock.deploy.around import scorer_metrics, worker_metrics
+from penstock.deploy.autoscaling import Autoscaling
+from penstock.deploy.exporter import OneOf
+from penstock.deploy.fleet import Member
 from penstock.deploy.guards.guardian import Guardian
 from penstock.deploy.guards.live import Live
 from penstock.deploy.journal import Journal
+from penstock.deploy.mending import Mending
 from penstock.deploy.parts import Parts
+from penstock.deploy.polling import Polling
 from penstock.deploy.runfile import RunFile
 from penstock.deploy.scaling import Scaling
 from penstock.deploy.signals import Interruption
 from penstock.deploy.steering import Levers, Steering
-from penstock.learner.dials import Dials
-from penstock.services.contracts import DeadlinePassed, PenstockError, StoreError
-from penstock.services.replay import LedgerCounts
+from penstock.learner.dials import MAX_LAG, Dials
+from penstock.learner.requests import WAITING
+from penstock.services.contracts import PenstockError, StoreError
+from penstock.services.control import ScalableRole
+from penstock.services.replay import Closed, LedgerCounts
 from penstock.services.rundir import RunDir
 from penstock.services.versions import Version
 
@@ -42,20 +49,27 @@ class Supervisor:
     ) -> None:
         self._parts, self._run_file, self._directory = parts, run_file, directory.path
         self._journal, self._asked = journal, asked
+        self._polling = Polling(TICK, run_file.deadlines.silence)
         self._seen_slow = self._seen_disk = 0.0
         self._evaluating: evaluations.Pending | None = None
         self._evaluated_at = 0
         self._stopping = ""
         self.ledger: LedgerCounts | None = None
+        self._closed: Closed = ""
+        self._gate = OneOf("gate/closed", [reason for reason in get_args(Closed) if reason])
         self.started = False
         """The learner has published its first weights."""
         self.began_at = self.ended_at = 0.0
         """Unix seconds at which the learner began to take groups, and at which it ended."""
-        self.restarts: dict[str, int] = {}
-        self.scaling = Scaling(parts, journal)
+        self.scaling: dict[ScalableRole, Scaling] = {
+            "rollout": Scaling(parts.rollout, journal),
+            "scorer": Scaling(parts.scoring, journal),
+        }
+        self.mending = Mending(parts, run_file, journal, self.scaling["rollout"], self.scaling["scorer"])
         dials = Dials(run_file.algorithm, run_file.learner, run_file.staleness.max_lag)
         levers = Levers(self.stop, parts.hold_gate, parts.bound_lag)
         self.steering = Steering(directory, journal, self.scaling, lambda: self.learner, levers, dials)
+        self.autoscaling = self._autoscaling()
         self.guardian = Guardian(run_file.guards, directory, journal, self.steering)
         self._live = Live()
 
@@ -66,13 +80,14 @@ class Supervisor:
 
     def tick(self) -> None:
         """One look at everything. Raises ActorLost, DeadlinePassed and StoreError when the run cannot go on."""
-        for member in self._parts.members:
-            member.poll(self._run_file.deadlines.start)
-        self.mend_store()
-        self._mend_learner()
-        self._mend_workers()
-        self.scaling.look()
+        self._polling.look(self._parts.members, self._run_file.deadlines.start)
+        self.mending.store()
+        self.mending.look(self.started)
+        for scaling in self.scaling.values():
+            scaling.look()
         self.steering.look()
+        if self.autoscaling is not None:
+            self.autoscaling.looks.tick(self.learner.stats.get("doing") == WAITING)
         self._read_reports()
         self._collect_evaluation()
         self.guardian.act()
@@ -80,76 +95,34 @@ class Supervisor:
         if time.monotonic() - self._seen_slow >= _SLOW:
             self._seen_slow = time.monotonic()
             self._look_at_ledger()
-            self._watch_silence()
+            around = self._around()
             if self.started:
-                self.guardian.look(self._around(), self._journal.version.step)
+                self.mending.silence()
+                self.guardian.look(around, self._journal.version.step)
+            self._look_at_load()
             self._journal.controls = self.steering.controls
+            self._journal.standing = around | self.guardian.counts | self._gate(self._closed)
             self._journal.show(self._parts.members, self.ledger)
+
+    def _autoscaling(self) -> Autoscaling | None:
+        rules, groups = self._run_file.rollout.autoscale, self._run_file.learner.groups_per_step
+        if rules is None:
+            return None
+        return Autoscaling(rules, groups, self.scaling["rollout"], self.steering.carry_out, self._journal)
+
+    def _look_at_load(self) -> None:
+        if self.autoscaling is None or self.ledger is None:
+            return
+        controls = self.steering.controls
+        moves = self._journal.phase == "training" and controls.gate_open and not controls.paused_by
+        bound = int(controls.coefficients.get(MAX_LAG, 0))
+        self.autoscaling.look(moves and not self._stopping, self.ledger.by_state["stored"], bound)
 
     def until(self, done: Callable[[], bool]) -> None:
         """Tick until `done`."""
         while not done():
             self.tick()
             time.sleep(TICK)
-
-    # --- what dies ----------------------------------------------------------------------------------
-
-    def mend_store(self) -> None:
-        """Start the private store again when it has died."""
-        cause = self._parts.host.revive()
-        if cause is not None:
-            self.restarts["store"] = self._parts.host.restarts
-            self._journal.tell("restarted", "the private store died and was started again", name="store", cause=cause)
-
-    def _mend_learner(self) -> None:
-        for member in (*self._parts.learners, *self._parts.scorers):
-            if member.state == "dead":
-                self._journal.tell("died", member.cause, name=member.name)
-                raise ActorLost(
-                    f"{member.cause}\n  go on from the last checkpoint with: penstock resume {self._directory}"
-                )
-        for scorer in self._parts.scorers:
-            pid = int(scorer.stats.get("process/pid", scorer.facts.get("pid", 0)))
-            if pid != scorer.facts.get("pid"):
-                scorer.facts["pid"], scorer.restarts = pid, scorer.restarts + 1
-                self.restarts[scorer.name] = scorer.restarts
-                self._journal.tell("restarted", f"{scorer.name} died and was started again by Ray", name=scorer.name)
-
-    def _mend_workers(self) -> None:
-        """An engine that failed is replaced, never trusted."""
-        for member in self.scaling.staying:
-            if member.state != "dead":
-                if member.state == "ready" and self.started:
-                    member.run()
-                    self._parts.tell_bound(member)
-                    what = f"{member.name} is back" if member.restarts else f"{member.name} begins to generate"
-                    self._journal.tell("restarted" if member.restarts else "joined", what, name=member.name)
-                continue
-            self._journal.tell("died", member.cause, name=member.name)
-            most = self._run_file.rollout.max_restarts
-            if member.restarts >= most:
-                if not member.added:
-                    again = f"{member.name} was started again {most} times (rollout.max_restarts)"
-                    raise ActorLost(f"{member.cause}\n{again}")
-                self.scaling.give_up(member)
-                continue
-            member.launch()
-            self.restarts[member.name] = member.restarts
-            self._journal.tell("restarted", f"{member.name} is started again", name=member.name)
-
-    def _watch_silence(self) -> None:
-        """A process that lives but does not move any more. Engines may compile for long, so the limit is generous."""
-        limit = self._run_file.deadlines.silence
-        for member in self._parts.members:
-            if member.state != "running" or member.silent <= limit or not self.started:
-                continue
-            what = (
-                f"{member.name} has been silent for {member.silent:.0f} s while {member.stats.get('doing', 'scoring')}"
-            )
-            if member.role != "rollout":
-                raise DeadlinePassed(f"{what} (deadlines.silence is {limit:g} s); its log is {member.log}")
-            member.kill()
-            member.state, member.cause = "dead", f"{what}; it was ended"
 
     # --- what is reported ---------------------------------------------------------------------------
 
@@ -174,6 +147,8 @@ class Supervisor:
                 metrics = report["metrics"] | self._around() | self.guardian.counts
                 self._journal.step(version, metrics, report["samples"], report["at"])
                 self.steering.learned(report["coefficients"])
+                if self.autoscaling is not None:
+                    self.autoscaling.looks.stepped(report["metrics"])
                 self._compare_engines(version, report["metrics"])
                 for damage in report["damage"]:
                     self._journal.event("damaged", damage)
@@ -196,17 +171,11 @@ class Supervisor:
 
     def _around(self) -> dict[str, float]:
         """What the workers, the scorers and the ledger say at the time of a step."""
-        workers = [member.stats for member in self._parts.workers if member.state == "running"]
-        metrics: dict[str, float] = {}
-        for name in sorted({n for stats in workers for n in stats if n.startswith("rollout/")}):
-            values = [float(stats[name]) for stats in workers if name in stats]
-            averaged = name.endswith(("_seconds", "_share"))
-            metrics[name] = sum(values) / (len(values) if averaged else 1)
-        metrics["rollout/workers"] = float(len(workers))
-        for scorer in self._parts.scorers:
-            metrics |= {n: float(v) for n, v in scorer.stats.items() if n.startswith("scorer/")}
+        metrics = worker_metrics(self._parts.workers) | scorer_metrics(self._parts.scorers)
+        metrics |= {f"{role}/wanted": float(scaling.wanted) for role, scaling in self.scaling.items()}
         if self.ledger is not None:
             metrics |= {f"ledger/{state}": float(count) for state, count in self.ledger.by_state.items()}
+            metrics["ledger/queue_age"] = self.ledger.queue_age
             metrics["ledger/payload_bytes"] = float(self.ledger.payload_bytes)
         return metrics | self._live.read(self.ledger)
 
@@ -227,6 +196,7 @@ class Supervisor:
             with contextlib.suppress(StoreError):
                 self._parts.host.glance.expire()
                 self.ledger = self._parts.host.glance.counts()
+                self._closed = self._parts.host.glance.gate()
 
     # --- evaluation ---------------------------------------------------------------------------------
 
@@ -264,7 +234,7 @@ class Supervisor:
     @property
     def any_worker(self) -> bool:
         """A worker is generating."""
-        return any(worker.state == "running" for worker in self.scaling.staying)
+        return any(worker.state == "running" for worker in self.scaling["rollout"].staying)
 
     def _keep_for_evaluation(self, version: Version) -> None:
         """The first weights must still be there when the last worker joins to evaluate them."""

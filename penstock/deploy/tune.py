@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
-from penstock.deploy import job
+from penstock.deploy import job, plans
 from penstock.deploy.cluster import Cluster
 from penstock.deploy.desk import desk
 from penstock.deploy.ending import Ending, ending, tenure
@@ -15,6 +15,7 @@ from penstock.deploy.fleet import ActorLost, Member, wait_until_ready
 from penstock.deploy.journal import Journal
 from penstock.deploy.learners import prepare_tuning, start_rank
 from penstock.deploy.nodes import Ground, inputs_of, look_around, require_common_ground
+from penstock.deploy.page import beside
 from penstock.deploy.placement import place
 from penstock.deploy.runfile import RunFile
 from penstock.deploy.signals import Interruption
@@ -22,9 +23,11 @@ from penstock.deploy.storehost import run_id_of
 from penstock.deploy.summary import Phases, first_and_last, library_versions
 from penstock.deploy.supervisor import TICK
 from penstock.deploy.view import Display, Phase
+from penstock.deploy.watching import exporting
 from penstock.learner.stages.tuner import SftPlan
 from penstock.services.metrics import read_rows
 from penstock.services.rundir import RunDir
+from penstock.services.tracking.feeds import Feeds, trackers
 from penstock.services.versions import Version
 
 
@@ -33,14 +36,19 @@ def tune(run_file: RunFile, directory: RunDir, display: Display | None = None) -
 
     Raises PenstockError with the cause when the run fails, and KeyboardInterrupt after a signal.
     """
-    with tenure(directory) as held:
-        held.outcome = _Tuning(run_file, directory, display, held.asked).go()
+    with tenure(directory) as held, beside(run_file.dashboard, directory) as page:
+        held.outcome = _Tuning(run_file, directory, display, held.asked, page).go()
 
 
 class _Tuning:
-    def __init__(self, run_file: RunFile, directory: RunDir, display: Display | None, asked: Interruption) -> None:
+    def __init__(
+        self, run_file: RunFile, directory: RunDir, display: Display | None, asked: Interruption, page: str
+    ) -> None:
         self._run_file, self._directory, self._asked = run_file, directory, asked
-        self._journal = Journal(directory, run_file.name, run_file.recording, run_file.limits, display)
+        feeds = Feeds(list(trackers(run_file.tracking, directory, run_id_of(directory))))
+        self._journal = Journal(directory, run_file.name, run_file.recording, run_file.limits, display, feeds)
+        self._journal.serve_at(page)
+        self._export = plans.export(run_file, directory)
         self._phases = Phases()
 
     def go(self) -> Phase:
@@ -55,27 +63,29 @@ class _Tuning:
         ranks = run_file.sft.ranks
         self._journal.enter("starting", "Ray and the ranks of fine-tuning")
         run_id = run_id_of(self._directory)
+        every = self._export.seconds if self._export else None
         with ExitStack() as stack:
             with self._phases.phase("start"):
-                cluster = Cluster(run_file.placement.ray_address, run_id, actors=ranks)
+                cluster = Cluster(run_file.placement.ray_address, run_id, ranks, every)
                 stack.callback(cluster.close)
                 if cluster.joined:
                     stack.enter_context(desk(self._directory, run_id))
                 if doubt := job.ask_for_patience(run_file.deadlines.for_an_end):
                     self._journal.warn(doubt)
-                looks = look_around(self._ground(run_id)) if cluster.several else []
-                placement = place(run_file, workers=0, ranks=ranks)
+                looks = look_around(self._ground(run_id)) if cluster.nodes > 1 else []
+                placement = place(run_file, workers=0, ranks=ranks, scorers=0)
                 members = [self._member(rank, placement.options("learner")) for rank in range(ranks)]
                 require_common_ground(looks, self._directory)
                 wait_until_ready(members, run_file.deadlines.start, self._heed)
                 prepare_tuning([member.handle for member in members], self._plan(), run_file.deadlines.start)
-            with self._phases.phase("train"):
+            targets = self._directory.scrape_targets
+            with self._phases.phase("train"), exporting(self._journal, self._export, targets, cluster):
                 return self._follow(members)
 
     def _member(self, rank: int, options: dict[str, Any]) -> Member:
         name = f"sft-{rank}"
         log = self._directory.log(name)
-        start = partial(start_rank, name, log, options, self._run_file.algorithm.folder)
+        start = partial(start_rank, name, log, options, self._run_file.algorithm.folder, self._export)
         member = Member(name, "learner", log, start)
         member.launch()
         return member

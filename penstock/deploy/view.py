@@ -29,6 +29,8 @@ class WorkerView:
     """Completions being generated."""
     tokens_per_second: float = 0.0
     restarts: int = 0
+    tokens_in_flight: int = 0
+    """Tokens that these completions have so far."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,10 @@ class RunView:
     at: float = 0.0
     """Unix seconds of this instant."""
     controls: Controls = Controls()
+    page: str = ""
+    """Address of the page that is served beside the run; empty when there is none."""
+    scrape: tuple[str, ...] = ()
+    """`host:port` of every node where Prometheus finds metrics under /metrics."""
 
 
 class Display(Protocol):

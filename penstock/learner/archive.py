@@ -22,6 +22,7 @@ import msgspec
 
 from penstock.learner.batch import Array, Batch, BatchError, facts_in
 from penstock.services.codec import decode, encode
+from penstock.services.rundir import BATCH_FILE
 from penstock.services.trajectory import Group
 from penstock.services.versions import Version
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
     from penstock.learner.deal import Share
 
-_FILE, _GROUPS = "batch.safetensors", "groups.msgpack"
+_GROUPS = "groups.msgpack"
 _CONFIG, WEIGHTS = "config.json", "model.safetensors"
 T = TypeVar("T")
 
@@ -60,7 +61,7 @@ def write(
     partial = folder.with_name(f".{folder.name}.writing")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
-    (partial / _FILE).write_bytes(batch.to_bytes(version=str(version), **facts))
+    (partial / BATCH_FILE).write_bytes(batch.to_bytes(version=str(version), **facts))
     if groups:
         (partial / _GROUPS).write_bytes(msgspec.msgpack.encode([encode(group) for group in groups]))
     for name, model in (models or {}).items():
@@ -105,11 +106,11 @@ def read_facts(folder: Path) -> tuple[Version, dict[str, Any]]:
 def _from_file(folder: Path, read: Callable[[Path], T]) -> T:
     """What `read` makes of the step's batch file. Raises BatchError that names the file where it is missing or
     damaged."""
-    file = folder / _FILE
+    file = folder / BATCH_FILE
     try:
         return read(file)
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
-        raise BatchError(f"{folder} holds no archived batch: {_FILE} is missing") from error
+        raise BatchError(f"{folder} holds no archived batch: {BATCH_FILE} is missing") from error
     except BatchError as error:
         raise BatchError(f"{file} is damaged: {error}") from error
 
@@ -132,7 +133,7 @@ def steps(folder: Path) -> list[Path]:
     for path in folder.iterdir():
         if not path.name.startswith("."):
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-                found.append(((path / _FILE).stat().st_mtime_ns, path.name, path))
+                found.append(((path / BATCH_FILE).stat().st_mtime_ns, path.name, path))
     return [path for _, _, path in sorted(found)]
 
 

@@ -16,8 +16,9 @@ import safetensors
 import safetensors.numpy
 from numpy.typing import NDArray
 
+from penstock.services.batch_file import FORMAT as BATCH_FORMAT
+
 Array = NDArray[Any]
-_FORMAT = "penstock-batch-2"
 _PER_ROW = (
     "prompt_lengths",
     "lengths",
@@ -182,7 +183,7 @@ class Batch:
     def to_bytes(self, **facts: Any) -> bytes:
         """safetensors, with `facts` (plain JSON values) in its header."""
         columns = {f.name: np.ascontiguousarray(v) for f in fields(self) if (v := getattr(self, f.name)) is not None}
-        header = {"format": _FORMAT, "facts": json.dumps(facts, sort_keys=True)}
+        header = {"format": BATCH_FORMAT, "facts": json.dumps(facts, sort_keys=True)}
         return bytes(safetensors.numpy.save(columns, metadata=header))
 
     @classmethod
@@ -215,8 +216,8 @@ def facts_in(file: Path) -> dict[str, Any]:
 
 
 def _facts(header: Mapping[str, str]) -> dict[str, Any]:
-    if header.get("format") != _FORMAT:
-        raise BatchError(f"expected a batch of format {_FORMAT}, found {header.get('format')!r}")
+    if header.get("format") != BATCH_FORMAT:
+        raise BatchError(f"expected a batch of format {BATCH_FORMAT}, found {header.get('format')!r}")
     found: dict[str, Any] = json.loads(header["facts"])
     return found
 

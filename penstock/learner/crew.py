@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +16,7 @@ import msgspec
 import numpy as np
 import torch
 
+from penstock.learner import exhibit
 from penstock.learner.algorithms.bound import BoundAlgorithm
 from penstock.learner.batch import Array
 from penstock.learner.config import LearnerSection
@@ -42,6 +43,8 @@ class Train(msgspec.Struct, tag=True):
     """Where those are now that adapt or were turned, by their names in `dials`."""
     policy_frozen: bool
     """Only the values are learned."""
+    shown: bool = False
+    """Some rank's share has rows that people will look at."""
 
 
 class Gather(msgspec.Struct, tag=True):
@@ -85,6 +88,8 @@ class Trained:
     metrics: dict[str, float]
     logp_start: list[Array]
     """Per rank: log-probs of its share's tokens at the start of the step; empty unless asked for."""
+    shown: list[bytes] = field(default_factory=list)
+    """Per rank: columns of its share's `shown` rows, for `exhibit.split`; empty without any."""
 
 
 class Crew:
@@ -139,7 +144,7 @@ class Crew:
         policy_frozen: bool = False,
     ) -> Trained:
         """One train step; `shares` in the order of ranks, `coefficients` where those are now that have moved."""
-        order = Train(keep_logprobs, dict(coefficients or {}), policy_frozen)
+        order = Train(keep_logprobs, dict(coefficients or {}), policy_frozen, any(share.shown for share in shares))
         self._announce(order)
         payloads = [share.to_bytes() for share in shares] if self.team.size > 1 else [b""]
         self.team.scatter(payloads)
@@ -203,11 +208,13 @@ class Crew:
         alive()
         totals = result.tally.over(self.team)
         kept = self.team.gather(result.logp_start.tobytes()) if order.keep_logprobs else []
+        shown = self.team.gather(exhibit.to_bytes(result.shown)) if order.shown else []
         return Trained(
             applied=result.applied,
             skipped=result.skipped,
             metrics=step_metrics(totals, share.updates, len(share.epochs)) | result.metrics,
             logp_start=[np.frombuffer(part, np.float32) for part in kept],
+            shown=shown,
         )
 
     def _gathered(self, order: Gather) -> dict[str, torch.Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -23,19 +23,21 @@ class Share:
     """Mini-batch → micro-batch → rows of `batch`; a micro-batch without rows keeps a rank in step with the others."""
     epochs: list[list[int]]
     """Order of the mini-batches in every pass over the batch."""
+    shown: list[int] = field(default_factory=list)
+    """Rows of `batch` that people will look at token by token."""
 
     @property
     def updates(self) -> int:
         return sum(len(order) for order in self.epochs)
 
     def to_bytes(self) -> bytes:
-        return self.batch.to_bytes(mini_batches=self.mini_batches, epochs=self.epochs)
+        return self.batch.to_bytes(mini_batches=self.mini_batches, epochs=self.epochs, shown=self.shown)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Share:
         """Inverse of `to_bytes`. Raises BatchError."""
         batch, facts = Batch.from_bytes(data)
-        return cls(batch, facts["mini_batches"], facts["epochs"])
+        return cls(batch, facts["mini_batches"], facts["epochs"], facts["shown"])
 
 
 def weigh(batch: Batch, mini_batches: Sequence[Sequence[int]], reduction: Callable[[Tensor, Tensor], Tensor]) -> Batch:
@@ -76,8 +78,9 @@ def deal(
     token_budget: int,
     epochs: int,
     seed: object,
+    shown: Sequence[int] = (),
 ) -> list[Share]:
-    """The share of every rank."""
+    """The share of every rank. `shown`: rows of `batch` that people will look at token by token."""
     owned: list[list[int]] = [[] for _ in range(ranks)]
     plans: list[list[list[list[int]]]] = [[] for _ in range(ranks)]
     row_tokens = batch.row_tokens.tolist()
@@ -91,4 +94,7 @@ def deal(
             plans[rank].append([[first + i for i in part] for part in plan] + [[]] * (passes - len(plan)))
     order = random.Random(f"{seed} order")
     orders = [order.sample(range(len(mini_batches)), len(mini_batches)) for _ in range(epochs)]
-    return [Share(batch.select(mine), plan, orders) for mine, plan in zip(owned, plans, strict=True)]
+    return [
+        Share(batch.select(mine), plan, orders, [place for place, row in enumerate(mine) if row in shown])
+        for mine, plan in zip(owned, plans, strict=True)
+    ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,6 +55,10 @@ class LearnerPlan:
     """Threads of torch in this process; None leaves torch's choice."""
     samples: int = 4
     """Trajectories per step in the reports."""
+    samples_every: int = 1
+    """Steps between such reports."""
+    sample_tokens: int = 512
+    """Tokens of such a trajectory that are reported with their numbers."""
     seed: int = 0
     """Of the run; the learner's own is added to it."""
 
@@ -90,6 +95,7 @@ class LearnerRank(Rank):
         from penstock.learner.crew import Crew
         from penstock.learner.loop import LearnerLoop, LoopSettings
         from penstock.services.models import load_tokenizer, save_model
+        from penstock.services.token_texts import texts_by
 
         plan = self._plan
         if plan.threads is not None:
@@ -126,6 +132,8 @@ class LearnerRank(Rank):
             request=plan.request,
             resume=resume,
             samples=plan.samples,
+            samples_every=plan.samples_every,
+            sample_tokens=plan.sample_tokens,
             seed=plan.seed + plan.learner.seed,
         )
         self._loop = LearnerLoop(
@@ -139,6 +147,7 @@ class LearnerRank(Rank):
             should_stop=self._should_stop,
             beat=self._beat,
             auditor=self._auditor(crew),
+            texts=partial(texts_by, tokenizer),
         )
         return self._loop.run()
 

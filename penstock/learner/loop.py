@@ -30,9 +30,11 @@ from penstock.learner.dials import MAX_LAG, Dials
 from penstock.learner.evidence import Evidence
 from penstock.learner.feed import Fed, Feed
 from penstock.learner.publisher import Publisher
-from penstock.learner.requests import Requests
+from penstock.learner.requests import WAITING, Requests
+from penstock.learner.showcase import Showcase
 from penstock.services.contracts import PenstockError, WeightSender
 from penstock.services.replay import ReplayStore
+from penstock.services.samples import Texts
 from penstock.services.versions import FIRST, Version
 
 
@@ -55,6 +57,10 @@ class LoopSettings:
     resume: Checkpoint | None = None
     samples: int = 4
     """Trajectories per step that are reported for people to read."""
+    samples_every: int = 1
+    """Of every so many steps."""
+    sample_tokens: int = 512
+    """Tokens of each that are reported with their numbers."""
     seed: int = 0
     """Of the order of mini-batches, and of which samples are shown."""
 
@@ -89,7 +95,9 @@ class LearnerLoop:
         should_stop: Callable[[int, int], str] = lambda _step, _tokens: "",
         beat: Callable[[str], None] = lambda _: None,
         auditor: Auditor | None = None,
+        texts: Texts | None = None,
     ) -> None:
+        """`texts` names the tokens of the samples."""
         self._crew, self._store = crew, store
         self._algorithm, self._settings = algorithm, settings
         self._save_model, self._report = save_model, report
@@ -108,6 +116,11 @@ class LearnerLoop:
             max_lag=lambda: None if aged.outlived == "mask" else self.max_lag,
         )
         resume, turnable = settings.resume, Dials(settings.algorithm, settings.learner, aged.max_lag).start
+        self._showcase = Showcase(
+            settings.samples, settings.samples_every, settings.sample_tokens, settings.seed, texts
+        )
+        self._samples: Callable[[], list[dict[str, Any]]] = list
+        """Of the step that was made last."""
         self._coefficients = Coefficients(
             algorithm.adaptive, resume.coefficients if resume else {}, turnable, resume.began if resume else {}
         )
@@ -146,7 +159,7 @@ class LearnerLoop:
         while not (why := self._why_stop()):
             self._weights = {}
             began = time.monotonic()
-            self._beat("waiting for groups")
+            self._beat(WAITING)
             fed = self._feed.next(self.version, self._while_waiting)
             stopped = self._stand_while_paused()
             waited = time.monotonic() - began
@@ -251,6 +264,7 @@ class LearnerLoop:
     def _assemble(self, fed: Fed) -> tuple[Batch, Moment]:
         """Whole groups with their advantages; every mini-batch's denominators in the weights; when that was."""
         learner, staleness = self._settings.learner, self._settings.staleness
+        self._beat("assembling the batch")
         self._coefficients.turn(self.requests.turned())
         moment = Moment(self.version, self._store.forks(), self.max_lag, staleness.outlived == "mask")
         batch = assemble(fed.groups, self._algorithm.at(self._coefficients.values), moment)
@@ -260,10 +274,13 @@ class LearnerLoop:
     def _train(self, fed: Fed, batch: Batch, moment: Moment) -> Trained:
         """Shares balanced by tokens, one train step on all ranks."""
         learner, ranks = self._settings.learner, self._crew.team.size
-        shares = deal.deal(batch, self._minis, ranks, learner.micro_batch_tokens, learner.epochs, self._seed())
+        picked = self._showcase.pick(fed.groups, self.version.next())
+        rows = self._showcase.rows(picked, batch)
+        shares = deal.deal(batch, self._minis, ranks, learner.micro_batch_tokens, learner.epochs, self._seed(), rows)
         keep = self._evidence.wanted(self.version.next())
         trained = self._crew.train(shares, keep, self._coefficients.values, self._warming_up)
         trained = replace(trained, metrics=trained.metrics | self._coefficients.metrics())
+        self._samples = partial(self._showcase.samples, picked, moment, shares, trained)
         if keep:
             self._evidence.trained(moment, fed.groups, shares, trained, self._coefficients.values)
         return trained
@@ -326,7 +343,7 @@ class LearnerLoop:
         """At every turn of the feed's wait."""
         self._crew.idle()
         self._publisher.check()
-        self._beat("waiting for groups")
+        self._beat(WAITING)
         if time.monotonic() - self._gate_seen > 1.0:
             self._gate_seen = time.monotonic()
             # Applied groups are kept until a checkpoint has them; they may hold the space that new ones need.
@@ -414,5 +431,5 @@ class LearnerLoop:
 
     def _step_report(self, fed: Fed, batch: Batch, metrics: dict[str, float], seconds: float) -> None:
         metrics |= report.time_metrics(batch, metrics["time/forward_backward"], seconds)
-        told = report.step(self.version, fed, metrics, self._settings.samples, self._settings.seed)
+        told = report.step(self.version, fed, metrics, self._samples())
         self._report(told | {"coefficients": self._coefficients.all})

@@ -30,6 +30,9 @@ _PER_BUCKET = (
 """What is also reported over the tokens of one bucket of lag, under a name with the bucket before its last word."""
 _BUCKETS = "lag_0, lag_1, lag_2, lag_3_4, lag_5_8, lag_9_up; older_kv for tokens decoded on older weights' cache"
 
+REFUSED = ("unscored", "prompt_too_long", "stale")
+"""Why workers drop groups; reported at every step, also when there were none."""
+
 _OFFPOLICY = (
     "KL(μ‖π_prox) between what sampled the tokens and the policy at the start of the step: staleness and "
     "mismatch together"
@@ -149,7 +152,7 @@ _ALL: dict[str, Metric] = {
     "response/cut_stale": Metric("share of answers cut because they outlived max_lag", good="down"),
     "dropped/{reason}": Metric("groups the learner dropped while it filled this step", "groups", "down"),
     "refused/{reason}": Metric(
-        "groups the rollout workers dropped since the step before: unscored, prompt_too_long, stale", "groups", "down"
+        f"groups the rollout workers dropped since the step before: {', '.join(REFUSED)}", "groups", "down"
     ),
     # --- sizes
     "batch/groups": Metric("groups trained on", "groups"),

@@ -8,6 +8,8 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
+from penstock.services.lanes import Lane, Span
+
 
 @dataclass(frozen=True)
 class Health:
@@ -32,6 +34,7 @@ class Rank(ABC):
         self._lock = threading.Lock()
         self._reports: list[dict[str, Any]] = []
         self._stop_why = ""
+        self._lane = Lane()
         self._state, self._doing, self._beat_at, self._error = "starting", "starting", time.time(), ""
 
     def run(self) -> str:
@@ -63,6 +66,10 @@ class Rank(ABC):
             reports, self._reports = self._reports, []
         return reports
 
+    def spans(self) -> list[Span]:
+        """What it did since the last call."""
+        return self._lane.take()
+
     def request_stop(self, why: str) -> None:
         """End after this step, with everything written down."""
         self._stop_why = self._stop_why or why
@@ -78,6 +85,7 @@ class Rank(ABC):
 
     def _beat(self, doing: str) -> None:
         self._doing, self._beat_at = doing, time.time()
+        self._lane.enter(doing)
 
     def _keep(self, report: dict[str, Any]) -> None:
         with self._lock:

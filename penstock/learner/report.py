@@ -12,13 +12,12 @@ import numpy as np
 from penstock.learner.assemble import drawn_from_known, signal_in
 from penstock.learner.batch import Batch
 from penstock.learner.feed import Fed
+from penstock.learner.metrics import REFUSED
 from penstock.services.trajectory import Group, Trajectory
 from penstock.services.versions import Version
 
 REASONS = ("stale", "no_signal", "unscored", "damaged", "nonfinite")
 """Why the learner drops groups; reported at every step, also when there were none."""
-REFUSED = ("unscored", "prompt_too_long", "stale")
-"""Why workers drop groups; reported likewise."""
 SOLVED_AT = 1.0
 """An answer with at least this reward counts as solved."""
 
@@ -88,8 +87,10 @@ def time_metrics(batch: Batch, busy: float, seconds: float) -> dict[str, float]:
     }
 
 
-def step(version: Version, fed: Fed, metrics: Mapping[str, float], shown: int, seed: int) -> dict[str, Any]:
-    """The event of a step that ended in `version`, with `shown` trajectories picked by `seed`."""
+def step(
+    version: Version, fed: Fed, metrics: Mapping[str, float], samples: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """The event of a step that ended in `version`, with some of its answers to read."""
     return {
         "kind": "step",
         "version": str(version),
@@ -97,42 +98,14 @@ def step(version: Version, fed: Fed, metrics: Mapping[str, float], shown: int, s
         "step": version.step,
         "at": time.time(),
         "metrics": finite(metrics),
-        "samples": samples(fed, shown, np.random.default_rng([seed, version.step])),
+        "samples": list(samples),
         "damage": fed.damage,
     }
-
-
-def samples(fed: Fed, count: int, random: np.random.Generator) -> list[dict[str, Any]]:
-    """Some trajectories as plain values: whole prompts and answers, as text."""
-    choices = [(group, member) for group in fed.groups for member in range(len(group.trajectories))]
-    picked = random.choice(len(choices), size=min(count, len(choices)), replace=False)
-    return [_readable(*choices[i]) for i in sorted(int(i) for i in picked)]
 
 
 def finite(metrics: Mapping[str, float]) -> dict[str, float]:
     """Only what is a number; JSON has no word for the rest."""
     return {name: float(value) for name, value in sorted(metrics.items()) if math.isfinite(value)}
-
-
-def _readable(group: Group, member: int) -> dict[str, Any]:
-    trajectory = group.trajectories[member]
-    completion = trajectory.completion
-    return {
-        "prompt_index": group.prompt.index,
-        "source": group.prompt.source,
-        "prompt": group.prompt.text,
-        "answer": completion.text,
-        "reward": trajectory.reward,
-        "parts": trajectory.parts,
-        "steps": [[step.token, step.score] for step in trajectory.steps],
-        "unscored": trajectory.unscored,
-        "finish": completion.finish,
-        "tokens": len(completion.tokens),
-        "logprob_mean": float(completion.logprobs[completion.actions].mean()) if completion.actions.any() else None,
-        "versions": [f"{span.version}:{span.count}" for span in completion.spans],
-        "worker": completion.worker,
-        "seconds": completion.ended - completion.started,
-    }
 
 
 def _share(answers: list[Trajectory], finish: str) -> float:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 
+WAITING = "waiting for groups"
+"""What the loop says that it is doing when it can begin no step for want of groups."""
+
 
 class Requests:
     """Every request is kept until the loop has heeded it. Safe to use from any thread."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -16,12 +17,14 @@ from penstock.learner.algorithms.composition import compose
 from penstock.learner.algorithms.reductions import weighted_sum
 from penstock.learner.critic import split_values
 from penstock.learner.diagnostics import observe, observe_step
+from penstock.learner.exhibit import Exhibit
 from penstock.learner.forward import policy_pass, value_pass
 from penstock.learner.start import Parts, begin
 from penstock.learner.tally import Tally
 
 if TYPE_CHECKING:
     from penstock.learner.algorithms.bound import BoundAlgorithm, ValueUse
+    from penstock.learner.algorithms.composition import Composed
     from penstock.learner.batch import Array
     from penstock.learner.config import LearnerSection
     from penstock.learner.deal import Share
@@ -44,6 +47,8 @@ class StepResult:
     """What is known over all ranks already."""
     logp_start: Array
     """[N] log-probs of this rank's tokens at the start of the step; empty unless asked for."""
+    shown: dict[str, Array]
+    """Columns of the tokens of the share's `shown` rows, end to end; empty without any."""
 
 
 class Losses(NamedTuple):
@@ -70,13 +75,14 @@ def train_step(
     `policy_frozen`: only values are learned. `alive` is called before every micro-batch and update.
     """
     start = begin(engines, share, algorithm, team, keep_logprobs, alive)
-    tally = Tally()
+    tally, exhibit = Tally(), Exhibit(share)
     applied = skipped = 0
     for order in share.epochs:
         for mini in order:
             for place, part in enumerate(start.parts[mini]):
                 alive()
-                losses = micro_losses(engines, part, algorithm, start.bound, policy_frozen, tally)
+                watch = partial(exhibit.look, mini, place, part)
+                losses = micro_losses(engines, part, algorithm, start.bound, policy_frozen, tally, watch)
                 last = place == len(start.parts[mini]) - 1
                 if losses.policy is not None:
                     engines.policy.backward(losses.policy, last)
@@ -90,7 +96,7 @@ def train_step(
     if algorithm.follows_step and not policy_frozen:
         _look_back(engines, start.parts, tally, alive)
     kept = _by_row(share, start.parts) if keep_logprobs else np.zeros(0, np.float32)
-    return StepResult(applied, skipped, tally, start.metrics, kept)
+    return StepResult(applied, skipped, tally, start.metrics, kept, exhibit.columns())
 
 
 def _look_back(models: Models, parts: Parts, tally: Tally, alive: Callable[[], None]) -> None:
@@ -108,8 +114,10 @@ def micro_losses(
     bound: float,
     policy_frozen: bool,
     tally: Tally,
+    watch: Callable[[Tensor, Composed], None] = lambda _prox, _made: None,
 ) -> Losses:
-    """The loss of the policy and of the values, and everything that is reported of them."""
+    """The loss of the policy and of the values, and everything that is reported of them. `watch` is shown log π_prox
+    and what was made of it."""
     shared = algorithm.value is not None and models.critic is None
     with torch.set_grad_enabled(shared or not policy_frozen):
         logp, entropy, values = policy_pass(models.policy, part, algorithm.entropy_coefficient > 0)
@@ -127,6 +135,7 @@ def micro_losses(
         bound,
     )
     observe(tally, part, made.mask, made.keep, logp.detach(), prox, entropy.detach(), made.facts)
+    watch(prox, made)
     tally.add_number("actor/pg_loss", made.policy.detach())
     tally.add_number("actor/loss", made.loss.detach())
     policy = None if policy_frozen else made.loss

@@ -12,6 +12,9 @@ from penstock.services.metrics import check_word
 from penstock.services.model_config import Dtype, ModelSection
 from penstock.services.settings import Section, on_resume
 
+MOST_SCORERS = 256
+"""Of one run."""
+
 
 class RuleSection(Section):
     """One part of the reward: a rule, its weight and its limits."""
@@ -52,8 +55,14 @@ class RewardSection(Section):
     """The part that says whether an answer is correct; by default the first."""
     correct_at: float = 1.0
     """An answer counts as correct from this value of the accuracy part on."""
+    scorers: int = on_resume(1, ge=1, le=MOST_SCORERS)
+    """Scorers at the start, each with rule processes and, where it is used, a reference model of its own; more can join
+    and leave while the run goes on."""
+    max_scorers: int | None = on_resume(None, ge=1, le=MOST_SCORERS)
+    """Most scorers that the run may be scaled to. By default as many as the cluster has room for; a cluster that is
+    started for the run and ends with it has room for twice `scorers` and two more."""
     workers: int = on_resume(1, ge=1, le=256)
-    """Processes that run rules, for every scorer; so many groups are judged at a time."""
+    """Processes that run rules, for every scorer; so many groups are judged by it at a time."""
     folder: str = "."
     """Where modules of `module:function` are looked for first, and the working directory of the rules."""
     environment: tuple[str, ...] = ()
@@ -82,6 +91,17 @@ class RewardSection(Section):
         if not any(rule.weight for rule in self.rules.values()):
             raise ValueError("every part has weight 0: there is no reward to learn from; give one a weight")
         return self
+
+    @model_validator(mode="after")
+    def _within_the_most(self) -> RewardSection:
+        if self.max_scorers is not None and self.scorers > self.max_scorers:
+            raise ValueError(f"scorers is {self.scorers}, more than max_scorers, which is {self.max_scorers}")
+        return self
+
+    @property
+    def most_at_home(self) -> int:
+        """Scorers that a cluster started for the run has room for."""
+        return self.max_scorers or 2 * self.scorers + 2
 
     @property
     def accuracy_part(self) -> str:

@@ -87,6 +87,40 @@ class SamplingSection(Section):
         return self.max_kept or (self.top_k + 32 if self.top_k else 1024)
 
 
+class AutoscaleSection(Section):
+    """The number of rollout workers follows the learner: more while it waits for groups, fewer while groups wait for it
+    and workers for the gate. Whoever scales by hand is heeded first; see docs/autoscaling.md."""
+
+    min: int = on_resume(1, ge=1, le=MOST_WORKERS)
+    """Fewest workers."""
+    max: int = on_resume(ge=1, le=MOST_WORKERS)
+    """Most workers."""
+    up_wait: float = on_resume(0.2, gt=0, lt=1)
+    """Share of its time that the learner may wait for groups; where it waits longer, there should be more workers, as
+    many as bring it below."""
+    up_after: float = on_resume(60.0, gt=0)
+    """Seconds, and three train steps, for which it must have been so with the same workers."""
+    down_idle: float = on_resume(0.15, gt=0, lt=1)
+    """There should be one worker less where those left would still have nothing to do for this share of their time; and
+    not one more where those there are have it."""
+    down_queue: float = on_resume(0.75, gt=0)
+    """And where groups lie stored for this share of the train steps that max_lag allows, on average: a worker with one
+    long answer in its hands has something to do, and may be one too many all the same."""
+    down_after: float = on_resume(300.0, gt=0)
+    """Seconds, and three train steps, for which either must have been so with the same workers."""
+    again: float = on_resume(1800.0, gt=0)
+    """Seconds until a number is tried again that did not help, or that proved too small; doubled every time, up to
+    sixteenfold."""
+    hold: float | None = on_resume(1800.0, ge=0)
+    """Seconds for which a number that somebody has asked for is left alone; null for the rest of the run."""
+
+    @model_validator(mode="after")
+    def _a_range(self) -> AutoscaleSection:
+        if self.min > self.max:
+            raise ValueError(f"min is {self.min}, more than max, which is {self.max}")
+        return self
+
+
 class RolloutSection(Section):
     """The workers that generate."""
 
@@ -95,6 +129,9 @@ class RolloutSection(Section):
     max_workers: int | None = on_resume(None, ge=1, le=MOST_WORKERS)
     """Most workers that the run may be scaled to. By default as many as the cluster has room for; a cluster that is
     started for the run and ends with it has room for twice `workers` and two more."""
+    autoscale: AutoscaleSection | None = on_resume(None)
+    """Let the number of workers follow the learner, within bounds: `{max: 8}`. By default it stays what it was asked
+    to be."""
     group_size: int = Field(8, ge=1, le=1024)
     """Answers per prompt; baselines compare within a group, so 1 leaves nothing to compare with."""
     max_groups: int = on_resume(32, ge=1, le=65536)
@@ -120,12 +157,21 @@ class RolloutSection(Section):
     def _within_the_most(self) -> RolloutSection:
         if self.max_workers is not None and self.workers > self.max_workers:
             raise ValueError(f"workers is {self.workers}, more than max_workers, which is {self.max_workers}")
+        bounds = self.autoscale
+        if bounds is not None and not bounds.min <= self.workers <= bounds.max:
+            raise ValueError(
+                f"workers is {self.workers}, outside of autoscale, which goes from {bounds.min} to {bounds.max}"
+            )
+        if bounds is not None and self.max_workers is not None and bounds.max > self.max_workers:
+            raise ValueError(f"autoscale.max is {bounds.max}, more than max_workers, which is {self.max_workers}")
         return self
 
     @property
     def most_at_home(self) -> int:
         """Workers that a cluster started for the run has room for."""
-        return self.max_workers or 2 * self.workers + 2
+        if self.max_workers is not None:
+            return self.max_workers
+        return max(2 * self.workers + 2, self.autoscale.max if self.autoscale is not None else 0)
 
     @property
     def keep(self) -> Keep:

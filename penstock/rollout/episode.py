@@ -81,13 +81,21 @@ class Episode:
     def group(self, trajectories: tuple[Trajectory, ...]) -> Group:
         return Group(prompt=self.prompt, sampling=self.sampling, trajectories=trajectories)
 
-    def partial(self, unfinished: Mapping[str, Unfinished]) -> PartialGroup | None:
-        """What another worker goes on from, given what the generator had of the others; None when it is nothing."""
-        members = tuple(
-            m if isinstance(m, Completion) else unfinished.get(self.key(i), m or _NOTHING)
-            for i, m in enumerate(self.members)
-        )
-        return PartialGroup(members=members) if any(len(m.tokens) for m in members) else None
+    def interrupt(self, unfinished: Mapping[str, Unfinished]) -> None:
+        """The generator has given up the answers that are not complete; this is what it had of them."""
+        for i, member in enumerate(self.members):
+            if not isinstance(member, Completion):
+                self.members[i] = unfinished.get(self.key(i), member)
+
+    def partial(self) -> PartialGroup | None:
+        """What another worker goes on from; None when it is nothing."""
+        members = tuple(m or _NOTHING for m in self.members)
+        return PartialGroup(members=members) if self.tokens else None
+
+    @property
+    def tokens(self) -> int:
+        """Of all answers, as far as they are known here."""
+        return sum(len(m.tokens) for m in self.members if m is not None)
 
 
 _NOTHING = Unfinished(tokens=np.zeros(0, np.int32), logprobs=np.zeros(0, np.float32), spans=())

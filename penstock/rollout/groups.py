@@ -21,11 +21,13 @@ from penstock.services.codec import CodecError, decode, encode
 from penstock.services.contracts import DeadlinePassed, Fenced, Generator, Scorer
 from penstock.services.replay import ReplayStore, Ticket
 from penstock.services.staleness import Forks, Outlived, binding_version, lag
-from penstock.services.trajectory import Completion, PartialGroup, Prompt, Sampling, Span, Unfinished
+from penstock.services.trajectory import Completion, PartialGroup, Prompt, Sampling, Span
 from penstock.services.versions import Version
 
 log = logging.getLogger(__name__)
 
+_TOKENS = {"groups_put": "tokens_put", "handed_back": "tokens_handed_back"}
+"""Where the tokens of a group are counted that leaves a worker this way; in any other they are lost."""
 MOST_CAUSE = 500
 """Characters of a cause that the ledger is told; the worker's log has all of it."""
 
@@ -74,12 +76,21 @@ class Groups:
         """Answers that are not complete."""
         return len(self._by_key)
 
+    @property
+    def tokens(self) -> int:
+        """What those have so far."""
+        flying = self._by_key.keys() & set(self._generator.in_flight)
+        return sum(span.count for key in flying for span in self._generator.spans(key))
+
     def begin(self, ticket: Ticket, prompt: Prompt, published: Version, forks: Forks) -> None:
         """Submit the answers of a group, or what another worker left of them. What is beyond the bound already, so
         that `take` would drop the group, is forgotten: the group starts anew."""
         self._leases.hold(ticket)
         partial = _partial_of(ticket)
+        given = sum(len(member.tokens) for member in partial.members) if partial is not None else 0
+        self._meter.count("tokens_resumed", by=given)
         if partial is not None and self._outlived(partial, published, forks):
+            self._meter.count("tokens_dropped", by=given)
             partial = None
         episode = Episode.begin(ticket, prompt, self._sampling, self._rules.group_size, partial)
         self._episodes[ticket.index] = episode
@@ -172,9 +183,9 @@ class Groups:
     def hand_back(self) -> None:
         """Release every group with what exists of it."""
         for episode in list(self._episodes.values()):
-            partial = episode.partial(self._stop(episode))
+            self._stop(episode)
             with self._leaving(episode, "handed_back"):
-                self._release(episode.ticket, partial)
+                self._release(episode.ticket, episode.partial())
 
     def _release(self, ticket: Ticket, partial: PartialGroup | None) -> None:
         payload = encode(partial) if partial is not None else None
@@ -193,17 +204,18 @@ class Groups:
             yield
         except Fenced:
             outcome = "fenced"
-        self._meter.count(outcome)
         self._leases.drop(episode.ticket)
         self._stop(episode)
+        self._meter.count(outcome)
+        self._meter.count(_TOKENS.get(outcome, "tokens_dropped"), by=episode.tokens)
         del self._episodes[episode.ticket.index]
 
-    def _stop(self, episode: Episode) -> dict[str, Unfinished]:
-        """Take the group's requests out of the generator."""
+    def _stop(self, episode: Episode) -> None:
+        """Take the group's requests out of the generator, and keep what it had of them."""
         for key in [key for key, owner in self._by_key.items() if owner is episode]:
             del self._by_key[key]
         own = {request.key for request in episode.requests()}
-        return self._generator.take_back([key for key in self._generator.in_flight if key in own])
+        episode.interrupt(self._generator.take_back([key for key in self._generator.in_flight if key in own]))
 
     def _ask(self, what: str, call: Callable[[], None]) -> None:
         patiently(what, call, self._rules.patience)

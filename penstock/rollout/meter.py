@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable
@@ -11,6 +12,9 @@ from penstock.services.contracts import SwapReport
 WINDOW = 30.0
 """Seconds over which rates are taken."""
 
+COUNTED = ("tokens", "groups_put", "swaps", "cut", "fenced", "refused", "handed_back", "resumed", "mask_unknown")
+"""What is reported from the start: that something grew is seen only where it was 0 before."""
+
 
 class Meter:
     """Totals since the start and rates over the last half minute. `clock` gives seconds."""
@@ -19,7 +23,9 @@ class Meter:
         self._clock = clock
         self._began = clock()
         self._recent: deque[tuple[float, int, float]] = deque()
-        self.totals: Counter[str] = Counter()
+        self._reading = threading.Lock()
+        self.totals: Counter[str] = Counter(dict.fromkeys(COUNTED, 0))
+        self._waited = 0.0
         self._swap: SwapReport | None = None
 
     def count(self, name: str, by: int = 1) -> None:
@@ -31,6 +37,7 @@ class Meter:
 
     def waited(self, seconds: float) -> None:
         self._recent.append((self._clock(), 0, seconds))
+        self._waited += seconds
 
     def swapped(self, report: SwapReport) -> None:
         self.totals["swaps"] += 1
@@ -39,12 +46,14 @@ class Meter:
     def read(self) -> dict[str, float]:
         """By metric name. Called from any thread."""
         now = self._clock()
-        while self._recent and self._recent[0][0] < now - WINDOW:
-            self._recent.popleft()
-        recent = list(self._recent)
+        with self._reading:
+            while self._recent and self._recent[0][0] < now - WINDOW:
+                self._recent.popleft()
+            recent = list(self._recent)
         seconds = max(min(WINDOW, now - self._began), 1e-3)
         values = {f"rollout/{name}": float(count) for name, count in dict(self.totals).items()}
         values["rollout/tokens_per_second"] = sum(tokens for _, tokens, _ in recent) / seconds
+        values["rollout/waiting_seconds"] = self._waited
         values["rollout/waiting_share"] = min(1.0, sum(waited for *_, waited in recent) / seconds)
         if self._swap is not None:
             values["rollout/swap/verify_seconds"] = self._swap.verify

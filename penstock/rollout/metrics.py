@@ -6,10 +6,17 @@ from penstock.services.metrics import Metric
 
 METRICS: dict[str, Metric] = {
     "rollout/tokens_per_second": Metric("tokens sampled by all workers", "tokens/s", "up"),
-    "rollout/tokens": Metric("tokens sampled since the worker started", "tokens"),
+    "rollout/tokens": Metric("tokens of complete answers that were sampled here since the worker started", "tokens"),
+    "rollout/tokens_sampled": Metric("all tokens sampled since the worker started, evaluations included", "tokens"),
+    "rollout/tokens_resumed": Metric("tokens of groups that other workers had begun and handed back", "tokens"),
+    "rollout/tokens_put": Metric("tokens of groups handed to the store", "tokens", "up"),
+    "rollout/tokens_handed_back": Metric("tokens of groups handed back for another worker to go on with", "tokens"),
+    "rollout/tokens_dropped": Metric("tokens of groups given up: too old, refused or fenced", "tokens", "down"),
     "rollout/groups_put": Metric("groups handed to the store", "groups", "up"),
     "rollout/groups_in_hand": Metric("groups being generated or scored", "groups"),
     "rollout/in_flight": Metric("answers being generated", "answers"),
+    "rollout/tokens_in_flight": Metric("tokens that these answers have so far", "tokens"),
+    "rollout/waiting_seconds": Metric("time without anything to generate since the worker started", "s", "down"),
     "rollout/waiting_share": Metric("share of the time in which there was nothing to generate", "", "down"),
     "rollout/swaps": Metric("weight swaps since the worker started", "swaps"),
     "rollout/swap/verify_seconds": Metric("last swap: fetching and checking, generation stands still", "s", "down"),

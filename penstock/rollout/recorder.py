@@ -7,6 +7,7 @@ answer can be handed on at any moment, also when its engine has died.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -35,6 +36,8 @@ class Track:
     admitted: bool = False
     """True once the engine knows the request."""
     started: float = field(default_factory=time.time)
+    tally: Counter[str] = field(default_factory=Counter)
+    """Where the tokens are counted that are sampled here."""
     kept: KeptSets | None = field(init=False, default=None)
     """None where tokens are drawn from the whole vocabulary, or their sets are not asked for."""
     experts: ExpertRows | None = field(init=False, default=None)
@@ -64,6 +67,7 @@ class Track:
         self.tokens += tokens
         self.logprobs += logprobs
         count = len(tokens)
+        self.tally["sampled"] += count
         last = self.spans[-1] if self.spans else None
         if last is not None and last.version == version and last.older_kv == self.older_kv:
             count += self.spans.pop().count
@@ -102,6 +106,12 @@ class Recorder:
     def __init__(self, keep: Keep, longest: int) -> None:
         self._keep, self._longest = keep, longest
         self._tracks: dict[str, Track] = {}
+        self._tally: Counter[str] = Counter()
+
+    @property
+    def sampled(self) -> int:
+        """Tokens sampled here since the start, evaluations included; those that another worker handed over are not."""
+        return self._tally["sampled"]
 
     @property
     def in_flight(self) -> tuple[str, ...]:
@@ -121,7 +131,7 @@ class Recorder:
                 f"tokens, engine.max_model_len = {self._longest} leaves no room for an answer; raise it, or drop such "
                 "rows with data.max_prompt_tokens"
             )
-        return Track(request, self._keep)
+        return Track(request, self._keep, tally=self._tally)
 
     def _room(self, track: Track) -> int:
         """How many more tokens this completion may have."""

@@ -22,6 +22,7 @@ from penstock.rollout.leases import Leases
 from penstock.rollout.meter import Meter
 from penstock.rollout.patience import patiently
 from penstock.services.contracts import DeadlinePassed, Generator, PenstockError, Scorer
+from penstock.services.lanes import Lane, Span
 from penstock.services.replay import ReplayStore
 from penstock.services.staleness import Forks
 from penstock.services.trajectory import Prompt, Sampling
@@ -33,7 +34,7 @@ __all__ = ["RolloutWorker", "Rules"]
 T = TypeVar("T")
 
 LOOK = 0.25
-"""Seconds between looks at which version is published."""
+"""Seconds between looks at which version is published; an answer about prompts says it, too."""
 RETRY = (0.05, 1.0)
 """Seconds between questions at a closed gate: at first, and at most."""
 REST = 0.2
@@ -77,6 +78,8 @@ class RolloutWorker:
         self._life = uuid.uuid4().hex[:12]  # request ids of a restarted worker must not repeat its old ones
         self._draining = threading.Event()
         self._wake = threading.Event()
+        self._lane = Lane()
+        self._tokens, self._counted = 0, 0.0
         self._closed, self._serving, self._phase, self._beat = "", "", "starting", time.time()
 
     # --- for other threads ------------------------------------------------------------------------
@@ -104,12 +107,18 @@ class RolloutWorker:
             **self._meter.read(),
             "rollout/groups_in_hand": float(len(self._groups)),
             "rollout/in_flight": float(self._groups.generating),
+            "rollout/tokens_sampled": float(self._generator.sampled),
+            "rollout/tokens_in_flight": float(self._tokens),
             "phase": self._phase,
             "version": self._serving,
             "published": str(self._published),
             "closed": self._closed,
             "beat": self._beat,
         }
+
+    def spans(self) -> list[Span]:
+        """What it did since the last call."""
+        return self._lane.take()
 
     # --- the loop ---------------------------------------------------------------------------------
 
@@ -155,9 +164,7 @@ class RolloutWorker:
                 self._rest()
 
     def _swap_if_behind(self) -> None:
-        now = time.monotonic()
-        if now - self._looked >= LOOK:
-            self._looked = now
+        if time.monotonic() - self._looked >= LOOK:
             self._saw(self._ask("published", self._store.published))
         if self._published == self._generator.version or self._evaluator.busy:
             return
@@ -183,6 +190,7 @@ class RolloutWorker:
 
     def _saw(self, published: Version) -> None:
         """A version that the learner has published; a new lineage comes with a new tree of versions."""
+        self._looked = time.monotonic()
         if published.lineage != 0 and published.lineage not in self._forks:
             self._forks = self._ask("forks", self._store.forks)
         self._published = published
@@ -208,11 +216,18 @@ class RolloutWorker:
         for key, completion in done:
             if not self._evaluator.absorb(key, completion):
                 self._groups.absorb(key, completion)
+        self._count_tokens()
         if self._generator.in_flight:
             self._in_phase("generating")
         elif not done:
             self._in_phase("waiting for scores" if len(self._groups) else f"waiting: {self._closed or 'prompts'}")
             self._rest()
+
+    def _count_tokens(self) -> None:
+        """Of the answers that are being generated; for people, so now and then is enough."""
+        now = time.monotonic()
+        if now - self._counted >= LOOK:
+            self._tokens, self._counted = self._groups.tokens, now
 
     def _rest(self) -> None:
         """Nothing to generate: until something happens, or it is time to ask for prompts again."""
@@ -223,6 +238,7 @@ class RolloutWorker:
 
     def _in_phase(self, phase: str) -> None:
         self._phase, self._beat = phase, time.time()
+        self._lane.enter(phase)
 
     def _ask(self, what: str, call: Callable[[], T]) -> T:
         return patiently(f"{self.name}: {what}", call, self._rules.patience)

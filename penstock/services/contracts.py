@@ -93,6 +93,11 @@ class Generator(Protocol):
     @property
     def in_flight(self) -> tuple[str, ...]: ...
 
+    @property
+    def sampled(self) -> int:
+        """Tokens sampled since the start; those that a request came with are not."""
+        ...
+
     def take_back(self, keys: Sequence[str]) -> dict[str, Unfinished]:
         """Stop these requests and hand out what they have so far."""
         ...

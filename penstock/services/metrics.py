@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _WORD = r"[a-z0-9][a-z0-9_.\-]*"
 _PART = rf"(?:{_WORD}|\{{[a-z_]+\}})"
 _NAME = re.compile(rf"{_PART}(?:/{_PART})+", re.IGNORECASE)
-_PLACEHOLDER = re.compile(r"\{[a-z_]+\}")
+_PLACE = re.compile(r"\{([a-z_]+)\}")
 
 
 class MetricError(ValueError):
@@ -57,9 +57,20 @@ def check_word(word: str, remedy: str) -> None:
         )
 
 
+def places(name: str) -> tuple[str, ...]:
+    """The places to fill in, in their order: `reward/part/{name}` has `name`."""
+    return tuple(_PLACE.findall(name))
+
+
 def to_prometheus(name: str) -> str:
-    """The name under which Prometheus knows a metric: `off_policy/mean` → `penstock_off_policy_mean`."""
-    return "penstock_" + re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
+    """The name under which Prometheus knows a declared metric: `off_policy/mean` → `penstock_off_policy_mean`.
+
+    Places to fill in become labels, and the name says so: `kl/offpolicy/{bucket}/k1` →
+    `penstock_kl_offpolicy_k1_by_bucket`, which is not the metric over all buckets, `penstock_kl_offpolicy_k1`.
+    """
+    fixed = "/".join(part for part in name.split("/") if _PLACE.fullmatch(part) is None)
+    by = "_by_" + "_".join(places(name)) if places(name) else ""
+    return "penstock_" + re.sub(r"[^a-z0-9]+", "_", fixed.lower()).strip("_") + by
 
 
 def merge(catalogues: Mapping[str, Catalogue]) -> dict[str, Metric]:
@@ -84,16 +95,35 @@ def merge(catalogues: Mapping[str, Catalogue]) -> dict[str, Metric]:
     return merged
 
 
-def describe(name: str, catalogue: Catalogue) -> Metric | None:
-    """The entry for `name`, also through an entry with places to fill in; None when nobody declared it."""
+@dataclass(frozen=True)
+class Declared:
+    """Where a catalogue speaks of a name."""
+
+    pattern: str
+    """The entry; the name itself where it has no places to fill in."""
+    metric: Metric
+    filled: Mapping[str, str]
+    """What the name has in the entry's places."""
+
+
+def find(name: str, catalogue: Catalogue) -> Declared | None:
+    """The entry for `name`, also one with places to fill in; None when nobody declared it."""
     if name in catalogue:
-        return catalogue[name]
+        return Declared(name, catalogue[name], {})
     for pattern, metric in catalogue.items():
         if "{" in pattern:
-            fixed = [re.escape(part) for part in _PLACEHOLDER.split(pattern)]
-            if re.fullmatch(".+".join(fixed), name):
-                return metric
+            parts = _PLACE.split(pattern)  # fixed, place, fixed, place, …
+            parts[::2], parts[1::2] = map(re.escape, parts[::2]), [f"(?P<{place}>[^/]+)" for place in parts[1::2]]
+            expression = "".join(parts)
+            if filled := re.fullmatch(expression, name):
+                return Declared(pattern, metric, filled.groupdict())
     return None
+
+
+def describe(name: str, catalogue: Catalogue) -> Metric | None:
+    """What `name` means, also by an entry with places to fill in; None when nobody declared it."""
+    found = find(name, catalogue)
+    return found.metric if found else None
 
 
 # --- the file -------------------------------------------------------------------------------------

@@ -82,6 +82,8 @@ class LedgerCounts:
     the learner. A learner that goes back to a checkpoint does not take them back."""
     causes: Mapping[str, str] = field(default_factory=dict)
     """By the same reasons, why the last one was refused."""
+    queue_age: float = field(default=0.0, compare=False)
+    """Seconds for which the oldest stored group has been waiting for the learner; 0 when none is."""
 
     @property
     def balanced(self) -> bool:

@@ -6,6 +6,7 @@ import difflib
 import fcntl
 import json
 import os
+import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -18,6 +19,9 @@ from penstock.services.contracts import PenstockError
 from penstock.services.versions import Version
 
 _STEP_NAME = "step-{step:06d}-lineage-{lineage}"
+_STEP_IN_NAME = re.compile(r"step-(\d+)-lineage-(\d+)")
+BATCH_FILE = "batch.safetensors"
+"""In the folder of an archived step."""
 
 
 def step_name(version: Version) -> str:
@@ -37,6 +41,15 @@ class RunEvent(NamedTuple):
     """A word for machines: started, swapped, restarted, checkpoint, warning, failed, …"""
     message: str
     facts: Mapping[str, Any]
+
+    @classmethod
+    def of_line(cls, line: bytes) -> RunEvent:
+        """Raises RunDirError for a line that is none."""
+        try:
+            facts = msgspec.json.decode(line, type=dict[str, Any])
+            return cls(facts.pop("time"), facts.pop("kind"), facts.pop("message"), facts)
+        except (msgspec.MsgspecError, KeyError) as error:
+            raise RunDirError(f"not a line of events: {line[:200]!r}: {error}") from error
 
 
 class RunDir:
@@ -65,6 +78,16 @@ class RunDir:
     def events(self) -> Path:
         """What happened between the steps: starts, swaps, restarts, checkpoints, warnings."""
         return self.path / "events.jsonl"
+
+    @property
+    def activity(self) -> Path:
+        """What every actor did and when, as spans of phases; see `services/lanes.py`."""
+        return self.path / "activity.jsonl"
+
+    @property
+    def activity_before(self) -> Path:
+        """The earlier part of it, once it has grown large."""
+        return self.path / "activity-before.jsonl"
 
     @property
     def status(self) -> Path:
@@ -104,6 +127,17 @@ class RunDir:
         return self.path / "control"
 
     @property
+    def scrape_targets(self) -> Path:
+        """Where Prometheus finds this run while it goes on. Beside the run directories, since Prometheus takes a
+        pattern for the names of files, and not for folders."""
+        return self.path.parent / "targets" / f"{self.path.name}.json"
+
+    @property
+    def tensorboard(self) -> Path:
+        """Event files."""
+        return self.path / "tensorboard"
+
+    @property
     def guards(self) -> Path:
         """How often each guard has fired, over all starts of the run."""
         return self.path / "guards.json"
@@ -129,6 +163,9 @@ class RunDir:
 
     def samples_of(self, version: Version) -> Path:
         return self.samples / f"{step_name(version)}.jsonl"
+
+    def archived_batch(self, version: Version) -> Path:
+        return self.archive / step_name(version) / BATCH_FILE
 
     # --- making and finding ---
 
@@ -174,6 +211,19 @@ class RunDir:
     def touched(self) -> float:
         """Unix seconds at which the run was last written to."""
         return max(p.stat().st_mtime for p in (self.config, self.status, self.metrics) if p.exists())
+
+    def beside(self) -> list[RunDir]:
+        """The other runs in the same folder, the one that was written to last first."""
+        others = [run for run in runs_in(self.path.parent) if run.path != self.path]
+        return sorted(others, key=RunDir.touched, reverse=True)
+
+    @classmethod
+    def newest_of(cls, runs_dir: Path, name: str) -> RunDir | None:
+        """The run called `name` under `runs_dir` that was written to last; None when there is none."""
+        numbered = re.compile(re.escape(name) + r"-\d{8}-\d+")  # as `create` calls them
+        return max(
+            (run for run in runs_in(runs_dir) if numbered.fullmatch(run.path.name)), key=RunDir.touched, default=None
+        )
 
     # --- one driver at a time ---
 
@@ -247,11 +297,7 @@ class RunDir:
         _append(self.events, msgspec.json.encode(line) + b"\n")
 
     def read_events(self) -> list[RunEvent]:
-        events = []
-        for line in _whole_lines(self.events):
-            facts = msgspec.json.decode(line)
-            events.append(RunEvent(facts.pop("time"), facts.pop("kind"), facts.pop("message"), facts))
-        return events
+        return [RunEvent.of_line(line) for line in _whole_lines(self.events)]
 
     def write_samples(self, version: Version, samples: Iterable[Mapping[str, Any]]) -> None:
         """A few trajectories of the step that ended in `version`, one readable JSON object per line."""
@@ -268,6 +314,14 @@ class RunDir:
             there = f"recorded are steps {steps[0]} to {steps[-1]}, the nearest is {near}" if steps else "none recorded"
             raise RunDirError(f"{self.path}: no samples of step {step}; {there}")
         return [msgspec.json.decode(line) for line in _whole_lines(found[-1])]
+
+    def sampled(self) -> list[Version]:
+        """The steps that samples were recorded of, by step and lineage."""
+        return _versions_in(self.samples)
+
+    def archived(self) -> list[Version]:
+        """The steps that are archived, by step and lineage."""
+        return _versions_in(self.archive)
 
     def _read_json(self, path: Path) -> dict[str, Any] | None:
         if not path.exists():
@@ -303,6 +357,16 @@ def _whole_lines(path: Path) -> Iterator[bytes]:
     if path.exists():
         with path.open("rb") as file:
             yield from (line for line in file if line.endswith(b"\n"))
+
+
+def _versions_in(folder: Path) -> list[Version]:
+    """What the files and folders in it are called after; what is being written or deleted has another name."""
+    if not folder.is_dir():
+        return []
+    with os.scandir(folder) as entries:  # there may be a hundred thousand
+        found = [_STEP_IN_NAME.match(entry.name) for entry in entries]
+    steps = sorted((int(m[1]), int(m[2])) for m in found if m)
+    return [Version(lineage, step) for step, lineage in steps]
 
 
 def runs_in(folder: Path) -> Iterator[RunDir]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import itertools
 import sys
 from pathlib import Path
 from typing import Any
@@ -41,21 +42,24 @@ def test_in_a_pipe_every_row_is_one_line_under_its_heads(monkeypatch: Any, capsy
     assert dapo[lines[0].index("reduction") :].startswith("group_token_mean")
 
 
-@pytest.mark.parametrize("width", [60, 80, 110, 111, 120, 200])
-def test_on_a_terminal_nothing_is_cut_off_and_no_word_is_broken(width: int) -> None:
+@pytest.mark.parametrize("width", [60, 80, 111, 128, 129, 150, 200])
+def test_on_a_terminal_nothing_is_cut_off_no_word_is_broken_and_no_row_is_tall(width: int) -> None:
     rows = list(table.rows().values())
     console = Console(width=width, file=io.StringIO(), record=True)
     shown.show(rows, console)
     drawn, hints = console.export_text().split("\n\n")
     assert "…" not in drawn
-    assert [line.split()[0] for line in drawn.splitlines() if not line.startswith("  ")] == ["row", *table.rows()]
+    lines = drawn.splitlines()
+    begins = [place for place, line in enumerate(lines) if not line.startswith("  ")]
+    assert [lines[place].split()[0] for place in begins] == ["row", *table.rows()]
+    assert max(after - place for place, after in itertools.pairwise([*begins, len(lines)])) <= 3
     whole = "quorum" in drawn
-    assert whole == (width >= 111)
+    assert whole == (width >= 129)
     expected = [cell for row in rows for cell in (shown.cells(row) if whole else (row.name, row.summary))]
     heads = [*shown.HEADS] if whole else ["row", "what", "it", "is"]
     assert sorted(drawn.split()) == sorted([*heads, *" ".join(expected).split()])
     assert "penstock algorithms NAME" in hints
-    assert ("a wider terminal (111 columns)" in " ".join(hints.split())) != whole
+    assert ("a wider terminal (129 columns)" in " ".join(hints.split())) != whole
 
 
 def test_the_kl_of_a_row_is_shown_with_place_and_size() -> None:

@@ -181,3 +181,15 @@ def test_overrides_and_options_reach_the_api(monkeypatch: pytest.MonkeyPatch, tm
     monkeypatch.setattr("penstock.api.evaluate", evaluate, raising=False)
     assert _exit(monkeypatch, "evaluate", "run.yaml", "limits.steps=3", "seed=1", "--model", "m") == 0
     assert calls == [(Path("run.yaml"), "m", ["limits.steps=3", "seed=1"])]
+
+
+def test_a_command_that_may_be_repeated_says_so_to_the_api(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    said: list[bool] = []
+
+    def train(*_: Any, once: bool, **__: Any) -> Any:
+        said.append(once)
+        return _run(tmp_path)
+
+    monkeypatch.setattr("penstock.api.train", train, raising=False)
+    assert [_exit(monkeypatch, "train", "run.yaml"), _exit(monkeypatch, "train", "run.yaml", "--once")] == [0, 0]
+    assert said == [False, True]

@@ -87,10 +87,21 @@ def test_what_workers_refused_is_shown_with_the_last_cause() -> None:
     assert "by workers: 2 stale, the last since no cause was given" in text
 
 
+def test_the_panel_says_where_prometheus_finds_a_run_that_goes_on() -> None:
+    line = "metrics for Prometheus: http://10.0.0.1:4000/metrics"
+    assert line in _drawn(view(scrape=("10.0.0.1:4000",)))
+    assert line not in _drawn(view(scrape=("10.0.0.1:4000",), phase="finished"))
+    assert "Prometheus" not in _drawn(view())
+
+
 def test_the_panel_of_a_run_that_just_began_has_nothing_to_show_yet() -> None:
     text = _drawn(RunView(phase="starting", step=0, steps_total=None, version="0.0"))
     assert "starting" in text
     assert "issued" not in text
+
+
+def test_the_panel_says_where_the_page_is() -> None:
+    assert "page: http://127.0.0.1:8400/" in _drawn(view(page="http://127.0.0.1:8400/"))
 
 
 def test_the_panel_fits_a_narrow_terminal() -> None:

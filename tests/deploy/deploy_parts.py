@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from types import SimpleNamespace
 
-from penstock.deploy.fleet import Member
+from penstock.deploy.crews import Crew
+from penstock.deploy.scaling import Scaling
 from penstock.services.contracts import PenstockError
 
 
@@ -19,27 +20,40 @@ class Method:
         self.calls.append(arguments)
 
 
-class Parts:
-    """Workers without processes, on a cluster with room for four."""
+_WORDS = {
+    "rollout": {"noun": "rollout worker", "least": 0, "why_least": "", "parting": "hands on what it holds"},
+    "scorer": {"noun": "scorer", "least": 1, "why_least": "nobody would judge", "parting": "answers for what it has"},
+}
 
-    def __init__(self, count: int) -> None:
-        self.workers: list[Member] = []
-        self.left: list[Member] = []
-        self.made = 0
-        for _ in range(count):
-            self.add_worker().state = "running"
 
-    def add_worker(self) -> Member:
-        handle = SimpleNamespace(ready=Method(), request_drain=Method())
-        member = Member(f"rollout-{self.made}", "rollout", Path("none.log"), start=lambda _: handle)
-        self.made += 1
-        member.launch()
-        self.workers.append(member)
-        return member
+def crew_of(count: int, role: str = "rollout") -> Crew:
+    """Actors without processes, on a cluster with room for four, all of them running."""
 
-    def require_room(self, workers: int) -> None:
-        if workers > 4:
-            raise PenstockError(f"the cluster is too small: {workers} CPUs are asked for, the cluster has 4")
+    def start(name: str, log: Path, restarts: int) -> SimpleNamespace:
+        return SimpleNamespace(ready=Method(), request_drain=Method(), run=Method(), use_scorers=Method())
+
+    def require_room(wanted: int) -> str:
+        if wanted > 4:
+            raise PenstockError(f"the cluster is too small: {wanted} CPUs are asked for, the cluster has 4")
+        return ""
+
+    crew = Crew(
+        role=role,
+        start=start,
+        log=lambda _: Path("none.log"),
+        require_room=require_room,
+        most=4096,
+        last_words=lambda member: {"said": member.stats},
+        **_WORDS[role],
+    )
+    for _ in range(count):
+        crew.add().state = "running"
+    return crew
+
+
+def scaling_of(journal, workers: int = 0, scorers: int = 1) -> dict[str, Scaling]:
+    """Of both roles."""
+    return {"rollout": Scaling(crew_of(workers), journal), "scorer": Scaling(crew_of(scorers, "scorer"), journal)}
 
 
 def names(workers) -> list[str]:

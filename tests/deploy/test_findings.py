@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ from check_parts import check_overridden
 from typer.testing import CliRunner
 
 from penstock.cli.main import app
+from penstock.deploy.keys import all_keys, type_at
+from penstock.deploy.runfile import RunFile, load, read
 from penstock.deploy.shown import shown
 from penstock.deploy.yaml_source import parse_value
 
@@ -84,6 +87,52 @@ def test_what_was_found_is_told_in_the_words_of_yaml(place: Path, override: str,
 def test_what_was_found_is_told_once(place: Path) -> None:
     (found,) = check_overridden(place, "learner.betas=[0.9, 1.0]").values()
     assert str(found) == "command line: error: learner: betas lie in [0, 1); found [0.9, 1.0]"
+
+
+NUMBERS = [
+    key
+    for key in all_keys(RunFile)
+    if re.search(r"\b(int|float)\b", str(type_at(RunFile, key.split(".")))) and "betas" not in key
+]
+
+
+def test_every_number_of_a_run_file_refuses_a_boolean_and_is_told_once(tmp_path: Path) -> None:
+    assert len(NUMBERS) > 90 and {"learner.groups_per_step", "limits.minutes", "algorithm.kl.coefficient"} <= {*NUMBERS}
+    minimal = tmp_path / "run.yaml"
+    minimal.write_text("model: {path: m}\ndata: {sources: {train: {path: t.jsonl}}}\n")
+    found = read(minimal, [f"{key}=true" for key in NUMBERS if "algorithm." not in key]).findings
+    said = {each.key: (each.found, each.allowed) for each in found if each.found == "true"}
+    assert sorted(said) == sorted({key for key in NUMBERS if "algorithm." not in key})
+    assert len(said) == sum(each.found == "true" for each in found)
+    assert said["learner.groups_per_step"] == ("true", "a whole number")
+    assert said["learner.learning_rate"] == ("true", "a number")
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("learner.betas=[0.9, true]", "learner.betas.1"),
+        ("data.sources.train.weight=true", "data.sources.train.weight"),
+        ("algorithm.kl.coefficient=false", "algorithm.kl.coefficient"),
+        ("algorithm.objective.clip_low=true", "algorithm.objective.clip_low"),
+        ("algorithm.trust={kind: masked_is, max_weight: true}", "algorithm.trust.max_weight"),
+    ],
+)
+def test_a_boolean_for_a_number_is_found_inside_of_lists_and_cells(place: Path, override: str, key: str) -> None:
+    (found,) = check_overridden(place, override).values()
+    written = "false" if "false" in override else "true"
+    assert (found.key, found.problem, found.found, found.allowed) == (
+        key,
+        "has a value that does not fit",
+        written,
+        "a number",
+    )
+
+
+def test_numbers_may_still_be_written_in_every_other_way(place: Path) -> None:
+    ways = ["learner.learning_rate=1e-6", "learner.betas=['0.9', 0]", "limits.steps=20.0", "limits.minutes=3"]
+    learner, limits = (getattr(load(place / "run.yaml", ways), name) for name in ("learner", "limits"))
+    assert (learner.learning_rate, learner.betas, limits.steps, limits.minutes) == (1e-6, (0.9, 0.0), 20, 3.0)
 
 
 def test_no_words_of_pydantics_are_shown_for_a_path(place: Path) -> None:

@@ -50,7 +50,7 @@ def member(handle, role="rollout") -> Member:
 
 
 def test_an_actor_is_starting_then_ready_then_running_then_ended():
-    actor = member(Handle(run="limits.steps", stats={"doing": "x", "reports": [{"kind": "step"}]}))
+    actor = member(Handle(run="limits.steps", stats={"doing": "x", "reports": [{"kind": "step"}]}), "learner")
     assert actor.state == "starting"
     actor.poll(10)
     assert (actor.state, actor.facts) == ("ready", {"pid": 7})
@@ -59,6 +59,30 @@ def test_an_actor_is_starting_then_ready_then_running_then_ended():
     assert (actor.state, actor.result) == ("ended", "limits.steps")
     actor.last_words(1)
     assert actor.read_inbox() != [] and actor.read_inbox() == []
+
+
+def test_a_worker_that_has_ended_says_its_last_numbers_and_a_new_life_begins_without_them():
+    actor = member(Handle(run={"rollout/tokens_put": 7.0}, stats={"rollout/tokens_put": 3.0}))
+    actor.poll(10)
+    actor.run()
+    actor.poll(10)
+    assert actor.state == "ended" and actor.stats == {"rollout/tokens_put": 7.0}
+    actor.launch()
+    assert (actor.stats, actor.past) == ({}, [{"rollout/tokens_put": 7.0}])
+
+
+def test_a_scorer_has_no_loop_to_run_and_is_away_while_ray_starts_it_again():
+    handle = Handle(stats=UNAVAILABLE)
+    actor = member(handle, "scorer")
+    actor.poll(10)
+    actor.run()
+    for _ in range(2):
+        actor.poll(10)
+    assert actor.state == "running" and actor.away
+    handle.stats.answer = {"scorer/groups": 1.0}
+    for _ in range(2):
+        actor.poll(10)
+    assert not actor.away
 
 
 @pytest.mark.parametrize("added", [False, True])

@@ -7,8 +7,10 @@ import time
 import pytest
 
 from penstock.deploy.config import LimitsSection, RecordingSection
+from penstock.deploy.fleet import Member
 from penstock.deploy.journal import Journal
 from penstock.deploy.status import status
+from penstock.services.lanes import Span
 from penstock.services.metrics import read_rows
 from penstock.services.rundir import RunDir
 from penstock.services.versions import Version
@@ -77,3 +79,28 @@ def test_what_is_left_follows_the_pace_and_the_nearer_limit(directory, monkeypat
     assert journal.time_left() == pytest.approx(6 * 2.0)
     hurried = journal_of(directory, steps=10, minutes=0.1)
     assert hurried.time_left() == pytest.approx(6.0, abs=0.5)
+
+
+def test_the_address_of_the_page_is_shown_at_once_and_stays(directory):
+    screen = Screen()
+    journal = journal_of(directory, screen)
+    journal.serve_at("")
+    assert screen.views == []
+    journal.serve_at("http://127.0.0.1:8400/")
+    assert screen.views[0].message == "watch the run at http://127.0.0.1:8400/"
+    journal.enter("training")
+    journal.show((), None)
+    assert screen.views[1].page == "http://127.0.0.1:8400/"
+    assert [event.facts["address"] for event in directory.read_events() if event.kind == "dashboard"] == [
+        "http://127.0.0.1:8400/"
+    ]
+
+
+def test_what_the_members_did_is_written_once(directory):
+    journal = journal_of(directory)
+    member = Member("rollout-0", "rollout", directory.log("rollout-0"), lambda _: None)
+    member.spans = [Span("generating", 1.0, 2.0)]
+    journal.show([member], None)
+    journal.show([member], None)
+    journal.close()
+    assert directory.activity.read_text() == '{"lanes":{"rollout-0":[["generating",1.0,2.0]]}}\n'

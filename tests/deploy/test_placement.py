@@ -15,9 +15,9 @@ def run_file(**sections) -> RunFile:
     return RunFile.model_validate(needed | sections)
 
 
-def placed(monkeypatch, resources, *, workers=2, ranks=1, **sections) -> Placement:
+def placed(monkeypatch, resources, *, workers=2, ranks=1, scorers=1, grows=False, **sections) -> Placement:
     monkeypatch.setattr(ray, "cluster_resources", lambda: resources)
-    return place(run_file(**sections), workers=workers, ranks=ranks)
+    return place(run_file(**sections), workers=workers, ranks=ranks, scorers=scorers, grows=grows)
 
 
 def test_without_gpus_everything_runs_on_cpus(monkeypatch):
@@ -43,8 +43,43 @@ def test_a_cluster_that_is_too_small_is_an_error_with_both_numbers(monkeypatch):
         placed(monkeypatch, {"CPU": 8.0, "GPU": 1.0})
 
 
+def test_every_scorer_counts(monkeypatch):
+    assert placed(monkeypatch, {"CPU": 6.0}, scorers=3).demand() == {"CPU": 6.0, "GPU": 0.0}
+    with pytest.raises(PenstockError, match=r"7 CPUs are asked for, the cluster has 6\. .*placement\.grows=true"):
+        placed(monkeypatch, {"CPU": 6.0}, scorers=4)
+
+
+def test_a_cluster_that_grows_is_waited_for(monkeypatch):
+    placement = placed(monkeypatch, {"CPU": 2.0}, workers=4, grows=True)
+    assert placement.lacking({"CPU": 2.0}) == "6 CPUs are asked for, the cluster has 2"
+    assert placement.lacking({"CPU": 6.0}) == ""
+
+
 def test_threads_of_engines_and_of_ranks_are_set_apart(monkeypatch):
     sections = {"engine": {"threads": 3}, "placement": {"learner_threads": 5}}
     placement = placed(monkeypatch, {"CPU": 8.0}, **sections)
     threads = {r: placement.options(r)["runtime_env"]["env_vars"]["OMP_NUM_THREADS"] for r in ("rollout", "learner")}
     assert threads == {"rollout": "3", "learner": "5"}
+
+
+PLACES = {"rollout": {"resources": {"rollout-node": 1.0}}, "learner": {"resources": {"learner-node": 0.001}}}
+
+
+def test_what_a_role_asks_of_custom_resources_is_what_ray_is_asked(monkeypatch):
+    there = {"CPU": 8.0, "rollout-node": 2.0, "learner-node": 1.0}
+    placement = placed(monkeypatch, there, placement=PLACES)
+    asked = {role: placement.options(role)["resources"] for role in ("rollout", "learner", "scorer")}
+    assert asked == {"rollout": {"rollout-node": 1.0}, "learner": {"learner-node": 0.001}, "scorer": {}}
+
+
+def test_what_several_actors_ask_of_a_custom_resource_is_summed_over_roles(monkeypatch):
+    shared = {role: {"resources": {"node": share}} for role, share in (("rollout", 0.5), ("learner", 0.25))}
+    placement = placed(monkeypatch, {"CPU": 8.0, "node": 2.0}, workers=3, ranks=2, placement=shared)
+    assert placement.demand() == {"CPU": 6.0, "GPU": 0.0, "node": 3 * 0.5 + 2 * 0.25}
+
+
+def test_custom_resources_that_the_cluster_lacks_are_named_with_both_numbers(monkeypatch):
+    there = {"CPU": 8.0, "rollout-node": 1.0, "learner-node": 1.0}
+    with pytest.raises(PenstockError, match=r"2 of the custom resource 'rollout-node' are asked for, .* has 1"):
+        placed(monkeypatch, there, placement=PLACES)
+    assert placed(monkeypatch, there, placement=PLACES, grows=True).demand()["rollout-node"] == 2

@@ -18,7 +18,8 @@ from views import view
 from penstock.deploy import mirror, reach
 from penstock.deploy.desk import Card, RunDesk, files_of
 from penstock.deploy.listing import listing
-from penstock.deploy.mirror import STORY, Mirror
+from penstock.deploy.mirror import Mirror
+from penstock.deploy.reach import PAGE, STORY
 from penstock.deploy.status import status_of
 from penstock.services.control import Answer, NoAnswer, Pause, Refused
 from penstock.services.mailbox import Mailbox
@@ -161,6 +162,19 @@ def test_what_grows_is_fetched_from_where_it_was_and_what_is_replaced_as_a_whole
     copied.refresh(STORY)
     assert copied.directory.metrics.read_bytes() == run.metrics.read_bytes()
     copied.close()
+
+
+def test_of_many_files_the_newest_are_passed_on_and_what_is_gone_there_is_gone_here(tmp_path: Path, far, monkeypatch):
+    monkeypatch.setattr("penstock.deploy.desk.MOST_FILES", 3)
+    run = RunDir.open(tmp_path / "far" / list(far)[2][:-9])
+    with reach.reach("sort", tmp_path, "head:6379", PAGE) as there:
+        for step in range(1, 6):
+            run.write_samples(Version(0, step), [{"step": step}])
+            there.refresh()
+        assert there.directory.sampled() == run.sampled()[-3:]
+        run.samples_of(Version(0, 5)).unlink()
+        there.refresh()
+        assert [version.step for version in there.directory.sampled()] == [2, 3, 4]
 
 
 def test_when_the_driver_is_gone_the_copy_stays_and_is_no_longer_locked(tmp_path: Path, far):

@@ -5,12 +5,11 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
-from deploy_parts import Method, Parts
+from deploy_parts import Method, crew_of, scaling_of
 
 from penstock.deploy import fleet
 from penstock.deploy.config import LimitsSection, RecordingSection
 from penstock.deploy.journal import Journal
-from penstock.deploy.scaling import Scaling
 from penstock.deploy.steering import Levers, Steering
 from penstock.learner import checkpoints
 from penstock.learner.config import AlgorithmSection, LearnerSection
@@ -41,7 +40,7 @@ class Run:
     def __init__(self, directory: RunDir, workers: int = 1) -> None:
         self.directory = directory
         self.journal = Journal(directory, "steered", RecordingSection(), LimitsSection(), None)
-        self.learner = Parts(1).workers[0]
+        self.learner = crew_of(1).members[0]
         self.calls = {name: Method() for name in ("checkpoint", "pause", "turn", "roll_back")}
         self.learner.handle = SimpleNamespace(**{f"request_{name}": call for name, call in self.calls.items()})
         self.stops: list[str] = []
@@ -53,7 +52,7 @@ class Run:
         self.steering = Steering(
             directory,
             self.journal,
-            Scaling(Parts(workers), self.journal),
+            scaling_of(self.journal, workers),
             lambda: self.learner,
             Levers(self.stops.append, self._hold, self._bound),
             dials,
@@ -93,13 +92,13 @@ def test_every_command_leaves_an_event_with_who_asked_and_what(run):
     run.journal.version = Version(0, 7)
     assert run.ask(Scale("rollout", 2)).done
     assert run.ask(Remove("rollout-9")) == Answer(
-        False, "there is no rollout worker 'rollout-9' that could leave; there are: rollout-0, rollout-1"
+        False, "there is no worker or scorer 'rollout-9' that could leave; there are: rollout-0, rollout-1, scorer-0"
     )
     _, steered, refused = run.directory.read_events()
     assert (steered.kind, refused.kind) == ("steered", "refused")
     command = {"type": "scale", "role": "rollout", "count": 2}
     assert steered.facts == {"by": "ada", "asked": command, "at": 5.0, "step": 7}
-    assert refused.message.startswith("ada: there is no rollout worker")
+    assert refused.message.startswith("ada: there is no worker or scorer")
 
 
 def test_checkpoint_and_stop_reach_the_learner_and_are_refused_while_it_does_not_train(run):

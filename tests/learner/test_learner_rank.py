@@ -163,6 +163,24 @@ def test_samples_show_prompt_answer_reward_and_versions(run):
     assert len(sample["answer"].split()) == sample["tokens"]
 
 
+def test_samples_show_their_tokens_with_the_numbers_that_the_archive_has(run):
+    folder, found = run
+    version, batch, _ = archive.read(archive.steps(folder / "archive")[-1])
+    assert version == Version(1, 6)
+    rows = {key: row for row, key in enumerate(zip(batch.groups.tolist(), batch.members.tolist(), strict=True))}
+    columns = {"tokens": batch.tokens, "logp_sampler": batch.logp_sampler, "logp_learner": batch.logp_learner}
+    columns |= {"advantages": batch.advantages}
+    assert len(found["1"]["samples"]) == 4
+    for sample in found["1"]["samples"]:
+        record, row = sample["by_token"], rows[sample["prompt_index"], sample["member"]]
+        (stretch,) = record["stretches"]
+        assert record["begins_at"] == "1.5"
+        assert [s["lag"] for s in record["spans"] for _ in range(s["count"])] == batch.split(batch.lags)[row].tolist()
+        assert " ".join(text.strip() for text in stretch["texts"]) == sample["answer"]
+        for name, column in columns.items():
+            np.testing.assert_allclose(stretch[name], batch.split(column)[row], atol=1e-6)
+
+
 def test_the_model_at_the_end_loads_and_is_what_the_checkpoint_holds(run):
     folder, _ = run
     model = AutoModelForCausalLM.from_pretrained(folder / "model")

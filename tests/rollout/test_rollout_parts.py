@@ -84,13 +84,16 @@ def test_a_group_goes_on_from_what_was_handed_back():
     assert episode.absorb("7.3.1", completion([6, 1, 2])) == 2  # one of the three came from elsewhere
     assert episode.absorb("7.3.3", completion([1])) == 1
     assert not episode.complete
-    left = episode.partial({"7.3.2": unfinished([5])})
+    episode.interrupt({"7.3.2": unfinished([5])})
+    left = episode.partial()
     assert left is not None and [len(m.tokens) for m in left.members] == [2, 3, 1, 1]
+    assert episode.tokens == 7
 
 
 def test_a_group_of_which_nothing_exists_hands_on_nothing():
     episode = Episode.begin(Ticket(0, 1, 0.0), prompt(), SAMPLING, 2, None)
-    assert episode.partial({"0.1.0": unfinished([])}) is None
+    episode.interrupt({"0.1.0": unfinished([])})
+    assert episode.partial() is None
 
 
 # --- leases, patience, meter ----------------------------------------------------------------------
@@ -159,6 +162,7 @@ def test_rates_are_over_the_last_half_minute():
     meter.waited(4.0)
     assert meter.read()["rollout/tokens_per_second"] == 90
     assert meter.read()["rollout/waiting_share"] == 0.4
+    assert meter.read()["rollout/waiting_seconds"] == 4
     now[0] += 25
     assert meter.read()["rollout/tokens_per_second"] == 10  # the first 600 are 35 seconds old
     assert meter.read()["rollout/tokens"] == 900
@@ -166,7 +170,7 @@ def test_rates_are_over_the_last_half_minute():
 
 def test_every_metric_is_declared():
     meter = Meter()
-    for name in ("groups_put", "refused", "handed_back", "fenced", "cut", "resumed"):
+    for name in ("groups_put", "refused", "handed_back", "fenced", "cut", "resumed", "tokens_put"):
         meter.count(name)
     meter.sampled(1)
     meter.swapped(SwapReport(V1, 0.1, 0.2, 0.3, 4))

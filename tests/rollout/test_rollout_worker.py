@@ -154,6 +154,31 @@ def test_groups_are_generated_scored_and_put_until_the_gate_closes():
     assert store.counts().balanced
 
 
+def test_a_worker_that_asks_for_prompts_anyway_does_not_look_for_weights_besides(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("penstock.rollout.worker.RETRY", (0.01, 0.01))
+    monkeypatch.setattr("penstock.rollout.worker.LOOK", 0.1)
+    looks: list[float] = []
+
+    class Store(MemoryStore):
+        def published(self) -> Version:
+            looks.append(time.monotonic())
+            return super().published()
+
+    store = Store()
+    store.attach(LedgerRules(max_lag=0, groups_per_step=1, prompts=None, max_bytes=10**9))
+    store.reconcile(FIRST, 0, "start")
+    one = worker(store, max_lag=0)
+    with running(one):
+        until(lambda: str(one.stats()["closed"]) == "lag")
+        looks.clear()
+        time.sleep(0.3)
+        assert len(looks) <= 1, "the answers at the closed gate say which version is published"
+        train(store, FIRST, 1)
+        until(lambda: one.stats()["version"] == "0.1")
+
+
 def test_a_worker_follows_the_learner_and_no_group_is_beyond_the_bound():
     store = ledger(max_lag=1)
     one = worker(store, max_lag=1)
@@ -236,6 +261,50 @@ def test_a_drained_worker_hands_on_its_tokens_and_another_completes_them():
             assert len(answer.tokens) == 20 and answer.finish == "length"
             before = [int(group.prompt.tokens[-1]), *answer.tokens[:-1].tolist()]
             assert np.abs(answer.logprobs - table(FIRST, 32)[before, answer.tokens]).max() < 1e-6
+
+
+def account(*workers: RolloutWorker) -> dict[str, int]:
+    said = [one.stats() for one in workers]
+    parts = ("sampled", "resumed", "put", "handed_back", "dropped")
+    return {part: int(sum(s.get(f"rollout/tokens_{part}", 0) for s in said)) for part in parts}
+
+
+def test_of_an_answer_that_is_handed_on_three_times_no_token_is_sampled_twice_and_none_is_lost():
+    """The engines' own counts against what the workers say became of it, and against the groups in the store."""
+    store = ledger()
+    everybody = []
+    for number in range(3):
+        engine = Paced(slots=6, seed=number)
+        everybody.append(worker(store, engine, name=f"w{number}", max_groups=2))
+        with running(everybody[-1]):
+            until(lambda engine=engine: len(engine.in_flight) == 6)
+            engine.go(5)
+            until(lambda engine=engine, many=5 * (number + 1): engine.lengths == [many] * 6)
+    assert account(*everybody) == {
+        "sampled": 90,
+        "resumed": 30 + 60,
+        "put": 0,
+        "handed_back": 30 + 60 + 90,
+        "dropped": 0,
+    }
+    last = worker(store, FakeGenerator(seed=9, end=-1), name="last")
+    with running(last):
+        groups = train(store, FIRST)
+    whole = account(*everybody, last)
+    assert whole["sampled"] + whole["resumed"] == whole["put"] + whole["handed_back"] + whole["dropped"]
+    assert whole["resumed"] == 180
+    first_two = [len(t.completion.tokens) for group in groups[:2] for t in group.trajectories]
+    assert first_two == [20] * 6
+    left = [decode(stored.payload, Group) for stored in store.take(Version(0, 1), 99).groups]
+    assert whole["put"] == sum(len(t.completion.tokens) for group in (*groups, *left) for t in group.trajectories)
+
+
+def test_what_is_given_up_counts_as_dropped():
+    store = ledger(prompts=2)
+    one = worker(store, FakeGenerator(end=-1), Judge(fails=[1]), max_groups=2)
+    with running(one):
+        until(lambda: store.counts().dropped == {"unscored": 1} and store.counts().by_state["stored"] == 1)
+    assert account(one) == {"sampled": 120, "resumed": 0, "put": 60, "handed_back": 0, "dropped": 60}
 
 
 @pytest.mark.parametrize(("outlived", "resumed"), [("drop", 0), ("cut", 0), ("mask", 2)])
@@ -466,3 +535,26 @@ def test_an_evaluation_asked_for_while_the_worker_ends_fails_and_is_not_forgotte
         asked.result(timeout=0)
     with pytest.raises(PenstockError, match="it has ended"):
         evaluator.ask(EvaluationJob((prompt(0),), SAMPLING)).result(timeout=0)
+
+
+def test_what_is_in_flight_is_told_in_answers_and_in_tokens():
+    generator = Paced()
+    one = worker(ledger(), generator, max_groups=1)
+    with running(one):
+        until(lambda: len(generator.in_flight) == 3)
+        generator.go(7)
+        until(lambda: generator.lengths == [7, 7, 7])
+        until(lambda: one.stats()["rollout/tokens_in_flight"] == 21.0)
+        assert one.stats()["rollout/in_flight"] == 3.0
+
+
+def test_a_workers_phases_are_spans_that_are_handed_out_once():
+    store = ledger()
+    one = worker(store)
+    with running(one):
+        until(lambda: one.stats()["phase"] == "waiting: lag")
+        time.sleep(0.1)
+    spans = one.spans()
+    assert "waiting: lag" in {span.phase for span in spans}
+    assert sum(span.end - span.begin for span in spans) >= 0.1
+    assert one.spans() == []

@@ -74,6 +74,29 @@ def test_metrics_have_a_line_per_step_and_samples_can_be_read(asynchronous):
     assert sample["reward"] == float(sample["answer"] == right[::-1])  # answers are written units first
 
 
+def test_the_tokens_of_samples_can_be_inspected_and_agree_with_what_was_measured(asynchronous):
+    from penstock.services.dashboard.inspector import Inspector
+    from penstock.services.rundir import RunDir
+
+    look = Inspector(RunDir.open(asynchronous.dir))
+    apart = []
+    for step in range(1, STEPS + 1):
+        for answer in look.answers("samples", step, None).answers:
+            tokens = look.tokens("samples", step, None, answer.index)
+            (stretch,) = tokens.stretches
+            assert "".join(stretch.texts).startswith(answer.answer)
+            assert all(abs(advantage) < 10 for advantage in stretch.advantages)
+            fresh = [
+                place for span in tokens.spans if span.lag == 0 for place in range(span.start, span.start + span.count)
+            ]
+            apart += [abs(stretch.log_ratio[place]) for place in fresh]
+    # Where there is no lag the two engines differ by rounding alone, as over the whole batch.
+    assert max(apart) <= asynchronous.metrics["mismatch/max"].max() + 1e-6
+    whole = look.answers("archive", 10, None)
+    assert whole.total == GROUPS * 8
+    assert "".join(look.tokens("archive", 10, None, 0).stretches[0].texts).startswith(whole.answers[0].answer[:1])
+
+
 def test_plots_logs_archive_and_checkpoints_are_there(asynchronous):
     from penstock.learner import archive, checkpoints
 

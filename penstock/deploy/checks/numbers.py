@@ -115,6 +115,27 @@ def the_transport_is_possible(ctx: Context) -> Iterator[Finding]:
         yield ctx.error("weights.transport", why)
 
 
+@rule("placement", stages=("train", "sft"))
+def a_cluster_of_its_own_has_only_what_this_machine_has(ctx: Context) -> Iterator[Finding]:
+    if ctx.joins_a_cluster:
+        return
+    placement, remedy = ctx.run_file.placement, "join one with placement.ray_address, or leave it out"
+    for role in ("rollout", "learner", "scorer"):
+        if getattr(placement, role).resources:
+            problem = "a cluster that is started for the run has no custom resources"
+            yield ctx.error(f"placement.{role}.resources", problem, remedy=remedy)
+    if placement.grows:
+        yield ctx.error("placement.grows", "a cluster that is started for the run does not grow", remedy=remedy)
+
+
+@rule("placement", stages=("train", "sft"))
+def a_cluster_that_grows_does_not_show_its_gpus(ctx: Context) -> Iterator[Finding]:
+    placement = ctx.run_file.placement
+    if ctx.joins_a_cluster and placement.grows and placement.device == "auto":
+        problem = "auto looks at the nodes that are there when the run starts, and GPU nodes may be still to come"
+        yield ctx.warning("placement.device", problem, remedy="say cuda or cpu")
+
+
 @rule("placement", "engine")
 def two_share_one_gpu(ctx: Context) -> Iterator[Finding]:
     share = ctx.run_file.engine.memory_share

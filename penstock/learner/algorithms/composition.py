@@ -29,6 +29,8 @@ class Composed(NamedTuple):
     facts: Facts
     mask: Bool[Tensor, "rows window"]
     """Tokens that count and are within range."""
+    trust_weights: Float[Tensor, "rows window"]
+    """What the correction multiplies the objective by."""
 
 
 def compose(
@@ -68,4 +70,4 @@ def compose(
     if algorithm.entropy_coefficient > 0 and entropy is not None:
         loss = loss - algorithm.entropy_coefficient * weighted_sum(entropy, mask, weights)
     facts = combined(range_facts, facts, trust_facts, reject_facts)
-    return Composed(loss, policy, keep, facts, mask)
+    return Composed(loss, policy, keep, facts, mask, trust.weights)

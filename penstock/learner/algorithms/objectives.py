@@ -22,6 +22,7 @@ from penstock.learner.algorithms.ranges import rows_within_range
 Facts = dict[str, Tensor]
 """Per-token values [rows, window] by metric name, to be averaged over the tokens that count."""
 CLIPPED_LOW, CLIPPED_HIGH = "actor/pg_clipfrac_low", "actor/pg_clipfrac_high"
+CLIPPED_DUAL = "actor/pg_clipfrac_dual"
 
 
 def log_ratio(
@@ -89,7 +90,7 @@ def ppo_clip(
     loss, facts = _clipped(ratio, weight, clip_low, clip_high)
     if dual_clip is not None:
         loss = torch.where(weight < 0, torch.minimum(loss, -dual_clip * weight), loss)
-        facts["actor/pg_clipfrac_dual"] = ((ratio > dual_clip) & (weight < 0)).float()
+        facts[CLIPPED_DUAL] = ((ratio > dual_clip) & (weight < 0)).float()
     return masked(loss, mask), facts
 
 

@@ -45,6 +45,12 @@ class Entry:
     binding: Version = FIRST
     step: int = 0
     """The step it was taken for (state taken) or that used it (state applied)."""
+    since: float = 0.0
+    """Unix seconds at which it became stored (state stored)."""
+
+    def store(self, now: float) -> None:
+        """To the state stored, at `now`."""
+        self.state, self.since = "stored", now
 
     @property
     def leased(self) -> bool:
@@ -99,7 +105,12 @@ class Book(Registry):
             redelivered=self._redelivered,
             refused=dict(self._refused),
             causes=dict(self._causes),
+            queue_age=self._queue_age(),
         )
+
+    def _queue_age(self) -> float:
+        since = [entry.since for entry in self._entries.values() if entry.state == "stored"]
+        return max(0.0, self._clock() - min(since)) if since else 0.0
 
     def _closed(self, behind: int) -> Closed:
         """Why no new prompt may start at a worker that lags by `behind`."""

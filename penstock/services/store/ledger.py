@@ -192,8 +192,7 @@ class RedisStore:
     # --- looking on ---------------------------------------------------------------------------------
 
     def published(self) -> Version:
-        lineage, step, _, _ = self._connection.call("head")
-        return _version(lineage, step)
+        return Version(*self._connection.published())
 
     def forks(self) -> Forks:
         return self._refresh().forks
@@ -202,7 +201,7 @@ class RedisStore:
         return cast(Closed, self._connection.call("head")[3].decode())
 
     def counts(self) -> LedgerCounts:
-        issued, sizes, committed, drops, size, lineage, step, redelivered, refused, causes = self._connection.call(
+        issued, sizes, committed, drops, size, lineage, step, redelivered, refused, causes, age = self._connection.call(
             "counts"
         )
         dropped = _drops(drops)
@@ -216,6 +215,7 @@ class RedisStore:
             redelivered=int(redelivered),
             refused=_drops(refused),
             causes={reason.decode(): cause.decode() for reason, cause in _pairs(causes)},
+            queue_age=float(age),
         )
 
     def announce(self, worker: str, facts: Mapping[str, str | float], ttl: float) -> None:

@@ -75,7 +75,7 @@ class MemoryStore(Book):
                 del self._entries[index]
                 self._committed += 1
             else:
-                held.state = "stored"
+                held.store(self._clock())
         rolled_back = self._last_commit is not None and not contains(self._last_commit)
         not_ours = min(now.step, common[now.lineage]) < checkpoint.step
         if memo is not None and (rolled_back or not_ours):
@@ -157,7 +157,8 @@ class MemoryStore(Book):
         if entry is None or (entry.state == "returned" and not entry.lapsed):
             raise self._fenced("put", ticket)
         if entry.leased:
-            entry.state, entry.lapsed, entry.payload, entry.binding = "stored", False, payload, binding
+            entry.lapsed, entry.payload, entry.binding = False, payload, binding
+            entry.store(self._clock())
 
     @atomic
     def release(self, ticket: Ticket, partial: bytes | None) -> None:

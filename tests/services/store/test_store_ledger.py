@@ -24,9 +24,10 @@ def test_a_new_run_starts_empty_at_the_first_version(opened):
     assert states(store) == {}
 
 
-def test_nothing_can_be_reserved_before_a_learner_has_opened_the_run(blank):
-    with pytest.raises(StoreError, match="does not know this run"):
-        reserve(blank, 1)
+def test_nothing_can_be_reserved_or_looked_up_before_a_learner_has_opened_the_run(blank):
+    for ask in (lambda: reserve(blank, 1), blank.published):
+        with pytest.raises(StoreError, match="does not know this run"):
+            ask()
 
 
 def test_reconcile_asks_for_the_rules_first(blank):
@@ -460,6 +461,19 @@ def test_a_gate_held_by_hand_gives_no_new_prompt_but_what_was_returned_and_opens
     store.hold(False)
     assert store.gate() == ""
     assert store.reserve("w", ONE, 1, 60.0, "open").tickets
+
+
+def test_the_queue_is_as_old_as_its_oldest_stored_group_and_an_empty_one_has_no_age(opened):
+    store = opened(max_lag=1, groups_per_step=1)
+    assert store.counts().queue_age == 0
+    for _ in range(2):
+        play(store, 1)
+        time.sleep(0.15)
+    assert store.counts().queue_age >= 0.3
+    taken(store, FIRST, 1)
+    assert store.counts().queue_age >= 0.15  # the younger one is still there
+    store.drain("run_ended")
+    assert store.counts().queue_age == 0
 
 
 def test_the_end_drops_what_is_outstanding_and_admits_nothing(opened):

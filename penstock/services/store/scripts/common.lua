@@ -7,6 +7,7 @@ local REFUSED = prefix .. 'refused' -- reason -> how many of the drops were a wo
 local CAUSES = prefix .. 'causes' -- the same reasons -> why the last one was
 local FORKS = prefix .. 'forks' -- lineage -> the version it forked from
 local BINDINGS = prefix .. 'bindings' -- binding version -> how many stored groups have it
+local SINCE = prefix .. 'since' -- sorted set of stored indices; score: unix seconds at which each became stored
 local QUEUES = { -- state -> sorted set of indices; committed and dropped are only counted
   returned = prefix .. 'returned', -- score: index
   reserved = prefix .. 'reserved', -- score: end of the lease, unix seconds
@@ -74,13 +75,19 @@ end
 
 local function leave(index, from)
   redis.call('ZREM', QUEUES[from], index)
-  if from == 'stored' then count_binding(index, -1) end
+  if from == 'stored' then
+    count_binding(index, -1)
+    redis.call('ZREM', SINCE, index)
+  end
 end
 
 local function enter(index, to, score)
   redis.call('ZADD', QUEUES[to], score, index)
   redis.call('HSET', entry(index), 'state', to)
-  if to == 'stored' then count_binding(index, 1) end
+  if to == 'stored' then
+    count_binding(index, 1)
+    redis.call('ZADD', SINCE, clock(), index)
+  end
 end
 
 local function move(index, from, to, score)

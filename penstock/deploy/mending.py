@@ -1,0 +1,104 @@
+"""What becomes of actors that die, fail or fall silent while a run goes on."""
+
+from __future__ import annotations
+
+import time
+
+import ray
+
+from penstock.deploy.fleet import ActorLost, Member
+from penstock.deploy.journal import Journal
+from penstock.deploy.parts import Parts
+from penstock.deploy.runfile import RunFile
+from penstock.deploy.scaling import Scaling
+from penstock.services.contracts import DeadlinePassed
+
+
+class Mending:
+    """Replaces workers and scorers; what cannot be replaced ends the run. Nothing here waits."""
+
+    def __init__(self, parts: Parts, run_file: RunFile, journal: Journal, workers: Scaling, scorers: Scaling) -> None:
+        self._parts, self._run_file, self._journal = parts, run_file, journal
+        self._workers, self._scorers = workers, scorers
+        self.restarts: dict[str, int] = {}
+        """By name, of whoever was started again."""
+
+    def store(self) -> None:
+        """Start the private store again when it has died."""
+        cause = self._parts.host.revive()
+        if cause is not None:
+            self.restarts["store"] = self._parts.host.restarts
+            self._journal.tell("restarted", "the private store died and was started again", name="store", cause=cause)
+
+    def look(self, started: bool) -> None:
+        """At everybody. Raises ActorLost when the run cannot go on. Until the learner has `started` nobody works."""
+        for member in self._parts.learners:
+            if member.state == "dead":
+                self._journal.tell("died", member.cause, name=member.name)
+                raise ActorLost(f"{member.cause}\n  {self._go_on}")
+        for member in self._scorers.staying:
+            self._scorer(member)
+        self._parts.in_use.look()
+        for member in self._workers.staying:
+            self._worker(member, started)
+
+    @property
+    def _go_on(self) -> str:
+        return f"go on from the last checkpoint with: penstock resume {self._journal.run_dir}"
+
+    def _worker(self, member: Member, started: bool) -> None:
+        """An engine that failed is replaced, never trusted."""
+        if member.state != "dead":
+            if member.state == "ready" and started:
+                member.run()
+                self._parts.tell_bound(member)
+                what = f"{member.name} is back" if member.restarts else f"{member.name} begins to generate"
+                self._journal.tell("restarted" if member.restarts else "joined", what, name=member.name)
+            return
+        self._journal.tell("died", member.cause, name=member.name)
+        most = self._run_file.rollout.max_restarts
+        if member.restarts >= most:
+            if not self._workers.may_give_up(member):
+                again = f"{member.name} was started again {most} times (rollout.max_restarts)"
+                raise ActorLost(f"{member.cause}\n{again}")
+            self._workers.give_up(member)
+            return
+        member.launch()
+        self.restarts[member.name] = member.restarts
+        self._journal.tell("restarted", f"{member.name} is started again", name=member.name)
+
+    def _scorer(self, member: Member) -> None:
+        """Ray starts scorers again, until it has done so too often; meanwhile others score their groups."""
+        if member.state == "ready":
+            member.run()
+            self._journal.tell("joined", f"{member.name} begins to score", name=member.name)
+        if member.state == "dead":
+            self._journal.tell("died", member.cause, name=member.name)
+            if not self._scorers.may_give_up(member):
+                raise ActorLost(f"{member.cause}\n  {self._go_on}")
+            self._scorers.give_up(member)
+        known = member.facts.get("pid")
+        if (pid := int(member.stats.get("process/pid", known or 0))) != (known or 0):
+            member.facts["pid"], member.restarts = pid, member.restarts + 1
+            self.restarts[member.name] = member.restarts
+            self._journal.tell("restarted", f"{member.name} died and was started again by Ray", name=member.name)
+
+    def silence(self) -> None:
+        """A process that lives but does not move any more. Engines may compile for long, so the limit is generous.
+        Raises DeadlinePassed for a learner."""
+        limit = self._run_file.deadlines.silence
+        for member in self._parts.members:
+            if member.state != "running" or member.silent <= limit:
+                continue
+            what = (
+                f"{member.name} has been silent for {member.silent:.0f} s while {member.stats.get('doing', 'scoring')}"
+            )
+            if member.role == "learner":
+                raise DeadlinePassed(f"{what} (deadlines.silence is {limit:g} s); its log is {member.log}")
+            if member.role == "scorer":
+                self._journal.warn(f"{what}; it was ended, and Ray starts it again", name=member.name)
+                member.away, member.heard = True, time.monotonic()
+                ray.kill(member.handle, no_restart=False)
+                continue
+            member.kill()
+            member.state, member.cause = "dead", f"{what}; it was ended"

@@ -1,0 +1,115 @@
+"""The page of one run, put together: what it reads, what it may ask, and the process that serves it beside a run."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from penstock.deploy.catalogue import catalogue
+from penstock.deploy.status import Place, as_json, status_of
+from penstock.services.control import RunControl
+from penstock.services.dashboard.config import DashboardSection, token_for
+from penstock.services.dashboard.listener import Listener, listen
+from penstock.services.mailbox import MailboxControl, whoami
+from penstock.services.rundir import RunDir
+
+_NICE = 5
+"""How much more polite than the run its page is: it must not slow the run down."""
+_END = 5.0
+"""Seconds in which the page's process must have ended."""
+
+
+def serve_page(
+    directory: RunDir,
+    listener: Listener,
+    token: str | None,
+    control: RunControl | None = None,
+    place: Place | None = None,
+) -> None:
+    """Serve the page of a run, running or ended, until a signal comes. `control` and `place` are those of a run that
+    goes on elsewhere, of which `directory` is a copy."""
+    from penstock.services.dashboard.access import Access
+    from penstock.services.dashboard.api import Subject
+    from penstock.services.dashboard.app import create_app
+    from penstock.services.dashboard.compare import compare_router
+    from penstock.services.dashboard.inspector import inspector_router
+    from penstock.services.dashboard.server import serve
+
+    subject = Subject(
+        directory=directory,
+        facts=lambda: as_json(status_of(directory, place)),
+        control=control or MailboxControl(directory),
+        catalogue=catalogue(),
+        user=whoami(),
+    )
+    routers = (inspector_router(directory), compare_router(directory))
+    serve(create_app(subject, Access(listener.host, listener.port, token), routers), listener)
+
+
+@contextlib.contextmanager
+def beside(section: DashboardSection, directory: RunDir) -> Iterator[str]:
+    """Inside, the page of the run is served by a process of its own, at the address that is given; an empty one when
+    the section does not ask for it.
+
+    Raises PageError when it cannot be served as asked. What happens to the page later does not concern the run.
+    """
+    if not section.enabled:
+        yield ""
+        return
+    token_for(section.host, section.token_env)
+    listener = listen(section.host, section.port)
+    address = listener.address
+    try:
+        process = _start(section, directory, listener)
+    finally:
+        listener.socket.close()
+    try:
+        yield address
+    finally:
+        process.terminate()
+        try:
+            process.wait(_END)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _start(section: DashboardSection, directory: RunDir, listener: Listener) -> subprocess.Popen[bytes]:
+    """The process, which has the socket and so the port. Signals from the terminal go to the run alone."""
+    number = listener.socket.fileno()
+    home = Path(__file__).parents[2]
+    paths = os.pathsep.join([str(home), *filter(None, [os.environ.get("PYTHONPATH")])])
+    arguments = [str(directory.path), str(number), section.host, section.token_env, str(os.getpid())]
+    with directory.log("dashboard").open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-P", "-m", "penstock.deploy.page", *arguments],
+            pass_fds=(number,),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            env=os.environ | {"PYTHONPATH": paths},
+        )
+
+
+def main(arguments: list[str]) -> None:
+    """The process of `beside`: RUN_DIR, the socket's number, the host, the token's variable, the parent's id."""
+    run_dir, number, host, token_env, parent = arguments
+    # Ends with the run also when that is killed; the second line is for one that was killed before the first.
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+    if os.getppid() != int(parent):
+        return
+    os.nice(_NICE)
+    listener = Listener(socket.socket(fileno=int(number)), host)
+    serve_page(RunDir.open(run_dir), listener, token_for(host, token_env))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

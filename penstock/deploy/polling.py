@@ -1,0 +1,45 @@
+"""Looking at all actors of a run: one question to Ray about every answer that is awaited, and new questions in turn.
+
+To look at a thousand workers one by one takes the driver half a second, and it looks five times a second.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import ray
+
+from penstock.deploy.fleet import Member
+
+ASKED_AT_ONCE = 5
+"""Rollout workers that are asked at one look how they are. At five looks a second ten workers are asked every 0.4 s, a
+thousand every 40 s; that one died or ended is no answer to a question, and noticed at the next look."""
+_WITHIN_SILENCE = 4
+"""How often each is asked, at least, within the time after which it counts as silent."""
+
+
+class Polling:
+    """Polls members every `tick` seconds, and remembers whose turn it is to be asked."""
+
+    def __init__(self, tick: float, silence: float) -> None:
+        """`silence` is the seconds without a word after which a member counts as dead."""
+        self._share = _WITHIN_SILENCE * tick / silence
+        self._turn = 0
+
+    def look(self, members: Sequence[Member], start_deadline: float) -> None:
+        """`Member.poll` for all of them. Raises DeadlinePassed as it does."""
+        awaited = [answer for member in members for answer in member.awaited]
+        there = set(ray.wait(awaited, num_returns=len(awaited), timeout=0)[0]) if awaited else set()
+        asked = self._in_turn([member for member in members if member.role == "rollout"])
+        for member in members:
+            # The learner and the scorers are few, and the learner's answers are its reports.
+            member.poll(start_deadline, there.__contains__, member.role != "rollout" or member.name in asked)
+
+    def _in_turn(self, workers: list[Member]) -> set[str]:
+        """Names of those that are asked now."""
+        first = self._turn % max(1, len(workers))
+        at_once = max(ASKED_AT_ONCE, math.ceil(self._share * len(workers)))
+        chosen = (workers[first:] + workers[:first])[:at_once]
+        self._turn = first + len(chosen)
+        return {worker.name for worker in chosen}

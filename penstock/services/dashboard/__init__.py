@@ -1,0 +1,1 @@
+"""The page that people watch, and the API behind it."""

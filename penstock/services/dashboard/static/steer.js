@@ -1,0 +1,171 @@
+// The buttons: what is asked of the run, what it answered.
+
+import { command } from "./api.js";
+import { make } from "./format.js";
+
+export class Steer {
+  constructor() {
+    this.group = document.getElementById("steer");
+    this.toasts = document.getElementById("toasts");
+    this.dialog = document.getElementById("ask");
+    this.workers = 0;
+    this.paused = false;
+    this.held = false;
+    this.coefficients = {};
+    this.fewer = this.button("−", "One rollout worker less", () => this.scale(-1), "step");
+    this.count = make("output", { "aria-label": "Rollout workers" }, "0");
+    this.more = this.button("+", "One rollout worker more", () => this.scale(+1), "step");
+    this.pause = this.button("Pause", "No new groups and no new train steps until it goes on", () => this.ask({ type: this.paused ? "resume" : "pause" }, this.pause));
+    this.gate = this.button("Close gate", "No new prompts; what is stored is trained on", () => this.ask({ type: "gate", open: this.held }, this.gate));
+    this.checkpoint = this.button("Checkpoint", "Write a checkpoint at the end of this step", () => this.ask({ type: "checkpoint" }, this.checkpoint));
+    this.tune = this.button("Tune…", "Change the KL coefficient, the learning rate, …", () => this.openTune());
+    this.stop = this.button("Stop…", "End the run after this step, with a checkpoint and a summary", () => this.openStop(), "danger");
+    this.group.append(
+      make("span", { class: "workers", title: "Rollout workers" }, make("span", { "aria-hidden": "true" }, "workers"), this.fewer, this.count, this.more),
+      this.pause,
+      this.gate,
+      this.checkpoint,
+      this.tune,
+      this.stop,
+    );
+    this.able = null;
+  }
+
+  button(text, hint, act, kind = "") {
+    const element = make("button", { type: "button", class: `btn ${kind}`, title: hint, "aria-label": kind === "step" ? hint : null }, text);
+    element.dataset.hint = hint;
+    element.addEventListener("click", act);
+    return element;
+  }
+
+  /** What the run is doing now, so that the buttons say what they would change. */
+  show(facts) {
+    const view = facts.view;
+    const able = facts.alive && ["training", "evaluating"].includes(view?.phase);
+    const staying = (view?.workers ?? []).filter((worker) => worker.role === "rollout" && worker.state !== "leaving");
+    this.workers = this.wanted ?? staying.length;
+    if (this.wanted !== undefined && (staying.length === this.wanted || Date.now() > this.wantedUntil)) this.wanted = undefined;
+    this.count.textContent = String(this.workers);
+    const controls = view?.controls ?? {};
+    this.paused = Boolean(controls.paused_by);
+    this.held = controls.gate_open === false;
+    this.coefficients = controls.coefficients ?? {};
+    set(this.pause, this.paused ? "Resume" : "Pause");
+    set(this.gate, this.held ? "Open gate" : "Close gate");
+    this.pause.classList.toggle("on", this.paused);
+    this.gate.classList.toggle("on", this.held);
+    if (able !== this.able) {
+      this.able = able;
+      const why = facts.alive ? `the run is ${view?.phase ?? "starting"}` : "the run has ended";
+      for (const each of this.group.querySelectorAll("button")) {
+        each.disabled = !able;
+        each.title = able ? each.dataset.hint : `${each.dataset.hint} – not now: ${why}`;
+      }
+    }
+    this.fewer.disabled = !able || this.workers <= 0;
+  }
+
+  scale(by) {
+    const count = Math.max(0, (this.wanted ?? this.workers) + by);
+    this.wanted = count;
+    this.wantedUntil = Date.now() + 120_000;
+    this.count.textContent = String(count);
+    return this.ask({ type: "scale", role: "rollout", count }, by > 0 ? this.more : this.fewer, () => (this.wanted = undefined));
+  }
+
+  remove(name) {
+    return this.ask({ type: "remove", name });
+  }
+
+  /** Send a command; say what came of it. */
+  async ask(asked, button = null, undo = () => {}) {
+    button?.setAttribute("aria-busy", "true");
+    try {
+      this.toast(await command(asked), "done");
+      return true;
+    } catch (error) {
+      undo();
+      this.toast(error.message, "refused");
+      return false;
+    } finally {
+      button?.removeAttribute("aria-busy");
+    }
+  }
+
+  toast(text, kind) {
+    const close = make("button", { type: "button", class: "btn-close", "aria-label": "Close" });
+    const element = make("div", { class: `note ${kind}` }, make("span", {}, text), close);
+    const gone = setTimeout(() => element.remove(), kind === "done" ? 6000 : 15000);
+    close.addEventListener("click", () => {
+      clearTimeout(gone);
+      element.remove();
+    });
+    this.toasts.append(element);
+    while (this.toasts.children.length > 4) this.toasts.firstChild.remove();
+  }
+
+  openStop() {
+    this.dialog.replaceChildren(
+      make("h2", { id: "ask-title" }, "Stop the run?"),
+      make("p", {}, "It ends after the step that is under way, with a checkpoint and a summary; penstock resume goes on from there."),
+      this.buttons("Stop the run", "btn-danger", () => this.ask({ type: "stop", why: "asked for on the page" }, this.stop)),
+    );
+    this.dialog.showModal();
+  }
+
+  openTune() {
+    const rank = (name) => ["kl.coefficient", "learning_rate", "max_lag"].indexOf(name) >>> 0;
+    const names = Object.keys(this.coefficients).sort((a, b) => rank(a) - rank(b) || a.localeCompare(b));
+    const fields = names.map((name) => {
+      const value = this.coefficients[name];
+      const input = make("input", { class: "form-control form-control-sm", id: `set-${name}`, inputmode: "decimal", autocomplete: "off", placeholder: plain(value) });
+      input.dataset.name = name;
+      return make("div", { class: "field" }, make("label", { for: `set-${name}` }, name), input, make("span", { class: "form-text" }, `now ${plain(value)}`));
+    });
+    if (names.length === 0) fields.push(make("p", {}, "The learner has not begun yet."));
+    const apply = async () => {
+      for (const input of this.dialog.querySelectorAll("input[data-name]")) {
+        if (input.value.trim() === "") continue;
+        const value = Number(input.value);
+        const name = input.dataset.name;
+        if (Number.isNaN(value)) this.toast(`${name}: ${input.value} is no number`, "refused");
+        else await this.ask(name === "max_lag" ? { type: "max_lag", bound: value } : { type: "set", name, value }, this.tune);
+      }
+    };
+    this.dialog.replaceChildren(
+      make("h2", { id: "ask-title" }, "Change coefficients"),
+      make("p", {}, "From the next step on. What is left empty stays as it is."),
+      ...fields,
+      this.buttons("Apply", "btn-primary", apply),
+    );
+    this.dialog.showModal();
+  }
+
+  buttons(text, kind, act) {
+    const form = make(
+      "form",
+      { method: "dialog", class: "buttons" },
+      make("button", { class: "btn btn-outline-secondary", value: "no", type: "submit", formnovalidate: true }, "Cancel"),
+      make("button", { class: `btn ${kind}`, value: "yes", type: "submit" }, text),
+    );
+    form.addEventListener("submit", (event) => {
+      if (event.submitter?.value === "yes") act();
+    });
+    this.dialog.onkeydown = (event) => {
+      if (event.key === "Enter" && event.target.matches("input")) {
+        event.preventDefault();
+        this.dialog.close();
+        act();
+      }
+    };
+    return form;
+  }
+}
+
+function plain(value) {
+  return String(Number(value.toPrecision(4)));
+}
+
+function set(element, text) {
+  if (element.textContent !== text) element.textContent = text;
+}

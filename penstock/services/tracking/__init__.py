@@ -1,0 +1,1 @@
+"""Trackers: TensorBoard, Weights & Biases, MLflow. They are told what a run records, and never in its way."""

@@ -1,0 +1,1 @@
+"""Grafana dashboards, from a description that names metrics as a run does."""

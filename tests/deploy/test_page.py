@@ -1,0 +1,99 @@
+"""The page beside a run: a process of its own that comes and goes with it."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from views import view
+
+from penstock.deploy.page import beside
+from penstock.services.dashboard.config import DashboardSection, PageError
+from penstock.services.rundir import RunDir
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    made = RunDir.create(tmp_path / "runs", "sort", "name: sort\n")
+    made.write_status(view())
+    return made
+
+
+def ask(address: str, path: str, token: str = "") -> Any:
+    request = urllib.request.Request(f"{address}{path}", headers={"authorization": f"Bearer {token}"} if token else {})
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return json.load(answer)
+
+
+def children() -> set[int]:
+    return {child.pid for child in psutil.Process().children()}
+
+
+def test_nothing_is_served_unless_it_is_asked_for(run: RunDir) -> None:
+    before = children()
+    with beside(DashboardSection(), run) as address:
+        assert address == ""
+        assert children() == before
+
+
+def test_the_page_of_a_run_answers_at_once_and_ends_with_it(run: RunDir) -> None:
+    before = children()
+    with beside(DashboardSection(enabled=True), run) as address:
+        # The port was held by the run before the process was up: what comes early waits and is not refused.
+        told = ask(address, "api/status")
+        (process,) = children() - before
+        assert os.getpriority(os.PRIO_PROCESS, process) > os.getpriority(os.PRIO_PROCESS, 0)
+    assert told["facts"]["view"]["step"] == 12
+    assert children() == before
+    with pytest.raises(urllib.error.URLError):
+        ask(address, "api/status")
+
+
+def test_a_port_that_is_taken_ends_the_start_with_a_remedy_and_leaves_nothing(run: RunDir) -> None:
+    before = children()
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        section = DashboardSection(enabled=True, port=other.getsockname()[1])
+        with pytest.raises(PageError, match="in use"), beside(section, run):
+            pass
+    assert children() == before
+
+
+def test_beyond_this_machine_a_token_is_demanded_before_anything_starts(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PAGE_TOKEN", raising=False)
+    with (
+        pytest.raises(PageError, match="PAGE_TOKEN is not set"),
+        beside(DashboardSection(enabled=True, host="0.0.0.0", token_env="PAGE_TOKEN"), run),
+    ):
+        pass
+
+
+def test_the_token_reaches_the_page_by_the_environment_alone(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PAGE_TOKEN", "correct-horse-battery-staple")
+    before = children()
+    with beside(DashboardSection(enabled=True, token_env="PAGE_TOKEN"), run) as address:
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            ask(address, "api/status")
+        assert ask(address, "api/status", "correct-horse-battery-staple")["verdict"]
+        (process,) = children() - before
+        assert "correct-horse" not in " ".join(psutil.Process(process).cmdline())
+
+
+def test_a_page_that_dies_does_not_concern_the_run(run: RunDir) -> None:
+    before = children()
+    with beside(DashboardSection(enabled=True), run):
+        (process,) = children() - before
+        psutil.Process(process).kill()
+        time.sleep(0.2)
+    assert children() == before
