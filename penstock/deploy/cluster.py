@@ -83,6 +83,11 @@ class Cluster:
         return self.joined and grows()
 
     @property
+    def home(self) -> str:
+        """Ray's id of the node that this process is on."""
+        return str(ray.get_runtime_context().get_node_id())
+
+    @property
     def nodes(self) -> int:
         """How many machines are in the cluster now."""
         return sum(1 for node in ray.nodes() if node["Alive"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import cached_property, partial
@@ -53,6 +54,8 @@ class Parts:
         self.cluster: Cluster
         self.host: StoreHost
         self.placement: Placement
+        self.crowded = ""
+        """What others have left of the cluster, when that is less than the run began with."""
         self.evaluation: EvaluationJob | None = None
         self._rules: LedgerRules
         self._bound = run_file.staleness.max_lag
@@ -103,6 +106,7 @@ class Parts:
         if self.cluster.joined:
             self._stack.enter_context(desk(directory, self.run_id))
         self.placement = self._place(run_file.rollout.workers, self._reward.scorers)
+        self.crowded = _crowd(self.placement, {})
         self.route = self._choose_route()
         address = ray.util.get_node_ip_address() if self._several else None
         self.host = StoreHost(run_file.store, directory, self.run_id, address)
@@ -227,12 +231,16 @@ class Parts:
     def _room(self, workers: int, scorers: int) -> str:
         """What has to be waited for, if anything. Raises PenstockError, which says what is lacking, when the cluster
         has no room for so many and gets none by itself."""
-        lacking = self._place(workers, scorers).lacking(ray.cluster_resources())
-        return f"The cluster has to grow first: {lacking}; its autoscaler is waited for" if lacking else ""
+        wanted = self._place(workers, scorers)
+        lacking = wanted.lacking(ray.cluster_resources())
+        if lacking:
+            return f"The cluster has to grow first: {lacking}; its autoscaler is waited for"
+        return _crowd(wanted, self._place(len(self.rollout.staying), len(self.scoring.staying)).demand())
 
     def _place(self, workers: int, scorers: int) -> Placement:
         ranks = self._run_file.learner.ranks
-        return place(self._run_file, workers=workers, ranks=ranks, scorers=scorers, grows=self._grows)
+        home = self.cluster.home if self.cluster.joined and not self._several else None
+        return place(self._run_file, workers=workers, ranks=ranks, scorers=scorers, grows=self._grows, home=home)
 
     def hold_gate(self, held: bool) -> None:
         """Raises StoreError when the store is away: whoever asked is told, and asks again."""
@@ -281,3 +289,10 @@ class Parts:
     def _end_actors(self) -> None:
         for member in self.members:
             member.kill()
+
+
+def _crowd(wanted: Placement, own: Mapping[str, float]) -> str:
+    """What has to be waited for because others use the cluster too; `own` is what the run has of it already."""
+    free = ray.available_resources()
+    lacking = wanted.lacking({kind: free.get(kind, 0) + own.get(kind, 0) for kind in {*free, *own}}, "free for it are")
+    return f"Others use the cluster too: {lacking}; what finds no room waits until there is" if lacking else ""

@@ -79,8 +79,9 @@ class Conductor:
             self._journal.enter("starting", "Ray, the store, engines")
             with self._phases.phase("start"):
                 parts = stack.enter_context(Parts(self._run_file, self._directory, self._checkpoint))
-                if doubt := job.ask_for_patience(self._run_file.deadlines.for_an_end):
-                    self._journal.warn(doubt)
+                for doubt in (job.ask_for_patience(self._run_file.deadlines.for_an_end), parts.crowded):
+                    if doubt:
+                        self._journal.warn(doubt)
             targets = self._directory.scrape_targets
             stack.enter_context(exporting(self._journal, parts.export, targets, parts.cluster))
             self._play(parts)
