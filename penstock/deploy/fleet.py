@@ -48,6 +48,8 @@ class Member:
     """Why it died, when it did."""
     added: bool = False
     """It joined while the run went on, which goes on without it when it fails for good."""
+    delivered: bool = False
+    """It has handed in a group since it was started last."""
     leaving: bool = False
     """It was asked to leave the run for good; nobody starts it again."""
     away: bool = False
@@ -76,6 +78,7 @@ class Member:
         self.restarts += 1
         self.handle = self.start(self.restarts)
         self.state, self.cause, self.result, self._since = "starting", "", None, time.monotonic()
+        self.delivered = False
         self._ready, self._running, self._asked = self.handle.ready.remote(), None, None
 
     def run(self) -> None:
@@ -159,6 +162,11 @@ class Member:
         self.spans.extend(stats.pop("spans", []))
         self.stats, self.heard, self.away = stats, time.monotonic(), False
         self.peak_rss = max(self.peak_rss, int(stats.get("process/rss", 0)))
+
+    @property
+    def age(self) -> float:
+        """Seconds since it was started last."""
+        return time.monotonic() - self._since
 
     @property
     def silent(self) -> float:

@@ -96,7 +96,7 @@ def _salvage(source: YamlSource, base: Path) -> tuple[RunFile, frozenset[str]]:
         for name in lacking:
             if name in values:
                 del values[name]
-            else:
+            elif name in _STAND_INS:
                 values[name] = _STAND_INS[name]
 
 

@@ -160,7 +160,6 @@ class Conductor:
         """Workers hand back what they hold; for good when the run is over, for a resume when it was interrupted."""
         self._journal.enter("draining", "workers hand back what is unfinished")
         self._supervisor.steering.close()
-        self._supervisor.guardian.close()
         running = [worker for worker in parts.workers if worker.state == "running"]
         for worker in running:
             worker.handle.request_drain.remote()
@@ -182,6 +181,8 @@ class Conductor:
 
     def _conclude(self, end: Ending) -> None:
         ledger = self._supervisor.ledger if hasattr(self, "_supervisor") else None
+        if hasattr(self, "_supervisor"):
+            self._supervisor.guardian.close()
         rows = read_rows(self._directory.metrics)
         self._directory.write_summary(self._summary(end, ledger, rows))
         if self._run_file.recording.plots and rows:
