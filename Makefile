@@ -16,7 +16,7 @@ export TORCH_EXTENSIONS_DIR ?= $(HOME)/.cache/penstock/torch_extensions
 export DS_ACCELERATOR ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu)
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help setup programs demo test engines runs stories check exact proofs unit lint types imports curve grafana constraints constraints-cuda manifests clean
+.PHONY: help setup programs demo test engines runs stories check exact proofs unit lint types imports curve grafana constraints constraints-cuda alerts manifests clean
 
 help: ## list these commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -78,6 +78,9 @@ constraints: ## write constraints-cpu.txt from what is installed
 
 constraints-cuda: ## write constraints-cuda.txt from what pip would install on a machine with an NVIDIA GPU
 	@$(BIN)/python scripts/resolve_cuda.py
+
+alerts: ## write the alerts of deploy/prometheus/rules.yml for the Prometheus operator, into deploy/kubernetes
+	@$(BIN)/python -m scripts.manifests.monitoring
 
 manifests: ## render deploy/kubernetes and check it; SCHEMAS=DIR has published schemas, of KubeRay and the Prometheus operator
 	@$(BIN)/python -m scripts.manifests $(addprefix --schemas ,$(SCHEMAS))

@@ -97,8 +97,8 @@ def summary(run: Run, many: float) -> dict[str, Any]:
     ratio = learner / worker
     fewest, most = math.ceil(ratio * (1 - RULES.up_wait)), math.ceil(ratio / (1 - RULES.down_idle))
     up, down = [c for c in made if c[0] < many], [c for c in made if c[0] > many]
-    joined = [event.at for event in run.events if event.kind == "joined" and up[-1][0] < event.at < many]
-    settled = max(joined) - began
+    useful = [event.at for event in run.events if event.kind == "delivered" and up[-1][0] < event.at < many]
+    settled = max(useful) - began
     return {
         "benchmark": "autoscaler",
         "worker_groups_per_second": round(worker, 2),

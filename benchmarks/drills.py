@@ -59,6 +59,10 @@ class Onlooker:
         """Wait for these to have joined."""
         self.wait(f"{', '.join(names)} joined", lambda: set(names) <= set(self.names("joined")))
 
+    def delivered(self, *names: str) -> None:
+        """Wait for the first groups of these."""
+        self.wait(f"{', '.join(names)} delivered", lambda: set(names) <= set(self.names("delivered")))
+
     def left(self, *names: str) -> None:
         """Wait for these to have left."""
         self.wait(f"{', '.join(names)} left", lambda: set(names) <= set(self.names("left")))

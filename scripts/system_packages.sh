@@ -53,14 +53,12 @@ get_prometheus() {
 }
 
 get_chromium() {
-    for name in chromium chromium-browser google-chrome; do
-        if command -v "$name" >/dev/null; then return; fi
-    done
-    local hint="install Chromium, for example with: sudo apt-get install chromium"
+    if command -v chromium >/dev/null && command -v chromedriver >/dev/null; then return; fi
+    local hint="install Chromium and its driver, for example with: sudo apt-get install chromium chromium-driver"
     command -v apt-get >/dev/null || give_up chromium "this is no Debian; $hint"
-    say "installing Debian's chromium (the tests drive the page in it)"
+    say "installing Debian's chromium and chromium-driver (the tests drive the page in it)"
     have_lists chromium >&2 || give_up chromium "apt does not know it; $hint"
-    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends chromium >/dev/null ||
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends chromium chromium-driver >/dev/null ||
         give_up chromium "apt could not install it; $hint"
 }
 

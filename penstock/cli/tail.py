@@ -26,9 +26,9 @@ _ENDED_LOOKS = 4
 """Looks in a row without a driver after which nothing more is waited for: a resume takes the lock at once."""
 _STYLES = {
     "red": ("died", "failed", "damaged"),
-    "yellow": ("warning", "skipped", "refused", "stopped", "restarted"),
+    "yellow": ("warning", "skipped", "refused", "stopped", "restarted", "rolled_back"),
     "green": ("finished", "joined", "checkpoint", "published"),
-    "cyan": ("steered", "guard", "joining", "leaving", "left"),
+    "cyan": ("steered", "guard", "joining", "leaving", "left", "autoscaling", "max_lag"),
 }
 _STYLE_OF = {kind: style for style, kinds in _STYLES.items() for kind in kinds}
 _KIND_WIDTH = 11

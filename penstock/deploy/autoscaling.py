@@ -68,7 +68,7 @@ class Looks:
         )
 
     def _serves(self, worker: Member, now: float) -> bool:
-        return bool(worker.stats.get("rollout/groups_put")) or now - self._since[worker.name] >= self._joining
+        return worker.delivered or now - self._since[worker.name] >= self._joining
 
     def _idle_share(self, serving: Sequence[Member], seconds: float) -> float:
         said = {worker.name: float(worker.stats.get("rollout/waiting_seconds", 0.0)) for worker in serving}

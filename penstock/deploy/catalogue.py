@@ -24,6 +24,9 @@ SUPERVISOR: dict[str, Metric] = {
         "down",
     ),
     "run/since_step": Metric("time since the last train step, or since training began", "s", "down"),
+    "run/nonfinite": Metric(
+        "train steps in a row, the last ones, skipped for infinite or undefined gradients", "steps", "down"
+    ),
     "guard/{name}": Metric("how often a guard has fired, over all starts of the run", "firings", "down"),
 }
 """What the driver adds to every step."""

@@ -23,6 +23,7 @@ from penstock.services.contracts import PenstockError
 # Ray keeps unix sockets in its directory, and their paths may have about 100 bytes; so it lies in /tmp
 # under a short name and not in the run directory.
 _TEMP_PREFIX = "penstock-ray-"
+_INTERVAL = "RAY_metrics_report_interval_ms"
 OBJECT_STORE_BYTES = 128 * 1024 * 1024
 """Rollouts travel through the store and weights through files, so Ray's own object store stays small."""
 
@@ -62,7 +63,7 @@ class Cluster:
         else:
             settings["address"] = self.address
         try:
-            with _own_signals():
+            with _own_signals(), _reporting_every(report_seconds if self.address is None else None):
                 ray.init(**settings)
         except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
             self._remove_folder()
@@ -124,6 +125,20 @@ def _own_signals() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _reporting_every(seconds: float | None) -> Iterator[None]:
+    """Inside, Ray's metrics agent can be started that forgets what was not said for twice so long. It takes the
+    interval from the environment only, as the drivers and workers do from the cluster's configuration only."""
+    if seconds is None or _INTERVAL in os.environ:
+        yield
+        return
+    os.environ[_INTERVAL] = str(round(seconds * 1000))
+    try:
+        yield
+    finally:
+        del os.environ[_INTERVAL]
 
 
 def actor_environment(*, threads: int, device: str) -> dict[str, str]:

@@ -48,6 +48,8 @@ class Member:
     """Why it died, when it did."""
     added: bool = False
     """It joined while the run went on, which goes on without it when it fails for good."""
+    delivered: bool = False
+    """It has handed in a group since it was started last."""
     leaving: bool = False
     """It was asked to leave the run for good; nobody starts it again."""
     away: bool = False
@@ -64,6 +66,7 @@ class Member:
     _ready: Any = None
     _running: Any = None
     _asked: Any = None
+    _viewed: tuple[object, WorkerView] | None = None
 
     def launch(self) -> None:
         """Start the actor; returns at once. A process that is left of an earlier start is ended."""
@@ -75,6 +78,7 @@ class Member:
         self.restarts += 1
         self.handle = self.start(self.restarts)
         self.state, self.cause, self.result, self._since = "starting", "", None, time.monotonic()
+        self.delivered = False
         self._ready, self._running, self._asked = self.handle.ready.remote(), None, None
 
     def run(self) -> None:
@@ -160,6 +164,11 @@ class Member:
         self.peak_rss = max(self.peak_rss, int(stats.get("process/rss", 0)))
 
     @property
+    def age(self) -> float:
+        """Seconds since it was started last."""
+        return time.monotonic() - self._since
+
+    @property
     def silent(self) -> float:
         """Seconds since its loop moved, or since the process was heard of at all, whichever is longer."""
         return max(float(self.stats.get("silent", 0.0)), time.monotonic() - self.heard)
@@ -191,7 +200,13 @@ class Member:
             self.state = "ended"
 
     def view(self) -> WorkerView:
-        """For people."""
+        """For people; made anew when there is something new to tell."""
+        told = (self.state, self.cause, self.leaving, self.restarts, self.heard, self.pace)
+        if self._viewed is None or self._viewed[0] != told:
+            self._viewed = told, self._view()
+        return self._viewed[1]
+
+    def _view(self) -> WorkerView:
         state = f"dead: {self.cause.splitlines()[0]}" if self.state == "dead" and self.cause else self.state
         if self.state == "running":
             state = "leaving" if self.leaving else str(self.stats.get("doing", "running"))

@@ -86,6 +86,14 @@ class Journal:
         self._trackers.begin(version)
         self._pace.append((time.monotonic(), version.step))
 
+    def go_back(self, version: Version) -> None:
+        """The learner goes on from an older checkpoint, as `version`; this start of the run began where it began."""
+        self.version, self._stepped_at = version, time.time()
+        self._log.begin(version, time.time())
+        self._trackers.begin(version)
+        self._pace.clear()
+        self._pace.append((time.monotonic(), version.step))
+
     def step(self, version: Version, metrics: Mapping[str, float], samples: list[dict[str, Any]], at: float) -> None:
         """One train step is done."""
         self.version = version

@@ -114,17 +114,17 @@ class LearnerActor:
     def request_checkpoint(self) -> None:
         self._rank.request_checkpoint()
 
-    def request_pause(self, paused: bool) -> None:
+    def request_pause(self, paused: bool, number: int) -> None:
         """Begin no train step until it is asked for again with False."""
-        self._rank.request_pause(paused)
+        self._rank.request_pause(paused, number)
 
-    def request_turn(self, changes: dict[str, float]) -> None:
+    def request_turn(self, changes: dict[str, float], number: int) -> None:
         """Train with these coefficients from the next step on."""
-        self._rank.request_turn(changes)
+        self._rank.request_turn(changes, number)
 
-    def request_roll_back(self, step: int) -> None:
-        """Go back to the newest checkpoint of at most `step`."""
-        self._rank.request_roll_back(step)
+    def request_roll_back(self, step: int, lineage: int) -> None:
+        """Go back to the newest checkpoint of at most `step`, while `lineage` is the one that is trained."""
+        self._rank.request_roll_back(step, lineage)
 
     def observe(self, version: Version, metrics: dict[str, float]) -> None:
         """An evaluation's metrics, for keeping the best checkpoint."""

@@ -54,6 +54,7 @@ class Mending:
                 self._parts.tell_bound(member)
                 what = f"{member.name} is back" if member.restarts else f"{member.name} begins to generate"
                 self._journal.tell("restarted" if member.restarts else "joined", what, name=member.name)
+            self._greet(member)
             return
         self._journal.tell("died", member.cause, name=member.name)
         most = self._run_file.rollout.max_restarts
@@ -66,6 +67,13 @@ class Mending:
         member.launch()
         self.restarts[member.name] = member.restarts
         self._journal.tell("restarted", f"{member.name} is started again", name=member.name)
+
+    def _greet(self, member: Member) -> None:
+        """Its first group is there: only now a worker that joined is of use."""
+        if not member.delivered and member.stats.get("rollout/groups_put"):
+            member.delivered, took = True, member.age
+            what = f"{member.name} has handed in its first group, {took:.1f} s after it was started"
+            self._journal.event("delivered", what, name=member.name, seconds=round(took, 2))
 
     def _scorer(self, member: Member) -> None:
         """Ray starts scorers again, until it has done so too often; meanwhile others score their groups."""

@@ -58,7 +58,7 @@ class Parts:
         """What others have left of the cluster, when that is less than the run began with."""
         self.evaluation: EvaluationJob | None = None
         self._rules: LedgerRules
-        self._bound = run_file.staleness.max_lag
+        self._bound = run_file.staleness.first_lag
 
     def __enter__(self) -> Parts:
         try:

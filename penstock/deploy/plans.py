@@ -20,7 +20,7 @@ from penstock.services.store.connection import StoreAddress
 def ledger_rules(run_file: RunFile, prompts: int | None) -> LedgerRules:
     """What the store must know; `prompts` is the length of the stream, None without end."""
     return LedgerRules(
-        max_lag=run_file.staleness.max_lag,
+        max_lag=run_file.staleness.first_lag,
         groups_per_step=run_file.learner.groups_per_step,
         prompts=prompts,
         max_bytes=run_file.store.max_bytes,
@@ -43,7 +43,7 @@ def rollout_plan(
         rollout=run_file.rollout,
         engine=run_file.engine,
         outlived=run_file.staleness.outlived,
-        max_lag=run_file.staleness.max_lag,
+        max_lag=run_file.staleness.first_lag,
         quorum=run_file.algorithm.quorum,
         start=resume.name if resume else "",
         store=store,

@@ -29,12 +29,15 @@ class Polling:
 
     def look(self, members: Sequence[Member], start_deadline: float) -> None:
         """`Member.poll` for all of them. Raises DeadlinePassed as it does."""
-        awaited = [answer for member in members for answer in member.awaited]
-        there = set(ray.wait(awaited, num_returns=len(awaited), timeout=0)[0]) if awaited else set()
+        whose = {answer: member.name for member in members for answer in member.awaited}
+        there = set(ray.wait(list(whose), num_returns=len(whose), timeout=0)[0]) if whose else set()
+        heard = {whose[answer] for answer in there}
         asked = self._in_turn([member for member in members if member.role == "rollout"])
         for member in members:
             # The learner and the scorers are few, and the learner's answers are its reports.
-            member.poll(start_deadline, there.__contains__, member.role != "rollout" or member.name in asked)
+            ask = member.role != "rollout" or member.name in asked
+            if ask or member.name in heard or member.state == "starting":
+                member.poll(start_deadline, there.__contains__, ask)
 
     def _in_turn(self, workers: list[Member]) -> set[str]:
         """Names of those that are asked now."""

@@ -9,7 +9,17 @@ from typing import Any, get_args
 
 from pydantic import ValidationError
 
-from penstock.deploy.checks import algorithm, cluster, evidence, guards, numbers, sampling, tracking, world
+from penstock.deploy.checks import (
+    algorithm,
+    cluster,
+    evidence,
+    guards,
+    numbers,
+    sampling,
+    scaling,
+    tracking,
+    world,
+)
 from penstock.deploy.checks.context import Context, Rule, Stage
 from penstock.deploy.findings import Finding, Level, written_at, written_path
 from penstock.deploy.keys import names_at
@@ -21,6 +31,7 @@ from penstock.services.settings import Section
 RULES: tuple[Rule, ...] = (
     *numbers.RULES,
     *sampling.RULES,
+    *scaling.RULES,
     *algorithm.RULES,
     *guards.RULES,
     *evidence.RULES,
@@ -96,7 +107,7 @@ def _salvage(source: YamlSource, base: Path) -> tuple[RunFile, frozenset[str]]:
         for name in lacking:
             if name in values:
                 del values[name]
-            else:
+            elif name in _STAND_INS:
                 values[name] = _STAND_INS[name]
 
 

@@ -163,7 +163,6 @@ class Conductor:
         """Workers hand back what they hold; for good when the run is over, for a resume when it was interrupted."""
         self._journal.enter("draining", "workers hand back what is unfinished")
         self._supervisor.steering.close()
-        self._supervisor.guardian.close()
         running = [worker for worker in parts.workers if worker.state == "running"]
         for worker in running:
             worker.handle.request_drain.remote()
@@ -185,6 +184,8 @@ class Conductor:
 
     def _conclude(self, end: Ending) -> None:
         ledger = self._supervisor.ledger if hasattr(self, "_supervisor") else None
+        if hasattr(self, "_supervisor"):
+            self._supervisor.guardian.close()
         rows = read_rows(self._directory.metrics)
         self._directory.write_summary(self._summary(end, ledger, rows))
         if self._run_file.recording.plots and rows:
@@ -223,7 +224,7 @@ class Conductor:
                 "at_workers": self._tokens,
             },
             "lag": over_steps(rows, "off_policy/mean", "off_policy/max"),
-            "max_lag": self._run_file.staleness.max_lag,
+            "max_lag": self._run_file.staleness.model_dump()["max_lag"],
             "ledger": ledger_summary(ledger),
             "restarts": self._supervisor.mending.restarts if hasattr(self, "_supervisor") else {},
             "peak_memory_bytes": self._peaks,

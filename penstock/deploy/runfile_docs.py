@@ -110,7 +110,8 @@ def _name(annotation: Any) -> str:
     if annotation in _NAMES:
         return _NAMES[annotation]
     if origin is typing.Annotated:
-        return _name(arguments[0])
+        bounds = [_bound(rule) for field in arguments[1:] if isinstance(field, FieldInfo) for rule in field.metadata]
+        return ", ".join([_name(arguments[0]), *filter(None, bounds)])
     if origin is Literal:
         return " \\| ".join(f"`{value}`" for value in arguments)
     if origin in (typing.Union, types.UnionType):

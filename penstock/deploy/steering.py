@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -13,6 +13,7 @@ from penstock.deploy.fleet import Member
 from penstock.deploy.journal import Journal
 from penstock.deploy.scaling import Scaling
 from penstock.deploy.view import Controls
+from penstock.deploy.wishes import Wishes
 from penstock.learner import checkpoints
 from penstock.learner.dials import MAX_LAG, Dials
 from penstock.services.contracts import PenstockError, StoreError
@@ -47,17 +48,6 @@ class Levers:
     """Closes the ledger's gate, or leaves it to the lag. Raises StoreError when the store is away."""
     bound_lag: Callable[[int], None]
     """Bounds the lag at the ledger and at every worker. Raises StoreError when the store is away."""
-
-
-@dataclass
-class Wishes:
-    """What has been asked for and holds until something else is."""
-
-    gate_open: bool = True
-    paused_by: str = ""
-    """Who has paused the run; empty while it is not paused."""
-    coefficients: Mapping[str, float] = field(default_factory=dict)
-    """Every coefficient that may be turned, as the next step takes it; empty until the learner has begun."""
 
 
 class Steering:
@@ -103,14 +93,14 @@ class Steering:
         """The run is over: say so to whoever is still asking."""
         self._mailbox.refuse_left("the run is ending; nothing can be changed any more")
 
-    def learned(self, coefficients: Mapping[str, float]) -> None:
-        """Where the learner says its coefficients are."""
-        self._wishes.coefficients = dict(coefficients)
+    def learned(self, coefficients: Mapping[str, float], heard: int) -> None:
+        """Where the learner says its coefficients are, and up to which of the requests it has heard."""
+        self._wishes.learned(coefficients, heard)
 
-    def begun(self, coefficients: Mapping[str, float]) -> None:
-        """The learner has begun, or has begun again from a checkpoint: the ledger's gate is open then and its bound the
-        run file's, whatever had been asked for."""
-        self.learned(coefficients)
+    def begun(self, coefficients: Mapping[str, float], heard: int) -> None:
+        """The learner has begun, or has begun again from a checkpoint. The ledger's gate is open then, whatever had
+        been asked for, and after a start its bound is the run file's."""
+        self.learned(coefficients, heard)
         self._unsettled = True
         self._settle()
 
@@ -122,7 +112,7 @@ class Steering:
         with contextlib.suppress(StoreError):
             if bound != self._dials.start[MAX_LAG]:
                 self._levers.bound_lag(bound)
-            if not self._wishes.gate_open or self._wishes.paused_by:
+            if self._wishes.held:
                 self._levers.hold(True)
             self._unsettled = False
 
@@ -138,7 +128,7 @@ class Steering:
     @property
     def controls(self) -> Controls:
         """For people."""
-        return Controls(self._wishes.paused_by, self._wishes.gate_open, self._wishes.coefficients)
+        return Controls(self._wishes.paused_by, not self._wishes.closed_by, self._wishes.coefficients)
 
     def carry_out(self, asked: Asked) -> Answer:
         """Do it, or say why not; nothing that is asked may end the run but `Stop`."""
@@ -173,7 +163,7 @@ class Steering:
         if self._wishes.paused_by:
             raise Refused(f"the run is paused already, by {self._wishes.paused_by}; `penstock go` lets it go on")
         self._levers.hold(True)
-        learner.handle.request_pause.remote(True)
+        learner.handle.request_pause.remote(True, self._wishes.numbered())
         self._wishes.paused_by = by
         return "paused: no new prompts and no new train step; `penstock go` lets the run go on"
 
@@ -181,17 +171,25 @@ class Steering:
         learner = self._training()
         if not self._wishes.paused_by:
             raise Refused("the run is not paused")
-        self._levers.hold(not self._wishes.gate_open)
-        learner.handle.request_pause.remote(False)
+        closed = self._wishes.closed_by
+        self._levers.hold(bool(closed))
+        learner.handle.request_pause.remote(False, self._wishes.numbered())
         self._wishes.paused_by = ""
-        return "the run goes on" + ("" if self._wishes.gate_open else "; its gate is still closed by hand")
+        return "the run goes on" + (f"; its gate is still closed by {', '.join(closed)}" if closed else "")
 
-    def _gate(self, command: Gate, _: str) -> str:
+    def _gate(self, command: Gate, by: str) -> str:
         self._training()
-        self._levers.hold(not command.open or bool(self._wishes.paused_by))
-        self._wishes.gate_open = command.open
+        before = list(self._wishes.closed_by)
+        (self._wishes.open if command.open else self._wishes.close)(by)
+        try:
+            self._levers.hold(self._wishes.held)
+        except StoreError:
+            self._wishes.closed_by = before
+            raise
         if not command.open:
             return "the gate is closed: no new prompts; what is being generated and what is stored goes on"
+        if left := self._wishes.closed_by:
+            return f"the gate stays closed, by {', '.join(left)}"
         return "the gate is left to the lag again" + (", once the run goes on" if self._wishes.paused_by else "")
 
     def _checkpoint(self, _: Checkpoint, __: str) -> str:
@@ -220,27 +218,26 @@ class Steering:
         learner, before = self._training(), self._wishes.coefficients
         for name, value in changes.items():
             self._dials.check(name, value)
-        learner.handle.request_turn.remote(changes)
         said = ", ".join(f"{name} {before[name]:.4g} → {value:.4g}" for name, value in changes.items())
-        self._wishes.coefficients = {**before, **changes}
+        learner.handle.request_turn.remote(changes, self._wishes.turn(changes))
         return f"{said}, from the next train step on"
 
     def _bound(self, command: SetMaxLag, _: str) -> str:
         learner, before = self._training(), int(self._wishes.coefficients[MAX_LAG])
         self._dials.check(MAX_LAG, command.bound)
         self._levers.bound_lag(command.bound)
-        learner.handle.request_turn.remote({MAX_LAG: float(command.bound)})
-        self._wishes.coefficients = {**self._wishes.coefficients, MAX_LAG: float(command.bound)}
+        changes = {MAX_LAG: float(command.bound)}
+        learner.handle.request_turn.remote(changes, self._wishes.turn(changes))
         return f"max_lag {before} → {command.bound}"
 
     def _roll_back(self, command: RollBack, _: str) -> str:
-        learner, step = self._training(), self._journal.version.step
-        until = step if command.until is None else command.until
+        learner, now = self._training(), self._journal.version
+        step, until = now.step, now.step if command.until is None else command.until
         there = sorted({found.version.step for found in checkpoints.find(self._directory.checkpoints)})
         if not there or there[0] > until:
             kept = f"the kept ones are of steps {', '.join(map(str, there))}" if there else "none has been written yet"
             raise Refused(f"there is no checkpoint of step {until} or before to go back to: {kept}")
-        learner.handle.request_roll_back.remote(until)
+        learner.handle.request_roll_back.remote(until, now.lineage)
         return f"the run goes back from step {step} to its newest checkpoint of step {until} or before"
 
     def _end(self, command: Stop, _: str) -> str:

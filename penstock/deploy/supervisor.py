@@ -17,6 +17,7 @@ from penstock.deploy.fleet import Member
 from penstock.deploy.guards.guardian import Guardian
 from penstock.deploy.guards.live import Live
 from penstock.deploy.journal import Journal
+from penstock.deploy.lag_steering import LagSteering
 from penstock.deploy.mending import Mending
 from penstock.deploy.parts import Parts
 from penstock.deploy.polling import Polling
@@ -24,8 +25,9 @@ from penstock.deploy.runfile import RunFile
 from penstock.deploy.scaling import Scaling
 from penstock.deploy.signals import Interruption
 from penstock.deploy.steering import Levers, Steering
+from penstock.learner.config import AdaptiveLag
 from penstock.learner.dials import MAX_LAG, Dials
-from penstock.learner.requests import WAITING
+from penstock.learner.requests import NONFINITE, WAITING
 from penstock.services.contracts import PenstockError, StoreError
 from penstock.services.control import ScalableRole
 from penstock.services.replay import Closed, LedgerCounts
@@ -66,10 +68,11 @@ class Supervisor:
             "scorer": Scaling(parts.scoring, journal),
         }
         self.mending = Mending(parts, run_file, journal, self.scaling["rollout"], self.scaling["scorer"])
-        dials = Dials(run_file.algorithm, run_file.learner, run_file.staleness.max_lag)
+        dials = Dials(run_file.algorithm, run_file.learner, run_file.staleness.first_lag)
         levers = Levers(self.stop, parts.hold_gate, parts.bound_lag)
         self.steering = Steering(directory, journal, self.scaling, lambda: self.learner, levers, dials)
         self.autoscaling = self._autoscaling()
+        self.lag = self._lag_steering()
         self.guardian = Guardian(run_file.guards, directory, journal, self.steering)
         self._live = Live()
 
@@ -95,6 +98,8 @@ class Supervisor:
         if time.monotonic() - self._seen_slow >= _SLOW:
             self._seen_slow = time.monotonic()
             self._look_at_ledger()
+            if self.steering.paused:
+                self._live.stepped()  # nobody expects a step
             around = self._around()
             if self.started:
                 self.mending.silence()
@@ -109,6 +114,10 @@ class Supervisor:
         if rules is None:
             return None
         return Autoscaling(rules, groups, self.scaling["rollout"], self.steering.carry_out, self._journal)
+
+    def _lag_steering(self) -> LagSteering | None:
+        rules = self._run_file.staleness.max_lag
+        return LagSteering(rules, self.steering.carry_out, self._journal) if isinstance(rules, AdaptiveLag) else None
 
     def _look_at_load(self) -> None:
         if self.autoscaling is None or self.ledger is None:
@@ -137,7 +146,7 @@ class Supervisor:
                 self._keep_for_evaluation(version)
                 self._journal.begin(version)
                 self._journal.event("published", f"the learner begins at version {version}", version=str(version))
-                self.steering.begun(report["coefficients"])
+                self.steering.begun(report["coefficients"], report["heard"])
             elif kind == "rolled_back":
                 self._rolled_back(version, report)
             elif kind == "step":
@@ -146,9 +155,11 @@ class Supervisor:
                 self.guardian.seen(report["metrics"], version.step)
                 metrics = report["metrics"] | self._around() | self.guardian.counts
                 self._journal.step(version, metrics, report["samples"], report["at"])
-                self.steering.learned(report["coefficients"])
+                self.steering.learned(report["coefficients"], report["heard"])
                 if self.autoscaling is not None:
                     self.autoscaling.looks.stepped(report["metrics"])
+                if self.lag is not None and not self._stopping:
+                    self.lag.stepped(report["metrics"])
                 self._compare_engines(version, report["metrics"])
                 for damage in report["damage"]:
                     self._journal.event("damaged", damage)
@@ -156,18 +167,21 @@ class Supervisor:
             elif kind == "warning":
                 self._journal.warn(report["why"], version=str(version))
             else:
+                if kind == "skipped" and report["why"] == NONFINITE:
+                    self._live.skipped()
                 self.ended_at = report["at"] if kind == "ended" else self.ended_at
                 facts = {k: v for k, v in report.items() if k not in ("kind", "at")}
                 self._journal.event(kind, f"{kind} at version {version}", **facts)
 
     def _rolled_back(self, version: Version, report: Mapping[str, Any]) -> None:
         """The learner goes on from a checkpoint, in a lineage of its own."""
-        self._journal.begin(version)
+        self._journal.go_back(version)
+        self._live.stepped()
         what = f"gone back from version {report['left']} to a checkpoint; the run goes on as {version}"
         self._journal.tell("rolled_back", what, version=str(version), left=report["left"], folder=report["folder"])
         self._evaluated_at = min(self._evaluated_at, version.step)
         self.guardian.begin_again(version.step)
-        self.steering.begun(report["coefficients"])
+        self.steering.begun(report["coefficients"], report["heard"])
 
     def _around(self) -> dict[str, float]:
         """What the workers, the scorers and the ledger say at the time of a step."""
@@ -227,7 +241,8 @@ class Supervisor:
     def evaluated(self, version: Version, metrics: dict[str, float]) -> None:
         """Record an evaluation, and let the learner know for the checkpoint it belongs to."""
         self._journal.evaluated(version, metrics)
-        self.guardian.seen(metrics, version.step)
+        if version.lineage == self._journal.version.lineage:  # of a future that was given up it says nothing
+            self.guardian.seen(metrics, version.step)
         if self.learner.state == "running":
             self.learner.handle.observe.remote(version, metrics)
 

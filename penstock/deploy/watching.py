@@ -6,7 +6,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -77,7 +77,8 @@ class RunExporter:
         for exporter in self._exporters:
             if exporter is not None:
                 exporter.close()
-        self._targets.unlink(missing_ok=True)
+        with suppress(OSError):
+            self._targets.unlink()
 
     # --- in the exporters' threads ------------------------------------------------------------------
 
@@ -103,17 +104,27 @@ class RunExporter:
 
 @contextmanager
 def exporting(journal: Journal, export: Export | None, targets: Path, cluster: Cluster) -> Iterator[None]:
-    """Inside, the driver exports what the journal shows; nothing does where `export` is None."""
-    if export is None or not cluster.endpoints:
-        if export is not None:
-            journal.warn(f"nothing is exported to Prometheus: {cluster.no_endpoints}")
-        yield
-        return
-    journal.exporter = exporter = RunExporter(export, targets, lambda: cluster.endpoints)
-    where = ", ".join(f"http://{endpoint}/metrics" for endpoint in exporter.endpoints)
-    journal.tell("exporting", f"metrics for Prometheus at {where}, listed in {targets}")
+    """Inside, the driver exports what the journal shows; nothing does where `export` is None. What keeps it from
+    exporting is a warning."""
+    if export is not None:
+        journal.exporter = _open(journal, export, targets, cluster)
     try:
         yield
     finally:
-        journal.exporter = None
-        exporter.close()
+        if journal.exporter is not None:
+            journal.exporter.close()
+            journal.exporter = None
+
+
+def _open(journal: Journal, export: Export, targets: Path, cluster: Cluster) -> RunExporter | None:
+    if not cluster.endpoints:
+        journal.warn(f"nothing is exported to Prometheus: {cluster.no_endpoints}")
+        return None
+    try:
+        exporter = RunExporter(export, targets, lambda: cluster.endpoints)
+    except OSError as error:
+        journal.warn(f"nothing is exported to Prometheus: {targets} cannot be written: {error}")
+        return None
+    where = ", ".join(f"http://{endpoint}/metrics" for endpoint in exporter.endpoints)
+    journal.tell("exporting", f"metrics for Prometheus at {where}, listed in {targets}")
+    return exporter

@@ -28,19 +28,23 @@ class Coefficients:
         wants, and that counts. What `resumed` holds of other coefficients is of no use here."""
         self._adaptive = adaptive
         self.start = dict(start or {})
-        self.values = {name: resumed.get(name, each.start) for name, each in adaptive.items()}
+        self.values = {name: each.start for name, each in adaptive.items()}
         """By name as in `dials`; what the next step trains with."""
+        self._by_hand: set[str] = set()
         for name, value in resumed.items():
-            if name not in adaptive and name in self.start and (began or {}).get(name) == self.start[name]:
+            # Without `began` it is a checkpoint of a time in which nothing could be turned.
+            wanted = began.get(name) == self.start.get(name) if began else name in adaptive
+            if wanted and (name in adaptive or name in self.start):
                 self.values[name] = value
 
     def turn(self, changes: Mapping[str, float]) -> None:
         """From the next step on. One that adapts goes on from there."""
         self.values |= changes
+        self._by_hand |= set(changes)
 
     def fall_back(self, saved: Mapping[str, float]) -> None:
-        """To what a checkpoint had of those that adapt; what was turned was turned on purpose and stays."""
-        self.values |= {name: saved[name] for name in self._adaptive if name in saved}
+        """To what a checkpoint had of those that adapt; what was turned by hand was turned on purpose and stays."""
+        self.values |= {name: saved[name] for name in self._adaptive if name in saved and name not in self._by_hand}
 
     def at(self, name: str, otherwise: float) -> float:
         """Where it is now; `otherwise` where nobody has moved it."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from penstock.learner.algorithms.section import AlgorithmSection as AlgorithmSection  # noqa: PLC0414  one place for all
 from penstock.services.settings import Section, on_resume
@@ -94,12 +95,70 @@ class LearnerSection(TrainingSection):
         return self
 
 
+HIGHEST_LAG = 1024
+"""Of any bound."""
+
+
+class AdaptiveLag(Section):
+    """A bound on the lag that follows what staleness costs: one more while the learner waits for groups and the
+    effective sample size allows it, one less where it does not."""
+
+    min: int = on_resume(1, ge=0, le=HIGHEST_LAG)
+    """Smallest bound."""
+    max: int = on_resume(ge=0, le=HIGHEST_LAG)
+    """Largest bound. What is kept for audits and counted for the store is for this one."""
+    start: int | None = on_resume(None, ge=0, le=HIGHEST_LAG)
+    """The bound at the start; by default `min`. A resumed run goes on with the one it had."""
+    target_ess: float = on_resume(0.9, gt=0, lt=1)
+    """Effective sample size (rollout_corr/ess) to be kept: below it the bound is tightened."""
+    margin: float = on_resume(0.02, gt=0, lt=1)
+    """The bound is opened only where the effective sample size lies this much above the target."""
+    wait: float = on_resume(0.1, gt=0, lt=1)
+    """And only where the learner waits for groups for more than this share of its time: otherwise older tokens would
+    gain nothing."""
+    every: int = on_resume(10, ge=2)
+    """Train steps that are averaged for one judgement. After a change come first as many as the bound, in which groups
+    from before are used up."""
+    again: int = on_resume(200, ge=1)
+    """Train steps until a bound that cost too much is tried again; doubled every time, up to sixteenfold."""
+    hold: int | None = on_resume(200, ge=0)
+    """Train steps for which a bound that somebody else has set (a person, a guard) is left alone; null for the rest of
+    the run."""
+
+    @model_validator(mode="after")
+    def _a_range(self) -> AdaptiveLag:
+        if self.min > self.max:
+            raise ValueError(f"min is {self.min}, more than max, which is {self.max}")
+        if not self.min <= self.first <= self.max:
+            raise ValueError(f"start is {self.start}, outside of {self.min} to {self.max}")
+        if self.target_ess + self.margin >= 1:
+            raise ValueError(
+                f"target_ess {self.target_ess:g} and margin {self.margin:g} make {self.target_ess + self.margin:g}: no "
+                "effective sample size is above 1, so the bound would never be opened"
+            )
+        return self
+
+    @property
+    def first(self) -> int:
+        """The bound at the start."""
+        return self.min if self.start is None else self.start
+
+
+def _form(value: Any) -> str:
+    """One number, or what it may follow; mistakes are then told of the form that was meant."""
+    return "follows" if isinstance(value, (AdaptiveLag, Mapping)) else "fixed"
+
+
 class StalenessSection(Section):
     """How old a token may be when it is trained on, and how long to wait for tokens that are young enough."""
 
-    max_lag: int = Field(2, ge=0, le=1024)
+    max_lag: Annotated[
+        Annotated[int, Field(ge=0, le=HIGHEST_LAG), Tag("fixed")] | Annotated[AdaptiveLag, Tag("follows")],
+        Discriminator(_form),
+    ] = 2
     """Most train steps between the weights that sampled a token and the weights it is trained into. 0 is the
-    synchronous system."""
+    synchronous system. A section in place of a number lets the bound follow what it costs: `{min: 1, max: 8}`; see
+    docs/staleness.md."""
     outlived: Outlived = "drop"
     """An answer that outlives the bound while it is generated: `drop` its group, `mask` its tokens beyond the
     bound, or `cut` it short at the weight swap."""
@@ -109,6 +168,16 @@ class StalenessSection(Section):
     take_deadline: float = on_resume(1800.0, gt=0)
     """Seconds the learner waits for a batch before it gives up. Must exceed the start of an engine and the longest
     answer."""
+
+    @property
+    def first_lag(self) -> int:
+        """The bound that a run begins with."""
+        return self.max_lag.first if isinstance(self.max_lag, AdaptiveLag) else self.max_lag
+
+    @property
+    def largest_lag(self) -> int:
+        """The largest bound that the run file allows."""
+        return self.max_lag.max if isinstance(self.max_lag, AdaptiveLag) else self.max_lag
 
 
 class CheckpointSection(Section):

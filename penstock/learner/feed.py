@@ -68,6 +68,8 @@ class Feed:
         self._most_refills = refill_attempts * groups_per_step
         self._deadline = deadline
         self._poll = poll
+        self.excused = False
+        """Nothing is to come: somebody has closed the gate by hand, and how long is up to him."""
         self.refusals = Refusals(store, groups_per_step, refill_attempts, warn)
 
     def next(self, version: Version, waiting: Callable[[], str]) -> Fed:
@@ -93,7 +95,7 @@ class Feed:
                 # What is held stays taken: who stops the run also says what becomes of what is outstanding.
                 return Fed(version, dropped=fed.dropped, ended=stop)
             # A pause, or a checkpoint, is stood out in there, and is not the workers' delay.
-            began += time.monotonic() - asked
+            began = time.monotonic() if self.excused else began + time.monotonic() - asked
             over = taken.exhausted and not refused
             fed.ended = self._hopeless(fed, taken.exhausted) or (self._data_end() if over else "")
             if not fed.ended and time.monotonic() - began > self._deadline:
@@ -109,7 +111,7 @@ class Feed:
     def _sort_out(self, fed: Fed, new: list[Stored]) -> bool:
         """Keep the useful groups, drop the others with their reason; True when some were dropped."""
         refused: dict[str, list[int]] = {}
-        outlived = self._outlived_at(fed.version)
+        outlived = self._outlived_at(fed.version) if new else None
         for stored in new:
             try:
                 group = decode(stored.payload, Group)
@@ -117,7 +119,7 @@ class Feed:
                 fed.damage.append(f"group {stored.index}: {error}")
                 refused.setdefault("damaged", []).append(stored.index)
                 continue
-            if outlived(group):
+            if outlived is not None and outlived(group):
                 refused.setdefault("stale", []).append(stored.index)
             elif why := why_useless(group, self._algorithm):
                 refused.setdefault(why, []).append(stored.index)

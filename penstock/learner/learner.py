@@ -181,20 +181,20 @@ class LearnerRank(Rank):
         if self._loop is not None:
             self._loop.requests.checkpoint = True
 
-    def request_pause(self, paused: bool) -> None:
+    def request_pause(self, paused: bool, number: int) -> None:
         """Begin no train step until it is asked for again with False."""
         if self._loop is not None:
-            self._loop.requests.paused = paused
+            self._loop.requests.pause(paused, number)
 
-    def request_turn(self, changes: Mapping[str, float]) -> None:
+    def request_turn(self, changes: Mapping[str, float], number: int) -> None:
         """Train with these coefficients from the next step on; names as in `dials`, values that were checked there."""
         if self._loop is not None:
-            self._loop.requests.turn(changes)
+            self._loop.requests.turn(changes, number)
 
-    def request_roll_back(self, step: int) -> None:
-        """Go back to the newest checkpoint of at most `step`."""
+    def request_roll_back(self, step: int, lineage: int) -> None:
+        """Go back to the newest checkpoint of at most `step`, while `lineage` is the one that is trained."""
         if self._loop is not None:
-            self._loop.requests.roll_back(step)
+            self._loop.requests.roll_back(step, lineage)
 
     def observe(self, version: Version, metrics: dict[str, float]) -> None:
         """Metrics of `version` measured elsewhere (an evaluation), for `checkpoints.keep_best`."""

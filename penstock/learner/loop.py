@@ -30,7 +30,7 @@ from penstock.learner.dials import MAX_LAG, Dials
 from penstock.learner.evidence import Evidence
 from penstock.learner.feed import Fed, Feed
 from penstock.learner.publisher import Publisher
-from penstock.learner.requests import WAITING, Requests
+from penstock.learner.requests import NONFINITE, WAITING, Requests
 from penstock.learner.showcase import Showcase
 from penstock.services.contracts import PenstockError, WeightSender
 from penstock.services.replay import ReplayStore
@@ -102,7 +102,7 @@ class LearnerLoop:
         self._algorithm, self._settings = algorithm, settings
         self._save_model, self._report = save_model, report
         self._should_stop, self._beat = should_stop, beat
-        keeps = auditor.keeps(settings.staleness.max_lag) if auditor is not None else 0
+        keeps = auditor.keeps(settings.staleness.largest_lag) if auditor is not None else 0
         self._publisher = Publisher(store, sender, keeps, settings.staleness.take_deadline)
         self._evidence = Evidence(settings, crew, auditor, self._waiting)
         groups, aged = settings.learner.groups_per_step, settings.staleness
@@ -115,7 +115,7 @@ class LearnerLoop:
             warn=self._warn,
             max_lag=lambda: None if aged.outlived == "mask" else self.max_lag,
         )
-        resume, turnable = settings.resume, Dials(settings.algorithm, settings.learner, aged.max_lag).start
+        resume, turnable = settings.resume, Dials(settings.algorithm, settings.learner, aged.first_lag).start
         self._showcase = Showcase(
             settings.samples, settings.samples_every, settings.sample_tokens, settings.seed, texts
         )
@@ -131,6 +131,8 @@ class LearnerLoop:
         self.tokens = settings.resume.tokens if settings.resume else 0
         """Response tokens trained on so far."""
         self._saved: Version | None = None
+        self._sealed: dict[str, float] = {}
+        """The coefficients of the newest checkpoint."""
         self._falls = 0
         self._observed: dict[Version, dict[str, float]] = {}
         """What was measured of versions whose checkpoint is not written yet, if it ever is."""
@@ -156,15 +158,14 @@ class LearnerLoop:
     def run(self) -> str:
         """Until a reason to stop; returns it. Ends with a checkpoint and the model on disk."""
         self._start()
-        while not (why := self._why_stop()):
+        while not (why := self._why_end()):
             self._weights = {}
             began = time.monotonic()
             self._beat(WAITING)
             fed = self._feed.next(self.version, self._while_waiting)
             stopped = self._stand_while_paused()
             waited = time.monotonic() - began
-            if self.requests.wants_back:
-                self._roll_back()
+            if self._wants_back:
                 continue
             if why := fed.ended or stopped:
                 break
@@ -176,7 +177,7 @@ class LearnerLoop:
             trained = self._train(fed, batch, moment)
             times = {"time/wait": waited, "time/forward_backward": time.monotonic() - began - waited}
             if trained.applied == 0:
-                self._skip(fed, "nonfinite")
+                self._skip(fed, NONFINITE)
                 self._count_nonfinite()
                 continue
             self._nonfinite = 0
@@ -201,11 +202,11 @@ class LearnerLoop:
             self.version = self._store.reconcile(FIRST, 0, request)
         else:
             self.version = self._store.reconcile(resume.version, resume.memo.issued, request, resume.memo)
-            self._saved = self.version
+            self._saved, self._sealed = self.version, self._coefficients.all
         self._feed.refusals.begin()
         self._beat("publishing the first weights")
         self._publish_afresh()
-        self._tell("started", coefficients=self._coefficients.all)
+        self._tell("started", **self._turned())
 
     def _publish_afresh(self) -> None:
         """Weights that no step has made: those that a run, or a lineage, begins with."""
@@ -230,11 +231,29 @@ class LearnerLoop:
         self.version = self._store.reconcile(found.version, found.memo.issued, request, found.memo)
         self.tokens, self._metrics, self._nonfinite = found.tokens, dict(found.metrics), 0
         self._coefficients.fall_back(found.coefficients)
+        if self.requests.paused:
+            self._store.hold(True)  # the ledger begins with an open gate; whoever paused the run has not heard of it
         self._feed.refusals.begin()
         self._beat("publishing the weights of a checkpoint")
         self._publish_afresh()
-        self._tell("rolled_back", left=str(left), folder=str(found.folder), coefficients=self._coefficients.all)
+        self._tell("rolled_back", left=str(left), folder=str(found.folder), **self._turned())
         self._checkpoint()
+
+    @property
+    def _wants_back(self) -> bool:
+        return self.requests.wants_back(self.version.lineage)
+
+    def _turned(self) -> dict[str, Any]:
+        """Coefficients for the driver, with the number of the last of its turns that is in them."""
+        heard = self.requests.heard
+        self._coefficients.turn(self.requests.turned())
+        return {"coefficients": self._coefficients.all, "heard": heard}
+
+    def _why_end(self) -> str:
+        """Reason to end between two steps. Who asked to go back wants no end of the future that he gives up."""
+        while self._wants_back:
+            self._roll_back()
+        return self._why_stop()
 
     def _why_stop(self) -> str:
         """Reason to end here, or nothing. What could not be archived is told by `_finish`, when all else is saved."""
@@ -242,7 +261,7 @@ class LearnerLoop:
 
     def _finish(self, why: str) -> None:
         self._wait_for_publication()
-        if self._saved != self.version:
+        if self._saved != self.version or self._turned()["coefficients"] != self._sealed:
             self._checkpoint()
         weights = self._weights or self._crew.snapshot()
         self._beat("writing the model")
@@ -259,13 +278,13 @@ class LearnerLoop:
     @property
     def max_lag(self) -> int:
         """The bound as it is now."""
-        return int(self._coefficients.at(MAX_LAG, self._settings.staleness.max_lag))
+        return int(self._coefficients.at(MAX_LAG, self._settings.staleness.first_lag))
 
     def _assemble(self, fed: Fed) -> tuple[Batch, Moment]:
         """Whole groups with their advantages; every mini-batch's denominators in the weights; when that was."""
         learner, staleness = self._settings.learner, self._settings.staleness
         self._beat("assembling the batch")
-        self._coefficients.turn(self.requests.turned())
+        self._turned()
         moment = Moment(self.version, self._store.forks(), self.max_lag, staleness.outlived == "mask")
         batch = assemble(fed.groups, self._algorithm.at(self._coefficients.values), moment)
         self._minis = deal.split_groups(batch, learner.mini_batches, self._seed())
@@ -347,18 +366,21 @@ class LearnerLoop:
         if time.monotonic() - self._gate_seen > 1.0:
             self._gate_seen = time.monotonic()
             # Applied groups are kept until a checkpoint has them; they may hold the space that new ones need.
-            if self._saved != self.version and (self.requests.checkpoint or self._store.gate() == "memory"):
+            closed = self._store.gate()
+            if self._saved != self.version and (self.requests.checkpoint or closed == "memory"):
                 self._checkpoint()
+            self._feed.excused = closed == "held"
         why = self._stand_while_paused() or self._why_stop()
-        return ROLL_BACK if self.requests.wants_back else why
+        return ROLL_BACK if self._wants_back else why
 
     def _stand_while_paused(self) -> str:
         """Nothing is trained until somebody lets the run go on, or go back, or end, which is then returned. Checkpoints
         are written all the same."""
-        while self.requests.paused and not self.requests.wants_back:
+        while self.requests.paused and not self._wants_back:
             if why := self._why_stop():
                 return why
             self._waiting("paused")
+            self._publisher.check()
             if self.requests.checkpoint and self._saved != self.version:
                 self._checkpoint()
             time.sleep(_PAUSE)
@@ -373,6 +395,7 @@ class LearnerLoop:
         """State on disk first, then the ledger's promise; returns the seconds it took."""
         began = time.monotonic()
         self.requests.checkpoint = False
+        self._turned()
         self._wait_for_publication()
         self._beat("writing a checkpoint")
         settings, root = self._settings, self._settings.checkpoints
@@ -401,7 +424,7 @@ class LearnerLoop:
             self._observed.clear()
         self._beat("committing the checkpoint")
         self._store.commit(self.version)
-        self._saved = self.version
+        self._saved, self._sealed = self.version, self._coefficients.all
         with self._kept:
             self._prune()
         took = time.monotonic() - began
@@ -432,4 +455,4 @@ class LearnerLoop:
     def _step_report(self, fed: Fed, batch: Batch, metrics: dict[str, float], seconds: float) -> None:
         metrics |= report.time_metrics(batch, metrics["time/forward_backward"], seconds)
         told = report.step(self.version, fed, metrics, self._samples())
-        self._report(told | {"coefficients": self._coefficients.all})
+        self._report(told | self._turned())

@@ -136,7 +136,7 @@ _ALL: dict[str, Metric] = {
     # --- staleness
     "off_policy/mean": Metric("mean lag of the tokens in the loss", "steps", "down"),
     "off_policy/max": Metric("largest lag of a token in the loss", "steps", "down"),
-    "off_policy/bound": Metric("max_lag of the run", "steps"),
+    "off_policy/bound": Metric("bound on the lag during the step", "steps"),
     "off_policy/{bucket}/tokens": Metric(f"tokens that count, of one bucket of lag: {_BUCKETS}", "tokens"),
     "off_policy/older_kv": Metric("share of tokens decoded on a cache that older weights had written", good="down"),
     # --- rewards and answers, over all groups seen

@@ -33,6 +33,7 @@ def no_processes(monkeypatch) -> None:
 
 def worker_says(worker, **stats: float) -> None:
     worker.stats = {f"rollout/{name}": value for name, value in stats.items()}
+    worker.delivered = bool(stats.get("groups_put"))
 
 
 def test_a_finished_steps_own_word_takes_the_place_of_what_was_seen_of_its_wait():

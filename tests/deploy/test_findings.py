@@ -94,6 +94,8 @@ NUMBERS = [
     for key in all_keys(RunFile)
     if re.search(r"\b(int|float)\b", str(type_at(RunFile, key.split(".")))) and "betas" not in key
 ]
+NUMBERS = [key for key in NUMBERS if key.rpartition(".")[0] not in NUMBERS]
+"""A number in whose place a section may stand (`staleness.max_lag`) is tried as a number."""
 
 
 def test_every_number_of_a_run_file_refuses_a_boolean_and_is_told_once(tmp_path: Path) -> None:
@@ -144,3 +146,8 @@ def test_warnings_are_counted_in_words_that_fit(place: Path, more: list[str], sa
     check_overridden(place)
     result = CliRunner().invoke(app, ["check", str(place / "run.yaml"), "checkpoints.every=60", *more])
     assert result.stdout.splitlines()[-1] == f"{place / 'run.yaml'}: nothing amiss, {said}"
+
+
+def test_a_boolean_is_found_in_a_section_that_stands_for_a_number(place: Path) -> None:
+    (found,) = check_overridden(place, "staleness.max_lag={min: true, max: 4}").values()
+    assert (found.key, found.found, found.allowed) == ("staleness.max_lag.min", "true", "a whole number")

@@ -137,3 +137,18 @@ def test_a_first_start_that_is_late_is_an_error_and_a_replacement_that_is_late_a
     assert fake_ray == [old], "what is left of the first start is ended"
     actor.poll(-1)
     assert actor.state == "dead" and "deadlines.start" in actor.cause
+
+
+def test_a_view_tells_what_was_heard_last_and_is_made_anew_only_for_that():
+    actor = member(Handle(stats={"doing": "generating", "rollout/in_flight": 3.0}))
+    actor.poll(10)
+    actor.run()
+    assert actor.view().state == "running" and actor.view().in_flight == 0
+    actor.poll(10)
+    actor.poll(10)
+    assert actor.view().state == "generating" and actor.view().in_flight == 3
+    assert actor.view() is actor.view()
+    actor.leaving = True
+    assert actor.view().state == "leaving"
+    actor.state, actor.cause = "dead", "out of memory\nlast lines"
+    assert actor.view().state == "dead: out of memory"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import socket
 from pathlib import Path
 
 import pytest
@@ -45,7 +46,10 @@ def test_a_good_run_file_has_no_findings(place: Path) -> None:
         ("runs_dir=/proc/runs", "runs_dir", "/proc"),
     ],
 )
-def test_a_mistake_is_found_with_its_key_and_what_is_allowed(place: Path, override: str, key: str, said: str) -> None:
+def test_a_mistake_is_found_with_its_key_and_what_is_allowed(
+    place: Path, override: str, key: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("penstock.deploy.checks.world.STORE_DEADLINE", 0.3)
     found = _check(place, override)
     assert key in found, f"found only {list(found)}"
     assert found[key].level == "error"
@@ -161,3 +165,14 @@ def test_a_row_that_cannot_be_used_is_found_before_anything_starts(place: Path, 
         found = _check(place, f"{key}.path=broken.jsonl")
         assert found[key].level == "error"
         assert said in found[key].problem and "broken.jsonl" in found[key].problem
+
+
+def test_a_page_that_cannot_be_served_keeps_the_run_from_starting(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PENSTOCK_DASHBOARD_TOKEN", raising=False)
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        found = _check(place, "dashboard.enabled=true", f"dashboard.port={other.getsockname()[1]}")
+    assert "is in use; take another one, or 0 for any that is free" in str(found["dashboard.port"])
+    found = _check(place, "dashboard.enabled=true", "dashboard.host=0.0.0.0")
+    assert "needs a token" in str(found["dashboard.token_env"])

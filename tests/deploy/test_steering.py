@@ -57,7 +57,7 @@ class Run:
             Levers(self.stops.append, self._hold, self._bound),
             dials,
         )
-        self.steering.begun(dials.start)
+        self.steering.begun(dials.start, 0)
 
     def _hold(self, held: bool) -> None:
         self._answer()
@@ -75,7 +75,7 @@ class Run:
         return self.steering.carry_out(Asked("1", "ada", 5.0, command))
 
     def turned(self) -> list[dict]:
-        return [changes for (changes,) in self.calls["turn"].calls]
+        return [changes for changes, _ in self.calls["turn"].calls]
 
 
 @pytest.fixture(autouse=True)
@@ -113,7 +113,7 @@ def test_checkpoint_and_stop_reach_the_learner_and_are_refused_while_it_does_not
 
 
 def test_before_the_first_weights_nothing_of_the_learner_can_be_steered(run):
-    run.steering.learned({})
+    run.steering.learned({}, 0)
     assert "has not begun yet" in run.ask(Pause()).text
 
 
@@ -134,7 +134,7 @@ def test_a_pause_closes_the_gate_and_stops_the_learner_until_someone_lets_it_go_
     assert "paused already, by ada" in run.ask(Pause()).text
     assert run.ask(Resume()).done
     assert run.gate == [True, False]
-    assert run.calls["pause"].calls == [(True,), (False,)]
+    assert run.calls["pause"].calls == [(True, 1), (False, 2)]
 
 
 def test_a_gate_closed_by_hand_stays_closed_after_a_pause_and_one_opened_during_a_pause_opens_after_it(run):
@@ -195,7 +195,7 @@ def test_the_bound_on_the_lag_reaches_ledger_workers_and_learner(run):
 def test_what_was_asked_for_holds_again_after_the_learner_began_anew_also_when_the_store_is_away_at_first(run):
     run.ask(Pause())
     run.store_away = True
-    run.steering.begun({**run.steering.controls.coefficients, "max_lag": 4.0})
+    run.steering.begun({**run.steering.controls.coefficients, "max_lag": 4.0}, 9)
     run.steering.look()
     assert (run.gate, run.bounds) == ([True], [])
     run.store_away = False
@@ -211,4 +211,31 @@ def test_a_roll_back_needs_a_checkpoint_that_is_old_enough(run, monkeypatch):
     assert "the kept ones are of steps 10, 20" in run.ask(RollBack(until=9)).text
     assert run.ask(RollBack(until=15)).done
     assert run.ask(RollBack()).done
-    assert run.calls["roll_back"].calls == [(15,), (30,)]
+    assert run.calls["roll_back"].calls == [(15, 0), (30, 0)]
+
+
+def test_a_report_that_is_older_than_what_was_asked_for_undoes_nothing(run):
+    before = dict(run.steering.coefficients)
+    run.ask(SetMaxLag(4))
+    run.ask(SetMaxLag(3))
+    run.ask(ScaleCoefficient("lr", 0.5))
+    run.steering.learned(before, 0)
+    assert run.steering.coefficients["max_lag"] == 3.0
+    run.ask(ScaleCoefficient("lr", 0.5))
+    assert run.turned()[-1] == {"learning_rate": 1e-3 * 0.25}
+    run.steering.begun({**before, "max_lag": 4.0}, 1)
+    assert run.bounds == [4, 3, 3], "what was asked for last holds at the ledger, too"
+    run.steering.learned({**before, "max_lag": 3.0, "learning_rate": 2.5e-4}, 4)
+    assert run.steering.coefficients["learning_rate"] == 2.5e-4
+
+
+def test_everyone_who_closes_the_gate_has_a_reason_of_his_own_and_a_person_opens_it_for_all(run):
+    def gate(by: str, is_open: bool) -> Answer:
+        return run.steering.carry_out(Asked("1", by, 5.0, Gate(open=is_open)))
+
+    gate("guard a", False)
+    gate("ada", False)
+    assert gate("guard a", True).text == "the gate stays closed, by ada"
+    gate("guard b", False)
+    assert "left to the lag" in gate("ada", True).text
+    assert run.gate == [True, True, True, True, False]

@@ -161,6 +161,14 @@ def test_a_cluster_that_cannot_be_scraped_is_warned_of_and_the_run_goes_on(said,
     assert warning.message == "nothing is exported to Prometheus: there is none"
 
 
+def test_a_file_that_cannot_be_written_is_warned_of_and_the_run_goes_on(said, tmp_path, journal, directory) -> None:
+    (tmp_path / "targets").write_text("a file where the folder should be")
+    with exporting(journal, EXPORT, tmp_path / "targets" / "x.json", Cluster("h:1")):
+        assert journal.exporter is None
+    (warning,) = [e for e in directory.read_events() if e.kind == "warning"]
+    assert "x.json cannot be written" in warning.message
+
+
 def test_a_run_that_exports_nothing_says_nothing(tmp_path, journal, directory) -> None:
     with exporting(journal, None, tmp_path / "x.json", Cluster("h:1")):
         assert journal.exporter is None

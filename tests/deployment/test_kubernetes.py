@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from conftest import rendered
 from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 
 from scripts.manifests import __main__ as command
+from scripts.manifests import monitoring
 from scripts.manifests.agreements import AGREEMENTS, demands, penstock_commands, run_file_of
 from scripts.manifests.render import KUBERNETES, Pod, overlays, render
 from scripts.manifests.rules import RULES, Deployment, bytes_of, matches
@@ -46,20 +48,27 @@ def test_kubernetes_own_kinds_fit_their_published_schemas(overlay: str, kubernet
 
 def test_the_monitors_find_the_pods_and_let_prometheus_in(tmp_path: Path) -> None:
     """As in an overlay of somebody's own."""
-    own = KUBERNETES / "overlays" / "own"
-    lines = {"resources": ["../job"], "components": ["../../components/monitoring"], "namespace": "penstock"}
-    own.mkdir()
-    try:
-        (own / "kustomization.yaml").write_text(yaml.safe_dump(lines))
-        deployment = Deployment(render(own))
-    finally:
-        (own / "kustomization.yaml").unlink(missing_ok=True)
-        own.rmdir()
-    assert {found["kind"] for found in deployment.objects} >= {"PodMonitor", "ServiceMonitor"}
+    parts = {"resources": KUBERNETES / "overlays" / "job", "components": KUBERNETES / "components" / "monitoring"}
+    lines = {kind: [os.path.relpath(folder, tmp_path)] for kind, folder in parts.items()}
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump({**lines, "namespace": "penstock"}))
+    deployment = Deployment(render(tmp_path))
+    assert {found["kind"] for found in deployment.objects} >= {"PodMonitor", "ServiceMonitor", "PrometheusRule"}
     assert [problem for rule in (*RULES, *AGREEMENTS) for problem in rule(deployment)] == []
     monitors = deployment.of("PodMonitor", "ServiceMonitor")
     read = {pod.owner for found in monitors for pod in deployment.selected(found["spec"]["selector"])}
     assert read == {pod.owner for pod in deployment.pods if pod.role == "ray"}
+    boards = deployment.named("ConfigMap")["penstock-grafana"]
+    assert boards["metadata"]["labels"]["grafana_dashboard"] == "1"
+    there = (KUBERNETES.parent / "grafana" / "dashboards").glob("*.json")
+    assert {name: json.loads(text) for name, text in boards["data"].items()} == {
+        path.name: json.loads(path.read_text()) for path in there
+    }
+    assert len(json.dumps(boards)) < 2**20, "more than etcd takes for one object"
+
+
+def test_the_alerts_for_the_operator_are_those_that_are_tested() -> None:
+    written = yaml.safe_load(monitoring.WRITTEN.read_text())
+    assert written == monitoring.alerts(), "make alerts"
 
 
 @pytest.mark.parametrize(("overlay", "most"), [("job", 8), ("drill", 3)])

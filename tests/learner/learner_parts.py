@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import threading
 import time
 from contextlib import contextmanager
@@ -36,8 +37,12 @@ def free_address() -> str:
 
 def on_two_ranks(function, folder: Path) -> list:
     """Calls `function(rank, address, folder)` in two processes, and returns what each left in `rank-RANK.pt`, if it
-    did."""
-    context = torch.multiprocessing.spawn(function, (free_address(), str(folder)), nprocs=2, join=False)
+    did. They are forked from a server that has imported what takes longest, once for all tests."""
+    multiprocessing.set_forkserver_preload(["transformers.models.qwen3.modeling_qwen3", "penstock.learner.engine"])
+    arguments = (free_address(), str(folder))
+    context = torch.multiprocessing.start_processes(
+        function, arguments, nprocs=2, join=False, start_method="forkserver"
+    )
     assert context is not None
     while not context.join(timeout=300):
         pass

@@ -83,7 +83,7 @@ class GuardedRun:
         requests = self.loop.requests
         handle = SimpleNamespace(
             request_checkpoint=remote(lambda: setattr(requests, "checkpoint", True)),
-            request_pause=remote(lambda paused: setattr(requests, "paused", paused)),
+            request_pause=remote(requests.pause),
             request_turn=remote(requests.turn),
             request_roll_back=remote(requests.roll_back),
         )
@@ -108,12 +108,12 @@ class GuardedRun:
         if report["kind"] in ("started", "rolled_back"):
             self.journal.begin(version)
             self.guardian.begin_again(version.step)
-            self.steering.begun(report["coefficients"])
+            self.steering.begun(report["coefficients"], report["heard"])
         elif report["kind"] == "step":
             self.rows.append(report["metrics"])
             self.guardian.seen(report["metrics"], version.step)
             self.journal.step(version, report["metrics"], [], report["at"])
-            self.steering.learned(report["coefficients"])
+            self.steering.learned(report["coefficients"], report["heard"])
             self.live.stepped()
         self.guardian.act()
 

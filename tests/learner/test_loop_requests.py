@@ -14,6 +14,7 @@ from loop_parts import loop_of, many_small_tokens, run_with_worker
 
 from penstock.learner import checkpoints
 from penstock.learner.coefficients import Coefficients
+from penstock.learner.requests import Requests
 from penstock.services.replay import LedgerRules
 from penstock.services.store.memory import MemoryStore
 from penstock.services.versions import Version
@@ -53,7 +54,7 @@ def steps_of(reports) -> list[dict]:
 
 def test_a_paused_loop_makes_no_step_writes_checkpoints_all_the_same_and_goes_on(team, tmp_path):
     store, sender = MemoryStore(), MemorySender()
-    reports = Reports(2, lambda: setattr(loop.requests, "paused", True))
+    reports = Reports(2, lambda: loop.requests.pause(True, 1))
     # Shorter than the pause: what is stood out is not the workers' delay.
     loop = loop_of(team, store, sender, tmp_path, steps=4, reports=reports, staleness={"take_deadline": 2.0})
     ended: list[str] = []
@@ -67,7 +68,7 @@ def test_a_paused_loop_makes_no_step_writes_checkpoints_all_the_same_and_goes_on
         time.sleep(2.5)
         assert len(steps_of(reports)) == 2
         assert checkpoints.latest(tmp_path / "checkpoints").version == Version(0, 2)
-        loop.requests.paused = False
+        loop.requests.pause(False, 2)
         thread.join(60)
     assert ended == ["steps"]
     assert store.counts().balanced
@@ -82,7 +83,7 @@ def until(true, deadline: float = 60.0) -> None:
 
 def test_a_paused_loop_that_is_to_end_makes_no_further_step(team, tmp_path):
     store, sender = MemoryStore(), MemorySender()
-    reports = Reports(2, lambda: setattr(loop.requests, "paused", True))
+    reports = Reports(2, lambda: loop.requests.pause(True, 1))
     loop = loop_of(team, store, sender, tmp_path, steps=9, reports=reports)
     loop._should_stop = lambda step, tokens: "asked" if loop.requests.paused and stop.is_set() else ""
     stop = threading.Event()
@@ -95,7 +96,7 @@ def test_a_paused_loop_that_is_to_end_makes_no_further_step(team, tmp_path):
 def test_what_is_turned_is_trained_with_from_the_next_step_on_and_comes_back_at_a_resume(team, tmp_path):
     store, sender = MemoryStore(), MemorySender()
     changes = {"learning_rate": 0.0025, "kl.coefficient": 0.5, "objective.clip_low": 0.1, "max_lag": 3.0}
-    reports = Reports(2, lambda: loop.requests.turn(changes))
+    reports = Reports(2, lambda: loop.requests.turn(changes, 1))
     cells = {"kl": {"coefficient": 0.001}}
     loop = loop_of(team, store, sender, tmp_path, steps=4, reports=reports, **cells)
     run_with_worker(loop, store, sender)
@@ -129,7 +130,7 @@ def test_a_learning_rate_that_was_turned_takes_the_steps_of_one_that_was_always_
         folder.mkdir()
         loop = loop_with_rate(team, store, sender, folder, rate)
         if turned is not None:
-            loop.requests.turn({"learning_rate": turned})
+            loop.requests.turn({"learning_rate": turned}, 1)
         run_with_worker(loop, store, sender)
         after.append(loop._crew.snapshot())
     assert same(*after)
@@ -143,9 +144,9 @@ def loop_with_rate(team, store, sender, folder: Path, rate: float):
 
 def test_a_loop_goes_back_to_a_checkpoint_and_on_from_its_very_weights_in_a_new_lineage(team, tmp_path):
     store, sender = MemoryStore(), MemorySender()
-    reports = Reports(5, lambda: loop.requests.roll_back(4))
+    reports = Reports(5, lambda: loop.requests.roll_back(4, 0))
     loop = loop_of(team, store, sender, tmp_path, steps=7, reports=reports)
-    loop.requests.turn({"learning_rate": 0.005})
+    loop.requests.turn({"learning_rate": 0.005}, 1)
     run_with_worker(loop, store, sender)
     back = next(report for report in reports if report["kind"] == "rolled_back")
     assert (back["version"], back["left"]) == ("1.3", "0.5")
@@ -165,7 +166,7 @@ def test_a_loop_goes_back_to_a_checkpoint_and_on_from_its_very_weights_in_a_new_
 
 def test_after_a_roll_back_the_newest_checkpoint_is_not_of_the_future_that_was_given_up(team, tmp_path):
     store, sender = MemoryStore(), MemorySender()
-    reports = Reports(7, lambda: loop.requests.roll_back(4))
+    reports = Reports(7, lambda: loop.requests.roll_back(4, 0))
     loop = loop_of(team, store, sender, tmp_path, steps=99, reports=reports)
     loop._should_stop = lambda step, tokens: "back" if loop.version.lineage == 1 else ""
     run_with_worker(loop, store, sender)
@@ -178,7 +179,7 @@ def test_after_a_roll_back_the_newest_checkpoint_is_not_of_the_future_that_was_g
 
 def test_going_back_beyond_every_checkpoint_is_said_and_the_run_goes_on(team, tmp_path):
     store, sender = MemoryStore(), MemorySender()
-    reports = Reports(4, lambda: loop.requests.roll_back(1))
+    reports = Reports(4, lambda: loop.requests.roll_back(1, 0))
     loop = loop_of(team, store, sender, tmp_path, steps=6, reports=reports)
     run_with_worker(loop, store, sender)
     (warning,) = [report["why"] for report in reports if report["kind"] == "warning"]
@@ -194,7 +195,7 @@ def test_the_weights_after_a_roll_back_are_those_of_the_checkpoint_bit_for_bit(t
         if report["kind"] == "checkpoint" and report["version"] == "0.3":
             taken["then"] = loop._crew.snapshot()
         if report["kind"] == "step" and report["step"] == 5 and loop.version.lineage == 0:
-            loop.requests.roll_back(3)
+            loop.requests.roll_back(3, 0)
         if report["kind"] == "rolled_back":
             taken["now"] = loop._crew.snapshot()
 
@@ -248,7 +249,85 @@ def test_a_bound_that_is_opened_admits_more_groups(team, tmp_path):
     store, sender, kept = MemoryStore(), MemorySender(), []
     loop = loop_of(team, store, sender, tmp_path, steps=3, reports=kept, staleness={"max_lag": 0})
     store.amend(LedgerRules(2, 4, None, 10**8))
-    loop.requests.turn({"max_lag": 2.0})
+    loop.requests.turn({"max_lag": 2.0}, 1)
     run_with_worker(loop, store, sender)
     assert [r["metrics"]["off_policy/bound"] for r in steps_of(kept)] == [2, 2, 2]
     assert store.counts().balanced
+
+
+def test_a_report_has_what_was_turned_meanwhile_and_says_up_to_which_request(team, tmp_path):
+    store, sender = MemoryStore(), MemorySender()
+    loop = loop_of(team, store, sender, tmp_path, steps=3, staleness={"max_lag": 0})
+    train, reports = loop._train, []
+
+    def turned_while_it_trains(fed, batch, moment):
+        if loop.version.step == 1:
+            loop.requests.turn({"learning_rate": 0.001}, 7)
+        return train(fed, batch, moment)
+
+    loop._train, loop._report = turned_while_it_trains, reports.append
+    run_with_worker(loop, store, sender)
+    seen = [(r["coefficients"]["learning_rate"], r["heard"], r["metrics"]["actor/lr"]) for r in steps_of(reports)]
+    assert seen == [(0.01, 0, 0.01), (0.001, 7, 0.01), (0.001, 7, 0.001)]
+
+
+def test_what_is_turned_after_the_last_step_is_in_the_last_checkpoint(team, tmp_path):
+    store, sender = MemoryStore(), MemorySender()
+    reports = Reports(3, lambda: loop.requests.turn({"learning_rate": 0.001}, 1))
+    loop = loop_of(team, store, sender, tmp_path, steps=3, reports=reports)
+    run_with_worker(loop, store, sender)
+    saved = checkpoints.latest(tmp_path / "checkpoints")
+    assert (saved.version, saved.coefficients["learning_rate"]) == (Version(0, 3), 0.001)
+    assert store.counts().balanced
+
+
+def test_a_roll_back_that_is_asked_for_with_the_last_step_is_made_and_the_run_goes_on(team, tmp_path):
+    store, sender = MemoryStore(), MemorySender()
+    reports = Reports(4, lambda: loop.requests.roll_back(3, 0))
+    loop = loop_of(team, store, sender, tmp_path, steps=4, reports=reports)
+    run_with_worker(loop, store, sender)
+    assert loop.version == Version(1, 4)
+    assert [report["step"] for report in steps_of(reports)] == [1, 2, 3, 4, 4]
+
+
+def test_a_roll_back_of_a_future_that_was_given_up_means_nothing(team, tmp_path):
+    store, sender = MemoryStore(), MemorySender()
+    reports = Reports(4, lambda: loop.requests.roll_back(3, 0))
+    loop = loop_of(team, store, sender, tmp_path, steps=5, reports=reports)
+
+    def late(report):
+        reports.append(report)
+        if report["kind"] == "rolled_back":
+            loop.requests.roll_back(3, 0)
+
+    loop._report = late
+    run_with_worker(loop, store, sender)
+    assert loop.version == Version(1, 5)
+
+
+def test_of_requests_about_the_same_thing_the_younger_one_counts_whichever_comes_first():
+    requests = Requests()
+    requests.pause(False, 4)
+    requests.pause(True, 3)
+    assert not requests.paused
+    requests.turn({"a": 2.0}, 6)
+    requests.turn({"a": 1.0, "b": 1.0}, 5)
+    assert requests.turned() == {"a": 2.0, "b": 1.0}
+    assert (requests.turned(), requests.heard) == ({}, 6)
+
+
+def test_while_somebody_keeps_the_gate_closed_the_workers_are_not_late(team, tmp_path):
+    """The gate stays closed for longer than the learner would wait for its groups."""
+    store, sender = MemoryStore(), MemorySender()
+    reports = Reports(2, lambda: store.hold(True))
+    loop = loop_of(team, store, sender, tmp_path, steps=4, reports=reports, staleness={"take_deadline": 2.5})
+
+    def open_it() -> None:
+        until(lambda: len(steps_of(reports)) >= 2)
+        time.sleep(6)
+        store.hold(False)
+
+    opener = threading.Thread(target=open_it)
+    opener.start()
+    assert run_with_worker(loop, store, sender) == "steps"
+    opener.join()

@@ -104,8 +104,10 @@ PPO = (
     "algorithm.kl.controller={kind: proportional, target: 0.05}",
     "learner.mini_batches=2",
     "learner.epochs=2",
+    "rollout.workers=1",
 )
-"""With a value model of its own, several updates per step, and a penalty that adapts."""
+"""With a value model of its own, several updates per step, and a penalty that adapts; the run that is stopped by the
+other signal has two workers."""
 
 
 @pytest.mark.parametrize(

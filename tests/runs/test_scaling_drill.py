@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import penstock
 from benchmarks.drills import RECIPE, Onlooker, inputs_in, played
 from penstock.services.control import Refused, Remove, Scale, Stop
 
@@ -54,7 +55,8 @@ def story(tmp_path_factory) -> tuple:
         paces.append((1, pace(onlooker)))
         send(Scale("scorer", 3), "story")
         send(Scale("rollout", 3), "story")
-        onlooker.joined("rollout-1", "rollout-2", "scorer-1", "scorer-2")
+        onlooker.joined("scorer-1", "scorer-2")
+        onlooker.delivered("rollout-1", "rollout-2")
         paces.append((3, pace(onlooker)))
         send(Remove("scorer-0"), "story")
         send(Scale("rollout", 1), "story")
@@ -65,7 +67,7 @@ def story(tmp_path_factory) -> tuple:
         onlooker.wait("nothing comes any more", lambda: pace(onlooker) == 0)
         send(Scale("scorer", 1), "story")
         send(Scale("rollout", 2), "story")
-        onlooker.joined("rollout-3", "rollout-4")
+        onlooker.delivered("rollout-3", "rollout-4")
         onlooker.left("scorer-2")
         paces.append((2, pace(onlooker)))
         with pytest.raises(Refused, match="without a scorer no answer reaches the learner"):
@@ -111,3 +113,36 @@ def test_everything_that_was_asked_for_is_an_event(story):
     run, _ = story
     assert [event.facts["by"] for event in run.events if event.kind == "steered"] == ["story"] * 8
     assert [event.facts["by"] for event in run.events if event.kind == "refused"] == ["story"]
+
+
+def bounds(run) -> list[float]:
+    """The bound on the lag under which the steps were made, each as often as it changed."""
+    seen = [row["off_policy/bound"] for row in run.metrics.to_dict("records")]
+    return [bound for number, bound in enumerate(seen) if number == 0 or bound != seen[number - 1]]
+
+
+def followed(folder: Path, *overrides: str):
+    """A drill whose bound follows, with a learner that waits for its one worker."""
+    given = ["name=drill-lag", "staleness.max_lag.every=3", "checkpoints.every=5", "rollout.max_groups=2", *overrides]
+    return penstock.train(RECIPE / "drill.yaml", [*inputs_in(folder), *given])
+
+
+def test_the_bound_follows_the_worth_of_old_groups_and_comes_back_with_a_resume(tmp_path):
+    """Nothing is learned in a drill, so old groups are worth as much as new ones: the bound goes up to its end. Asked
+    for more than the groups of a drill are worth, which no model has sampled, it goes down to it."""
+    up = followed(tmp_path, "staleness.max_lag={min: 1, max: 3, target_ess: 0.5, every: 3}", "limits.steps=24")
+    assert bounds(up) == [1, 2, 3]
+    steered = [event.facts for event in up.events if event.kind == "steered"]
+    assert [(facts["by"], facts["asked"]["bound"]) for facts in steered] == [
+        ("max_lag control", 2),
+        ("max_lag control", 3),
+    ]
+    said = [event.message for event in up.events if event.kind == "max_lag"]
+    assert said[0].startswith("over 3 steps at max_lag 1 the effective sample size was 0.9")
+    assert up.summary["lag"]["max"] <= 3
+    again = penstock.resume(up.dir, ["limits.steps=28"])
+    assert bounds(again) == [1, 2, 3], "it goes on with the bound that it had"
+    wish = "staleness.max_lag={min: 1, max: 3, start: 3, target_ess: 0.9998, margin: 0.0001, every: 3}"
+    down = followed(tmp_path, wish, "limits.steps=24")
+    assert bounds(down) == [3, 2, 1]
+    assert down.summary["ledger"]["balanced"]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import xxhash
 from builders import completion, group, prompt
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
@@ -103,6 +103,7 @@ PARTIALS = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(st.one_of(PROMPTS, completions(), trajectories(), GROUPS, PARTIALS))
 def test_every_record_survives_the_round_trip(record: Record):
     back = codec.decode(codec.encode(record), type(record))

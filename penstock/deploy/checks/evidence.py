@@ -50,7 +50,7 @@ def the_store_holds_what_may_be_outstanding(ctx: Context) -> Iterator[Finding]:
     if isinstance(ctx.model, PenstockError):
         return
     run = ctx.run_file
-    groups, one = (run.staleness.max_lag + 1) * run.learner.groups_per_step, payload_of(run, ctx.model).group
+    groups, one = (run.staleness.largest_lag + 1) * run.learner.groups_per_step, payload_of(run, ctx.model).group
     if groups * one > run.store.max_bytes:
         yield ctx.warning(
             "store.max_bytes",
@@ -96,7 +96,7 @@ def audits_have_room(ctx: Context) -> Iterator[Finding]:
     if run.audit.every == 0 or isinstance(ctx.model, PenstockError) or run.weights.transport in ("nccl", "ipc"):
         return
     width = 4 if run.learner.dtype == "float32" else 2
-    one, kept = width * ctx.model.parameters, run.staleness.max_lag + 3
+    one, kept = width * ctx.model.parameters, run.staleness.largest_lag + 3
     where = str(run.weights.folder or "/dev/shm") if run.weights.transport != "file" else "the folder of the weights"
     yield ctx.note(
         "audit.every",

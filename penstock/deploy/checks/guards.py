@@ -48,7 +48,7 @@ def not_recorded(ctx: Context, metric: str) -> str:
 
 @rule("guards", "algorithm", "learner", "staleness")
 def guards_turn_what_can_be_turned(ctx: Context) -> Iterator[Finding]:
-    dials = Dials(ctx.run_file.algorithm, ctx.run_file.learner, ctx.run_file.staleness.max_lag)
+    dials = Dials(ctx.run_file.algorithm, ctx.run_file.learner, ctx.run_file.staleness.first_lag)
     for key, guard, action in _actions(ctx):
         word = action.scale or action.set
         if word is None or (guard.optional and not_recorded(ctx, guard.condition.metric)):

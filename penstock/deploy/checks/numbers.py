@@ -41,18 +41,6 @@ def a_prompt_and_its_answer_fit_the_engine(ctx: Context) -> Iterator[Finding]:
         )
 
 
-@rule("rollout", "learner", "staleness")
-def the_gate_admits_every_worker(ctx: Context) -> Iterator[Finding]:
-    admitted = (ctx.run_file.staleness.max_lag + 1) * ctx.run_file.learner.groups_per_step
-    if ctx.run_file.rollout.workers > admitted:
-        yield ctx.warning(
-            "rollout.workers",
-            f"the gate admits at most (max_lag + 1) × groups_per_step = {admitted} groups at a time, so some of the "
-            f"{ctx.run_file.rollout.workers} workers have nothing to do",
-            remedy="fewer workers, or a larger max_lag or groups_per_step",
-        )
-
-
 @rule("rollout", "learner")
 def every_rank_has_answers(ctx: Context) -> Iterator[Finding]:
     learner = ctx.run_file.learner

@@ -16,12 +16,15 @@ from penstock.reward import check as reward_check
 from penstock.services import data_read, models
 from penstock.services.chat import ChatError, Renderer
 from penstock.services.contracts import PenstockError
+from penstock.services.dashboard import listener
 from penstock.services.data import PairSource, PromptSource
 from penstock.services.data_config import DataSection
 
 GIB = 1024**3
 LEAST_DISK = GIB
 """Below this a run is likely to end at its first checkpoint."""
+STORE_DEADLINE = 3.0
+"""Seconds for a Redis server to answer."""
 ENGINE_BYTES = 1.2 * GIB
 """A vLLM engine on CPU without its weights and KV cache, measured with a 0.8M-parameter model."""
 LEARNER_BYTES = 0.8 * GIB
@@ -151,7 +154,7 @@ def the_store_answers(ctx: Context) -> Iterator[Finding]:
         return
     from penstock.services.store.connection import Connection
 
-    connection = Connection(store.url, "penstock-check", deadline=3.0, password=store.password())
+    connection = Connection(store.url, "penstock-check", deadline=STORE_DEADLINE, password=store.password())
     try:
         connection.require()
     except PenstockError as error:
@@ -159,6 +162,11 @@ def the_store_answers(ctx: Context) -> Iterator[Finding]:
         yield ctx.error("store.url", str(error), remedy=remedy)
     finally:
         connection.close()
+
+
+@rule("dashboard", stages=("train", "sft"))
+def the_page_can_be_served(ctx: Context) -> Iterator[Finding]:
+    yield from ctx.within("dashboard", listener.problems(ctx.run_file.dashboard))
 
 
 @rule(stages=STAGES)
@@ -193,7 +201,7 @@ def checkpoints_fit_on_the_disk(ctx: Context) -> Iterator[Finding]:
         yield ctx.warning("runs_dir", problem, remedy="lower checkpoints.keep_last, or choose another disk")
 
 
-@rule("model", "rollout", "engine", "learner", "placement", "algorithm")
+@rule("model", "rollout", "engine", "learner", "placement", "algorithm", "reward")
 def memory_suffices(ctx: Context) -> Iterator[Finding]:
     if isinstance(ctx.model, PenstockError) or ctx.joins_a_cluster or ctx.gpus:
         return  # on GPUs the engines take a share of what there is, by engine.memory_share
@@ -203,7 +211,8 @@ def memory_suffices(ctx: Context) -> Iterator[Finding]:
     width = 4 if run.engine.dtype == "float32" else 2
     engine = ENGINE_BYTES + run.engine.kv_cache_gib * GIB + width * ctx.model.parameters
     learner = LEARNER_BYTES * run.learner.ranks + 16 * _trained(ctx, ctx.model.parameters)
-    reference = 4 * ctx.model.parameters * run.rollout.workers if run.algorithm.needs_reference else 0
+    scorers = run.reward.scorers if run.reward is not None else 1
+    reference = 4 * ctx.model.parameters * scorers if run.algorithm.needs_reference else 0
     wanted = run.rollout.workers * engine + learner + reference
     free = psutil.virtual_memory().available
     if wanted > free:

@@ -65,7 +65,10 @@ class Condition(NamedTuple):
         return (self.bound, self.sign == "<") if "<" in self.sign else (math.inf, False)
 
     def __str__(self) -> str:
-        return f"{self.metric} {self.sign} {self.bound:g}"
+        whole = f"{self.bound:.0f}"
+        return (
+            f"{self.metric} {self.sign} {whole if float(whole) == self.bound and len(whole) < 16 else repr(self.bound)}"
+        )
 
 
 class ActionSection(Section):

@@ -28,6 +28,9 @@ from penstock.services.control import (
 )
 from penstock.services.rundir import RunDir, RunDirError, write_atomically
 
+_AGAIN = 10.0
+"""Seconds until a gate that could not be opened is tried again."""
+
 
 class Steers(Protocol):
     """The part of Steering that is needed here."""
@@ -57,10 +60,13 @@ class Guardian:
     ) -> None:
         self._directory, self._journal, self._steering, self._clock = directory, journal, steering, clock
         kept = _read(directory)
-        self._watches = [Watch(name, guard, *kept.get(name, (0, 0))) for name, guard in named(tuple(guards))]
+        self._watches = [
+            Watch(name, guard, *kept.get((name, guard.when), (0, 0))) for name, guard in named(tuple(guards))
+        ]
         self._due: list[Firing] = []
         self._webhooks = Webhooks()
-        self._reopen: tuple[float, str] | None = None
+        self._reopen: dict[str, float] = {}
+        """By guard, when it lets the gate go that it has closed."""
 
     def seen(self, metrics: Mapping[str, float], step: int) -> None:
         """What the step that ended at `step` has measured, or an evaluation of it."""
@@ -68,13 +74,23 @@ class Guardian:
 
     def look(self, metrics: Mapping[str, float], step: int) -> None:
         """What is measured all the time; called once a second. A paused run stands still on purpose."""
-        if not self._steering.paused:
+        if self._steering.paused:
+            for watch in self._watches:
+                if watch.live:
+                    watch.begin_again(step)
+        else:
             self._see(metrics, step, live=True)
+        self._tell_failures()
+        for by, at in list(self._reopen.items()):
+            if self._clock() >= at:
+                done = self._ask(Gate(open=True), by).done
+                self._reopen[by] = self._clock() + _AGAIN
+                if done:
+                    del self._reopen[by]
+
+    def _tell_failures(self) -> None:
         for failure in self._webhooks.failures():
             self._journal.event("warning", f"a guard's webhook: {failure}")
-        if self._reopen is not None and self._clock() >= self._reopen[0]:
-            by, self._reopen = self._reopen[1], None
-            self._ask(Gate(open=True), by)
 
     def _see(self, metrics: Mapping[str, float], step: int, live: bool) -> None:
         for watch in self._watches:
@@ -87,8 +103,10 @@ class Guardian:
         return {f"guard/{watch.name}": float(watch.fired) for watch in self._watches}
 
     def begin_again(self, step: int) -> None:
-        """The run goes on from another step."""
-        self._due.clear()
+        """The run goes on from another step. What is due was asked for by what has been given up."""
+        due, self._due = self._due, []
+        for firing in due:
+            self._tell(firing, ["nothing: the run went back meanwhile"])
         for watch in self._watches:
             watch.begin_again(step)
 
@@ -104,6 +122,7 @@ class Guardian:
     def close(self) -> None:
         """Send what still waits to be sent."""
         self._webhooks.close()
+        self._tell_failures()
 
     # --- what is done -------------------------------------------------------------------------------
 
@@ -118,7 +137,7 @@ class Guardian:
             answer = self._ask(command, by)
             did.append(answer.text if answer.done else f"{action} was refused: {answer.text}")
             if action.gate is not None and answer.done and action.minutes is not None:
-                self._reopen = (self._clock() + 60 * action.minutes, by)
+                self._reopen[by] = max(self._reopen.get(by, 0.0), self._clock() + 60 * action.minutes)
         return did
 
     def _exhausted(self, firing: Firing) -> list[str]:
@@ -152,7 +171,7 @@ class Guardian:
                 self._webhooks.send(action.webhook, run | facts)
 
     def _keep(self) -> None:
-        kept = {watch.name: [watch.fired, watch.rest] for watch in self._watches}
+        kept = {watch.name: [watch.guard.when, watch.fired, watch.rest] for watch in self._watches}
         write_atomically(self._directory.guards, json.dumps(kept).encode())
 
 
@@ -187,12 +206,12 @@ def _bounded(action: ActionSection, bound: int) -> Command | str:
     return SetMaxLag(moved) if moved != bound else f"max_lag stays at {bound}, its end"
 
 
-def _read(directory: RunDir) -> dict[str, tuple[int, int]]:
-    """By name how often a guard had fired, and how many measurements more it was not to look at."""
+def _read(directory: RunDir) -> dict[tuple[str, str], tuple[int, int]]:
+    """By name and condition how often a guard had fired, and how many measurements more it was not to look at."""
     if not directory.guards.exists():
         return {}
     try:
         kept = json.loads(directory.guards.read_text())
-        return {name: (int(fired), int(rest)) for name, (fired, rest) in kept.items()}
+        return {(name, str(when)): (int(fired), int(rest)) for name, (when, fired, rest) in kept.items()}
     except (ValueError, TypeError, AttributeError) as error:
         raise RunDirError(f"{directory.guards} is damaged: {error}; without it, every guard counts from 0") from error

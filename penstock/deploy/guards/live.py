@@ -21,14 +21,19 @@ class Live:
         self._clock = clock
         self._seen: deque[tuple[float, int, int]] = deque()
         self._stepped = clock()
+        self._skipped = 0
 
     def stepped(self) -> None:
-        """A train step is done, or training begins."""
-        self._stepped = self._clock()
+        """A train step is done, or training begins, or nobody expects one."""
+        self._stepped, self._skipped = self._clock(), 0
+
+    def skipped(self) -> None:
+        """A train step changed nothing, for a gradient that was infinite or undefined."""
+        self._skipped += 1
 
     def read(self, ledger: LedgerCounts | None) -> dict[str, float]:
         """By metric name."""
-        found = {"run/since_step": self._clock() - self._stepped}
+        found = {"run/since_step": self._clock() - self._stepped, "run/nonfinite": float(self._skipped)}
         if ledger is not None:
             share = self._refused(ledger)
             found |= {} if share is None else {"ledger/refused_share": share}

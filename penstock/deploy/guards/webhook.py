@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import http.client
 import json
+import math
 import os
 import queue
 import threading
@@ -46,7 +48,7 @@ class Webhooks:
             self._thread = threading.Thread(target=self._run, name="webhooks", daemon=True)
             self._thread.start()
         try:
-            self._waiting.put_nowait((address, json.dumps(message).encode()))
+            self._waiting.put_nowait((address, json.dumps(_plain(message), allow_nan=False).encode()))
         except queue.Full:
             self._failures.put(f"a message to {_shown(address)} was not sent: {_MOST} are waiting already")
 
@@ -77,11 +79,16 @@ class Webhooks:
             try:
                 with urllib.request.urlopen(request, timeout=_DEADLINE):
                     return
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, http.client.HTTPException) as error:
                 # Its own text may repeat the address, and with it a secret.
                 why = f"HTTP {error.code}" if isinstance(error, urllib.error.HTTPError) else type(error).__name__
                 time.sleep(0.5 * 2**attempt)
         self._failures.put(f"{_shown(address)} could not be told, in {_ATTEMPTS} attempts: {why}")
+
+
+def _plain(message: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON has no infinity; `float()` reads the text."""
+    return {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in message.items()}
 
 
 def _shown(address: str) -> str:

@@ -13,8 +13,8 @@ import msgspec
 
 from penstock.services.dashboard.tail import Tail
 
-MARKS = frozenset({"steered", "refused", "guard", "died", "restarted", "joined", "left", "resumed", "failed"})
-"""Kinds of events that are drawn on the plots: what people and guards did, and what became of actors."""
+MARKS = frozenset({"steered", "refused", "guard", "rolled_back", "autoscaling", "died", "failed"})
+"""Kinds of events that are drawn on the plots: what people, guards and the autoscaler did, and deaths."""
 RECENT, MARKED = 500, 2000
 """How many are remembered."""
 

@@ -232,17 +232,19 @@ def _evaluation(history: History) -> Facts:
 
 
 def _accidents(directory: RunDir) -> Facts:
-    """Deaths by actor, warnings, resumes. A death is told once, and what follows from it again."""
+    """Deaths by actor, resumes, roll backs, guards, warnings. A death is told once, and what follows from it again."""
     events = directory.read_events()
     died = Counter(str(event.facts.get("name", "")) for event in events if event.kind == "died")
     again = Counter(str(event.facts.get("name", "")) for event in events if event.kind == "restarted")
     deaths = died | Counter({name: count for name, count in again.items() if name not in died})
-    begun = sum(event.kind == "published" for event in events)
+    kinds = Counter(event.kind for event in events)
     return {
         ("accidents", "deaths", ""): float(deaths.total()),
         **{("accidents", f"deaths of {name}", ""): float(count) for name, count in sorted(deaths.items())},
-        ("accidents", "resumed", "times"): float(max(0, begun - 1)),
-        ("accidents", "warnings", ""): float(sum(event.kind == "warning" for event in events)),
+        ("accidents", "resumed", "times"): float(max(0, kinds["published"] - 1)),
+        ("accidents", "rolled back", "times"): float(kinds["rolled_back"]),
+        ("accidents", "guards fired", "times"): float(kinds["guard"]),
+        ("accidents", "warnings", ""): float(kinds["warning"]),
     }
 
 

@@ -6,7 +6,7 @@ import errno
 import socket
 from dataclasses import dataclass
 
-from penstock.services.dashboard.config import PageError
+from penstock.services.dashboard.config import DashboardSection, PageError, token_for
 
 BACKLOG = 128
 
@@ -44,6 +44,22 @@ def listen(host: str, port: int) -> Listener:
         held.close()
         raise PageError(_why(host, port, error)) from error
     return Listener(held, host)
+
+
+def problems(section: DashboardSection) -> list[tuple[str, str]]:
+    """What would keep the page from being served here and now, as (key within the section, text)."""
+    if not section.enabled:
+        return []
+    found = []
+    try:
+        token_for(section.host, section.token_env)
+    except PageError as error:
+        found.append(("token_env", str(error)))
+    try:
+        listen(section.host, section.port).socket.close()
+    except PageError as error:
+        found.append(("port" if section.port else "host", str(error)))
+    return found
 
 
 def _why(host: str, port: int, error: OSError) -> str:

@@ -120,6 +120,6 @@ class Outside:
             self._process.kill()
         self._process.wait()
         self._process.stdin.close()
-        if self._answers >= 0:
-            os.close(self._answers)
-            self._answers = -1
+        answers, self._answers = self._answers, -1
+        if answers >= 0:
+            os.close(answers)

@@ -49,6 +49,11 @@ def test_anything_more_is_refused_with_how_a_condition_is_written(text):
         Condition.parse(text)
 
 
+@pytest.mark.parametrize("bound", [12345678, 0.12345678, 1e-7, 3, 1e22])
+def test_the_bound_is_kept_as_it_was_written(bound):
+    assert Condition.parse(guard(when=f"a/b > {bound}").when).bound == bound
+
+
 @pytest.mark.parametrize(
     ("one", "other", "overlap"),
     [

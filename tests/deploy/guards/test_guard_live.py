@@ -39,6 +39,7 @@ def test_the_time_since_the_last_step_grows_until_there_is_one():
     clock = Clock()
     live = Live(clock)
     clock.now = 12.5
-    assert live.read(None) == {"run/since_step": 12.5}
+    assert live.read(None) == {"run/since_step": 12.5, "run/nonfinite": 0.0}
     live.stepped()
-    assert live.read(None) == {"run/since_step": 0.0}
+    live.skipped()
+    assert live.read(None) == {"run/since_step": 0.0, "run/nonfinite": 1.0}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
@@ -251,3 +252,57 @@ def test_a_webhook_that_cannot_be_told_is_a_warning_that_keeps_its_secret(direct
     assert any("http://127.0.0.1/… could not be told, in 3 attempts: HTTP 500" in text for text in warnings)
     assert any("$NOT_SET: it holds no address" in text for text in warnings)
     assert "secret-path" not in directory.events.read_text()
+
+
+def test_an_answer_that_is_no_http_does_not_silence_the_webhooks_after_it(directory, quick):
+    noise = socket.create_server(("127.0.0.1", 0))
+
+    def babble() -> None:
+        for _ in range(3):
+            connection, _ = noise.accept()
+            connection.recv(65536)
+            connection.sendall(b"no http\r\n\r\n")
+            connection.close()
+
+    threading.Thread(target=babble, daemon=True).start()
+    listener = Listener()
+    hooks = [{"webhook": f"http://127.0.0.1:{noise.getsockname()[1]}/"}, {"webhook": listener.address}]
+    scene = Scene(directory, {"do": hooks})
+    scene.step(1, float("inf"))
+    scene.guardian.close()
+    assert [body["value"] for body in listener.bodies] == ["inf"]
+    assert any("could not be told" in event.message for event in directory.read_events() if event.kind == "warning")
+
+
+def test_a_gate_that_could_not_be_opened_is_tried_again_and_stays_closed_for_the_longest_of_its_reasons(directory):
+    close = {"gate": "close", "minutes": 60}
+    scene = Scene(directory, {"name": "g", "do": [close, {**close, "minutes": 1}]})
+    scene.step(1)
+    scene.clock.now += 3599
+    scene.guardian.look({}, 1)
+    assert Gate(open=True) not in scene.ear.commands
+    scene.ear.refuses = (Gate,)
+    scene.clock.now += 1
+    scene.guardian.look({}, 1)
+    scene.ear.refuses = ()
+    scene.guardian.look({}, 1)
+    scene.clock.now += 11
+    scene.guardian.look({}, 1)
+    scene.guardian.look({}, 1)
+    assert scene.ear.commands.count(Gate(open=True)) == 2
+
+
+def test_what_is_due_when_the_run_goes_back_is_told_and_not_done(directory):
+    scene = Scene(directory, {"name": "g", "do": "checkpoint"})
+    scene.guardian.seen({"a/b": 2.0}, 5)
+    scene.guardian.begin_again(3)
+    scene.guardian.act()
+    assert scene.ear.commands == []
+    assert [event.facts["did"] for event in scene.events()] == [["nothing: the run went back meanwhile"]]
+
+
+def test_a_guard_of_another_condition_under_an_old_name_begins_anew(directory):
+    Scene(directory, {"name": "g", "do": "roll_back", "times": 1}).step(1)
+    other = Scene(directory, {"name": "g", "when": "a/b > 1.5", "do": "roll_back", "times": 1})
+    other.step(2)
+    assert [type(command) for command in other.ear.commands] == [RollBack]

@@ -68,12 +68,14 @@ def test_deaths_are_counted_once_whatever_is_told_of_them(runs: tuple[RunDir, Ru
     for _ in range(3):
         other.add_event("published", "the learner begins")
     other.add_event("warning", "look")
+    other.add_event("guard", "kl/reference > 0.2")
+    other.add_event("rolled_back", "to 0.4")
     found = figures(compare(Side.read(one), Side.read(other)))
     assert found["deaths"] == (3, 0)
     assert found["deaths of rollout-1"] == (2, None)
     assert found["deaths of store"] == (1, None)
     assert found["resumed"] == (0, 2)
-    assert found["warnings"] == (0, 1)
+    assert found["rolled back"] == found["guards fired"] == found["warnings"] == (0, 1)
 
 
 def test_a_run_whose_driver_is_gone_is_said_to_have_died(runs: tuple[RunDir, RunDir]) -> None:

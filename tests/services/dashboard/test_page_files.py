@@ -11,9 +11,9 @@ from dataclasses import replace
 import pytest
 
 from penstock.services.dashboard.app import STATIC
-from penstock.services.dashboard.config import PageError
+from penstock.services.dashboard.config import DashboardSection, PageError
 from penstock.services.dashboard.libraries import LIBRARIES, Library
-from penstock.services.dashboard.listener import listen
+from penstock.services.dashboard.listener import listen, problems
 
 
 @pytest.mark.parametrize("library", LIBRARIES, ids=[library.name for library in LIBRARIES])
@@ -55,6 +55,18 @@ def test_a_port_is_held_from_its_choice_on() -> None:
             listen("127.0.0.1", held.port)
     finally:
         held.socket.close()
+
+
+def test_what_would_keep_a_page_from_being_served_is_known_before_a_run_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PENSTOCK_DASHBOARD_TOKEN", raising=False)
+    assert problems(DashboardSection(host="0.0.0.0")) == []  # it is not asked for
+    assert problems(DashboardSection(enabled=True)) == []
+    ((key, text),) = problems(DashboardSection(enabled=True, host="0.0.0.0"))
+    assert (key, "needs a token" in text) == ("token_env", True)
+    held = listen("127.0.0.1", 0)
+    ((key, text),) = problems(DashboardSection(enabled=True, port=held.port))
+    held.socket.close()
+    assert (key, "is in use" in text) == ("port", True)
 
 
 def test_an_address_of_another_machine_cannot_be_listened_on() -> None:

@@ -34,7 +34,10 @@ def make(tmp_path, monkeypatch):
 
     yield make
     for tracker in made:
-        tracker._end()
+        tracker.abandon()
+        process = _process(tracker)
+        process.wait(10)
+        process.stdin.close()
 
 
 def _told(tmp_path) -> list:

@@ -38,6 +38,8 @@ export class Board {
 export const MARK_COLOURS = {
   steered: "mark-steered",
   guard: "mark-guard",
+  rolled_back: "mark-guard",
+  autoscaling: "mark-restarted",
   refused: "mark-refused",
   died: "mark-died",
   failed: "mark-died",
@@ -116,6 +118,7 @@ export class Chart extends Card {
   }
 
   refresh() {
+    if (this.element.getClientRects().length === 0) return; // in a view that is not shown
     if (this.size.width < 20 || this.size.height < 20) return;
     const series = this.board.series;
     this.curves = this.spec.curves(series).map((curve) => ({ ...curve, stroke: colour(curve.colour) }));

@@ -6,15 +6,15 @@ import { make } from "./format.js";
 
 const MOST = 24;
 
-/** Builds the view inside `element`. `shared.board` has the charts' common parts, `shared.wake` asks the server at once. */
-export function mount(element, shared) {
-  return new Metrics(element, shared);
+/** Builds the view inside `element`. `board` has the charts' common parts, `again` has the server tell all metrics anew. */
+export function mount(element, { board, again }) {
+  return new Metrics(element, board, again);
 }
 
 class Metrics {
-  constructor(element, { board, wake }) {
+  constructor(element, board, again) {
     this.board = board;
-    this.wake = wake;
+    this.again = again;
     this.known = {};
     this.names = [];
     this.charts = [];
@@ -50,9 +50,7 @@ class Metrics {
     for (const chart of this.charts) this.board.charts.delete(chart);
     this.charts = this.names.map((name, index) => this.chart(name, index));
     this.grid.replaceChildren(...this.charts.map((chart) => chart.element));
-    this.board.series.revision = null; // other metrics: the server tells everything again
-    this.board.series.width = 0;
-    this.wake();
+    this.again();
   }
 
   chart(name, index) {
@@ -66,6 +64,4 @@ class Metrics {
     if (meaning) chart.element.append(make("p", { class: "meaning", title: meaning }, meaning));
     return chart;
   }
-
-  refresh() {}
 }

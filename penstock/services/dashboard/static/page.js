@@ -24,9 +24,12 @@ const overview = new Overview(board, {
 });
 const parts = { inspector: null, compare: null, metrics: null };
 let range = null;
+/** Counts what was asked for; metrics that answer to an earlier question are thrown away. */
+let asked = 0;
 let ended = false;
 let failures = 0;
 let wake = () => {};
+let runDir = "RUN_DIR";
 
 document.getElementById("overview").append(overview.element);
 
@@ -34,6 +37,7 @@ document.getElementById("overview").append(overview.element);
 
 async function poll() {
   const lanesFrom = overview.lanes.from;
+  const question = asked;
   const answer = await api.get("live", {
     select: [...SELECT, ...(parts.metrics?.select() ?? [])].join(","),
     buckets: BUCKETS,
@@ -47,20 +51,30 @@ async function poll() {
     resolution: overview.lanes.resolution,
   });
   failures = 0;
-  show(answer, lanesFrom);
+  show(answer, lanesFrom, question);
+}
+
+/** Have the server tell all metrics anew: other ones are wanted, or other steps. */
+function again() {
+  asked++;
+  series.revision = null;
+  series.width = 0;
+  wake();
 }
 
 async function follow() {
   for (;;) {
     const began = performance.now();
+    const question = asked;
     if (!document.hidden) {
       try {
         await poll();
       } catch (error) {
         failures++;
-        if (failures > 1) banner(`${error.message || "The server does not answer"}; trying again. If the run has ended, its page has too: penstock dashboard RUN_DIR`, "lost");
+        if (failures > 1) banner(`${error.message || "The server does not answer"}; trying again. A page that was served beside a run ends with it: penstock dashboard ${runDir}`, "lost");
       }
     }
+    if (question !== asked && !failures) continue;
     const pause = failures ? Math.min(10_000, 1000 * failures) : ended ? PAUSE_ENDED : PAUSE;
     await new Promise((resolve) => {
       wake = resolve;
@@ -73,9 +87,10 @@ document.addEventListener("visibilitychange", () => wake());
 
 // --- showing ----------------------------------------------------------------------------------------
 
-function show(answer, lanesFrom) {
+function show(answer, lanesFrom, question) {
   const facts = answer.status.facts;
-  const changed = series.merge(answer.metrics);
+  runDir = facts.run_dir;
+  const changed = question === asked && series.merge(answer.metrics);
   if (answer.events.length) {
     events.hear(answer.events);
     board.marks = board.marks.concat(answer.events.filter((event) => event.kind in MARK_COLOURS)).slice(-1000);
@@ -83,7 +98,6 @@ function show(answer, lanesFrom) {
   const canSteer = facts.alive && ["training", "evaluating"].includes(facts.view?.phase);
   if (changed || answer.events.some((event) => event.kind in MARK_COLOURS)) {
     board.refresh();
-    parts.metrics?.refresh();
   }
   overview.show(answer, lanesFrom, canSteer);
   steer.show(facts);
@@ -161,7 +175,6 @@ board.onZoom = (wanted) => zoom(wanted);
 
 function zoom(wanted) {
   range = wanted;
-  series.clear();
   const element = document.getElementById("range");
   element.replaceChildren();
   if (range) {
@@ -169,7 +182,7 @@ function zoom(wanted) {
     reset.addEventListener("click", () => zoom(null));
     element.append(reset);
   }
-  wake();
+  again();
 }
 
 // --- tabs, keys, theme ------------------------------------------------------------------------------
@@ -187,6 +200,8 @@ function choose(tab) {
   document.body.dataset.view = name;
   if (location.hash.slice(1) !== name) history.replaceState(null, "", name === "overview" ? "#" : `#${name}`);
   if (name in parts && parts[name] === null) load(name);
+  else if (name === "metrics") again();
+  board.refresh();
 }
 
 const OWN_STYLE = new Set(["inspector", "compare"]);
@@ -203,7 +218,7 @@ async function load(name) {
       document.head.append(sheet);
       await new Promise((resolve) => (sheet.onload = sheet.onerror = resolve)); // sizes count when it is drawn first
     }
-    parts[name] = module.mount(inside, { get: api.get, theme, onTheme, plot, board, wake: () => wake() }) ?? {};
+    parts[name] = module.mount(inside, { get: api.get, theme, onTheme, plot, board, again }) ?? {};
   } catch (error) {
     element.replaceChildren(make("p", { class: "empty" }, `This part of the page could not be loaded: ${error.message}`));
   }

@@ -1,0 +1,60 @@
+"""What has been asked of a run and still holds: as the driver knows it, ahead of what the learner says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+GUARD = "guard "
+"""How the name of a guard begins, where it asks for something."""
+
+
+class Wishes:
+    """The driver's side. The learner hears of a turn later than it was asked for, and its reports are older still: so
+    every request bears a number, a report says up to which it has heard, and what is younger counts beside it."""
+
+    def __init__(self) -> None:
+        self.paused_by = ""
+        """Who has paused the run; empty while it is not paused."""
+        self.closed_by: list[str] = []
+        """Who keeps the gate closed by hand, each by a reason of his own."""
+        self._said: Mapping[str, float] = {}
+        self._turned: dict[int, Mapping[str, float]] = {}
+        self._number = 0
+
+    @property
+    def coefficients(self) -> dict[str, float]:
+        """Every coefficient that may be turned, as the next step takes it; empty until the learner has begun."""
+        found = dict(self._said)
+        for changes in self._turned.values() if found else ():
+            found |= changes
+        return found
+
+    def numbered(self) -> int:
+        """The number of one more request."""
+        self._number += 1
+        return self._number
+
+    def turn(self, changes: Mapping[str, float]) -> int:
+        """These were asked for; returns the number of the request."""
+        number = self.numbered()
+        self._turned[number] = dict(changes)
+        return number
+
+    def learned(self, said: Mapping[str, float], heard: int) -> None:
+        """The learner says where its coefficients are, and up to which request it has heard."""
+        self._said = dict(said)
+        self._turned = {number: changes for number, changes in self._turned.items() if number > heard}
+
+    def close(self, by: str) -> None:
+        """`by` wants the gate closed."""
+        if by not in self.closed_by:
+            self.closed_by.append(by)
+
+    def open(self, by: str) -> None:
+        """A guard takes back its own wish; a person's word is for all."""
+        self.closed_by = [other for other in self.closed_by if other != by] if by.startswith(GUARD) else []
+
+    @property
+    def held(self) -> bool:
+        """Whether the gate is closed, whatever the lag says."""
+        return bool(self.closed_by or self.paused_by)
