@@ -1,19 +1,13 @@
-"""Overlays, rendered once."""
+"""Fixtures of the tests of deploy/."""
 
 from __future__ import annotations
 
 import copy
-from functools import cache
 
 import pytest
+from deployment_parts import rendered
 
-from scripts.manifests.render import KUBERNETES, render
 from scripts.manifests.rules import Deployment
-
-
-@cache
-def rendered(overlay: str) -> list[dict]:
-    return render(KUBERNETES / "overlays" / overlay)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import rendered
+from deployment_parts import rendered
 from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 
 from scripts.manifests import __main__ as command

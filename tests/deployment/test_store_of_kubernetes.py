@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import redis
-from conftest import rendered
+from deployment_parts import rendered
 
 from penstock.services.contracts import StoreError
 from penstock.services.store.binary import find_binary
