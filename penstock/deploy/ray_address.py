@@ -34,15 +34,19 @@ class ClusterAway(WrongInput):
 
 
 def given(address: str | None) -> str | None:
-    """The address that was given, or else the one in RAY_ADDRESS; None where there is neither."""
-    return address or os.environ.get("RAY_ADDRESS") or None
+    """The address that was given, or else the one in RAY_ADDRESS, which also says what `auto` means, as for Ray itself;
+    None where there is neither."""
+    named = os.environ.get("RAY_ADDRESS") or None
+    if address == "auto" and named is not None and not _of_dashboard(named):
+        return named
+    return address or named
 
 
 def require(address: str) -> str:
     """What to hand to `ray.init`, once Ray's head has answered there. Raises ClusterAway with the remedy."""
     if address == "auto":
         return _found_here()
-    if address.startswith(("http://", "https://")):
+    if _of_dashboard(address):
         raise ClusterAway(
             f"{address} is the address of Ray's dashboard, which takes jobs; here is wanted the cluster's own: {_FORMS}"
         )
@@ -75,6 +79,10 @@ def not_joined(address: str, error: Exception) -> ClusterAway:
         f"must have the same versions here and there, and HOST:{_GCS_PORT} is for nodes of the cluster; from elsewhere "
         f"use ray://HOST:{_CLIENT_PORT}"
     )
+
+
+def _of_dashboard(address: str) -> bool:
+    return address.startswith(("http://", "https://"))
 
 
 def _found_here() -> str:

@@ -55,7 +55,9 @@ def test_the_driver_of_a_run_must_be_on_a_node():
 def test_what_is_given_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("RAY_ADDRESS", "there:1")
     assert ray_address.given("here:1") == "here:1"
-    assert ray_address.given(None) == "there:1"
+    assert ray_address.given(None) == ray_address.given("auto") == "there:1"
+    monkeypatch.setenv("RAY_ADDRESS", "http://there:8265")
+    assert ray_address.given("auto") == "auto"
     monkeypatch.setenv("RAY_ADDRESS", "")
     assert ray_address.given(None) is None
 
