@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import secrets
 import shutil
+import signal
 import subprocess
 import sys
 import time
+import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,6 +29,19 @@ GROUPS = 8
 
 def summary_of(run_dir: Path) -> dict:
     return json.loads((run_dir / "summary.json").read_text())
+
+
+@contextlib.contextmanager
+def page_of(head: RayHead, *words: str) -> Iterator[str]:
+    """The address of a page that is served from elsewhere."""
+    command = ("penstock", "dashboard", "--port", "0", *words)
+    serving = subprocess.Popen(command, cwd=head.folder, env=head.environment, stdout=subprocess.PIPE, text=True)
+    assert serving.stdout is not None
+    try:
+        yield serving.stdout.readline().split()[-1].rstrip("/")
+    finally:
+        serving.send_signal(signal.SIGINT)
+        serving.wait(30)
 
 
 def assert_whole(run_dir: Path, outcome: str) -> None:
@@ -69,6 +86,15 @@ def test_two_jobs_of_one_name_on_one_cluster_and_one_redis_server_do_not_meet(tm
         assert "Others use the cluster too: 6 CPUs are asked for, free for it are 4" in crowded
         head.penstock("scale", "rollout=1", "--run", second.name)
         assert len(events(second, "joined")) == 1 and len(events(first, "steered")) == 1
+
+        outside = ("--run", first.name, "--address", f"ray://127.0.0.1:{head.client}")
+        assert "training" in head.run("penstock", "status", *outside)
+        told = head.run("penstock", "tail", "-n", "100", "--kind", "joined", *outside)
+        assert told.count("joined") == 2 and "rollout-1 begins to generate" in told
+        with page_of(head, *outside) as address:
+            live = [json.loads(urllib.request.urlopen(f"{address}/api/status").read()) for _ in range(2)]
+            assert {facts["verdict"] for facts in live} == {"training"}
+            assert live[0]["facts"]["elsewhere"]["path"] == str(first)
 
         ids = {(folder / ".run-id").read_text() for folder in (first, second)}
         keys = redis.Redis.from_url(url, password=word).keys("*")
