@@ -116,8 +116,8 @@ class PlacementSection(Section):
     """Where the actors run."""
 
     ray_address: str | None = on_resume(None)
-    """Address of a running Ray cluster, for example `auto` or `ray://head:10001`; by default one is started for the
-    run and ended with it."""
+    """Address of a running Ray cluster that this machine is a node of, `auto` or HOST:6379; by default the one in
+    RAY_ADDRESS, as in a job, or else one is started for the run and ended with it."""
     device: Literal["auto", "cpu", "cuda"] = on_resume("auto")
     """auto takes the GPUs when there are any."""
     colocate: bool = on_resume(False)

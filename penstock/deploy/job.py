@@ -63,11 +63,11 @@ def found_again(value: Any) -> Any:
 # --- its end --------------------------------------------------------------------------------------
 
 
-def ask_for_patience(seconds: float) -> str:
+def ask_for_patience(seconds: float, least: float) -> str:
     """Have Ray wait so long between SIGTERM and SIGKILL when this job is stopped; what a person should know where it
     will not, else an empty text. Needs a cluster that has been joined; of no effect where this is no job.
 
-    A grace period that was given with the job, or with the cluster, is left as it is.
+    A grace period that was given with the job, or with the cluster, is left as it is, and told of below `least`.
     """
     import ray
 
@@ -75,7 +75,7 @@ def ask_for_patience(seconds: float) -> str:
     if not job:
         return ""
     if given is not None:
-        return _too_short(f"{_GRACE} is {given}", seconds) if not _suffices(given, seconds) else ""
+        return _too_short(f"{_GRACE} is {given}", seconds) if not _suffices(given, least) else ""
     wanted, name = str(int(seconds) + 1), _GRACE
 
     def wait_longer(_: Any) -> None:  # defined here, so that it travels whole and the supervisor imports nothing

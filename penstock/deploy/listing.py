@@ -37,7 +37,7 @@ def listing(runs_dir: Path, address: str | None) -> list[Row]:
     """Runs under `runs_dir` and, where an address is given or in RAY_ADDRESS, on that Ray cluster; what was heard of
     last comes first. Raises ClusterAway."""
     rows = {_id_of(found): _row(found) for found in runs_in(runs_dir)}
-    asked = ray_address.given(address)
+    asked = ray_address.to_look_at(address)
     if asked is not None:
         with joined(asked) as desks:
             for run_id, desk in desks.items():

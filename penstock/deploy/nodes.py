@@ -28,8 +28,8 @@ _VISIBLE = 5.0
 """Seconds in which a new folder must have become visible; network file systems remember what was not there."""
 _ANSWER = 90.0
 """Seconds in which every node must have looked; it may have to unpack the job's working directory first."""
-_NOT_READ = ("runs_dir", "weights.folder", "placement.ray_address", "store.url")
-"""Keys of the run file whose paths are no inputs."""
+_READ = ("model", "data", "evaluation", "reward", "algorithm")
+"""Sections of the run file whose paths are inputs of actors."""
 
 
 class NotShared(WrongInput):
@@ -53,12 +53,10 @@ class Ground:
 def inputs_of(run_file: RunFile) -> dict[str, Path]:
     """Everything on this machine's disks that the run file names, by its key."""
     own_rules = run_file.reward is not None and any(":" in (r.rule or n) for n, r in run_file.reward.rules.items())
-    unused = {
-        *_NOT_READ,
-        *(() if own_rules else ("reward.folder",)),
-        *(() if ":" in run_file.algorithm.name else ("algorithm.folder",)),
-    }
-    found = {dotted(path): Path(text) for path, text in _texts(run_file.model_dump(mode="json"), ())}
+    own_row = ":" in run_file.algorithm.name
+    unused = {*(() if own_rules else ("reward.folder",)), *(() if own_row else ("algorithm.folder",))}
+    values = run_file.model_dump(mode="json", include=set(_READ))
+    found = {dotted(path): Path(text) for path, text in _texts(values, ())}
     return {key: path for key, path in found.items() if key not in unused and path.is_absolute() and path.exists()}
 
 

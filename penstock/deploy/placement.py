@@ -14,7 +14,7 @@ from penstock.deploy.cluster import actor_environment
 from penstock.deploy.config import PlacementSection, RoleResources
 from penstock.deploy.runfile import RunFile
 from penstock.rollout.config import EngineSection
-from penstock.services.contracts import PenstockError
+from penstock.services.contracts import WrongInput
 
 Device = Literal["cpu", "cuda"]
 
@@ -98,7 +98,7 @@ def _many(kind: str) -> str:
 def place(
     run_file: RunFile, *, workers: int, ranks: int, scorers: int, grows: bool = False, home: str | None = None
 ) -> Placement:
-    """Decide the device and check that the cluster has what the run asks for. Raises PenstockError that says what
+    """Decide the device and check that the cluster has what the run asks for. Raises WrongInput that says what
     is lacking; otherwise Ray would wait for it without a word. A cluster that `grows` is waited for: what finds no
     room there makes its autoscaler start a node. `home` is the one node that may be used, when it is only one."""
     section, there = run_file.placement, resources(home)
@@ -110,7 +110,7 @@ def place(
         if home is not None and lacking != placement.lacking(ray.cluster_resources()):
             lacking += ". Nodes that have joined since the run began are not counted: it began on one alone, and its "
             lacking += "weights and its store are reached from there only; `penstock resume` takes them in"
-        raise PenstockError(
+        raise WrongInput(
             f"the cluster is too small: {lacking}. Lower rollout.workers, reward.scorers or learner.ranks, share cards "
             "with placement.colocate=true, or ask for less under placement.rollout, placement.learner and "
             "placement.scorer. If the cluster starts nodes by itself, say placement.grows=true"

@@ -18,7 +18,7 @@ ANSWER = 5.0
 """Seconds in which Ray's head must answer."""
 _GCS_PORT, _CLIENT_PORT = 6379, 10001
 """Where `ray start --head` listens by default."""
-_FORMS = (
+FORMS = (
     f"auto (on a node of the cluster), HOST:{_GCS_PORT} (the head's, from a node of the cluster) or "
     f"ray://HOST:{_CLIENT_PORT} (from anywhere, to look and to steer)"
 )
@@ -34,17 +34,28 @@ class ClusterAway(WrongInput):
 
 
 def given(address: str | None) -> str | None:
-    """The address that was given, or else the one in RAY_ADDRESS; None where there is neither."""
-    return address or os.environ.get("RAY_ADDRESS") or None
+    """The address that was given, or else the one in RAY_ADDRESS, which also says what `auto` means, as for Ray itself;
+    None where there is neither."""
+    named = os.environ.get("RAY_ADDRESS") or None
+    if address == "auto" and named is not None and not _of_dashboard(named):
+        return named
+    return address or named
+
+
+def to_look_at(address: str | None) -> str | None:
+    """The same for whoever only looks for runs: RAY_ADDRESS may be that of a dashboard, for `ray job`, and then it says
+    nothing here."""
+    found = given(address)
+    return None if found is not None and found != address and _of_dashboard(found) else found
 
 
 def require(address: str) -> str:
     """What to hand to `ray.init`, once Ray's head has answered there. Raises ClusterAway with the remedy."""
     if address == "auto":
         return _found_here()
-    if address.startswith(("http://", "https://")):
+    if _of_dashboard(address):
         raise ClusterAway(
-            f"{address} is the address of Ray's dashboard, which takes jobs; here is wanted the cluster's own: {_FORMS}"
+            f"{address} is the address of Ray's dashboard, which takes jobs; here is wanted the cluster's own: {FORMS}"
         )
     client = address.startswith("ray://")
     host, port = _host_and_port(address, _CLIENT_PORT if client else _GCS_PORT)
@@ -77,6 +88,10 @@ def not_joined(address: str, error: Exception) -> ClusterAway:
     )
 
 
+def _of_dashboard(address: str) -> bool:
+    return address.startswith(("http://", "https://"))
+
+
 def _found_here() -> str:
     """The cluster that this machine is a node of."""
     from ray._private.services import find_bootstrap_address, find_gcs_addresses
@@ -87,7 +102,7 @@ def _found_here() -> str:
     found = last if last is not None and (last in running or not running) else (running[0] if running else None)
     if found is None:
         raise ClusterAway(
-            f"no Ray cluster runs on this machine. Start one with `ray start --head`, or give its address: {_FORMS}"
+            f"no Ray cluster runs on this machine. Start one with `ray start --head`, or give its address: {FORMS}"
         )
     if len(running) > 1 and last not in running:
         raise ClusterAway(f"several Ray clusters run on this machine: {', '.join(running)}; give the address of one")
@@ -99,9 +114,9 @@ def _host_and_port(address: str, usual: int) -> tuple[str, int]:
         parts = urlsplit(address if "://" in address else f"//{address}")
         host, port = parts.hostname, parts.port
     except ValueError as error:
-        raise ClusterAway(f"{address!r} is no address of a Ray cluster: {error}; allowed: {_FORMS}") from error
+        raise ClusterAway(f"{address!r} is no address of a Ray cluster: {error}; allowed: {FORMS}") from error
     if not host or (parts.path not in ("", "/")):
-        raise ClusterAway(f"{address!r} is no address of a Ray cluster; allowed: {_FORMS}")
+        raise ClusterAway(f"{address!r} is no address of a Ray cluster; allowed: {FORMS}")
     return host, port or usual
 
 
@@ -113,7 +128,7 @@ def _require_listener(address: str, host: str, port: int) -> None:
     except OSError as error:
         raise ClusterAway(
             f"nobody answers at {address} ({error.strerror or error}). Is Ray's head running there (`ray start "
-            f"--head`), and is this its address? Allowed: {_FORMS}"
+            f"--head`), and is this its address? Allowed: {FORMS}"
         ) from error
 
 
@@ -131,7 +146,7 @@ def _require_ray(address: str, numeric: str) -> None:
     if said == "UNAUTHENTICATED":
         raise ClusterAway(f"the Ray cluster at {address} does not accept {_token_in_use()}. {_TOKEN}")
     if said != "OK":
-        raise ClusterAway(f"something listens at {address}, but it is not the head of a Ray cluster ({said}): {_FORMS}")
+        raise ClusterAway(f"something listens at {address}, but it is not the head of a Ray cluster ({said}): {FORMS}")
 
 
 def _token_in_use() -> str:

@@ -92,7 +92,7 @@ def reach(
     if here is not None:
         yield Reached(here, MailboxControl(here), lambda: None, Place(str(here.path)))
         return
-    asked = ray_address.given(address)
+    asked = ray_address.to_look_at(address)
     if asked is None:
         if run is not None and Path(run).exists():
             RunDir.open(run)  # says what it lacks
@@ -185,7 +185,7 @@ def _unknown(run: Path | str | None, runs_dir: Path, address: str | None, desks:
     remote = [run_id[:-_ID_DIGITS] for run_id in desks]
     places = [f"under {runs_dir.resolve()}: {_listed(local)}"]
     if address is None:
-        places.append("no Ray cluster was asked: name one with --address, or in RAY_ADDRESS")
+        places.append(f"no Ray cluster was asked: name one with --address, or in RAY_ADDRESS ({ray_address.FORMS})")
     else:
         places.append(f"running on the Ray cluster at {address}: {_listed(remote)}")
     if run is None:

@@ -79,7 +79,8 @@ class Conductor:
             self._journal.enter("starting", "Ray, the store, engines")
             with self._phases.phase("start"):
                 parts = stack.enter_context(Parts(self._run_file, self._directory, self._checkpoint))
-                for doubt in (job.ask_for_patience(self._run_file.deadlines.for_an_end), parts.crowded):
+                patience = self._run_file.deadlines.for_an_end, self._run_file.deadlines.drain
+                for doubt in (job.ask_for_patience(*patience), parts.crowded):
                     if doubt:
                         self._journal.warn(doubt)
             targets = self._directory.scrape_targets

@@ -70,7 +70,7 @@ class _Tuning:
                 stack.callback(cluster.close)
                 if cluster.joined:
                     stack.enter_context(desk(self._directory, run_id))
-                if doubt := job.ask_for_patience(run_file.deadlines.for_an_end):
+                if doubt := job.ask_for_patience(run_file.deadlines.for_an_end, run_file.deadlines.drain):
                     self._journal.warn(doubt)
                 looks = look_around(self._ground(run_id)) if cluster.nodes > 1 else []
                 placement = place(run_file, workers=0, ranks=ranks, scorers=0)

@@ -55,7 +55,12 @@ def test_the_driver_of_a_run_must_be_on_a_node():
 def test_what_is_given_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("RAY_ADDRESS", "there:1")
     assert ray_address.given("here:1") == "here:1"
-    assert ray_address.given(None) == "there:1"
+    assert ray_address.given(None) == ray_address.given("auto") == "there:1"
+    monkeypatch.setenv("RAY_ADDRESS", "http://there:8265")
+    assert ray_address.given("auto") == "auto"
+    assert ray_address.given(None) == "http://there:8265", "a driver is told that it cannot join a dashboard"
+    assert ray_address.to_look_at(None) is None, "and whoever looks for runs, looks here"
+    assert ray_address.to_look_at("http://there:8265") == "http://there:8265"
     monkeypatch.setenv("RAY_ADDRESS", "")
     assert ray_address.given(None) is None
 

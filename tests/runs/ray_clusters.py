@@ -32,7 +32,11 @@ SMALL = 128 * 1024 * 1024
 class RayHead:
     """`ray start --head`, and what people then do with it. Use as a context manager."""
 
-    def __init__(self, cpus: int = 6, *more: str, environment: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, cpus: int = 6, *more: str, host: str = "127.0.0.1", environment: dict[str, str] | None = None
+    ) -> None:
+        """`host` is this machine's address as others see it; `environment` is for Ray's processes."""
+        self.host = host
         self.folder = Path(tempfile.mkdtemp(prefix="pt-", dir="/tmp"))  # short: sockets lie in it
         self.home = self.folder / "home"
         self.home.mkdir()
@@ -62,12 +66,13 @@ class RayHead:
             *(f"--port={self.gcs}", f"--dashboard-port={self.dashboard}", f"--ray-client-server-port={self.client}"),
             *(f"--dashboard-agent-listen-port={agent}", "--min-worker-port=0", "--max-worker-port=0"),
             *(f"--object-store-memory={SMALL}", f"--temp-dir={self.folder / 'ray'}", *more),
+            *((f"--node-ip-address={host}",) if host != "127.0.0.1" else ()),
         ]
         self._started = {**self.environment, **(environment or {})}
 
     @property
     def address(self) -> str:
-        return f"127.0.0.1:{self.gcs}"
+        return f"{self.host}:{self.gcs}"
 
     @property
     def jobs(self) -> str:
@@ -101,6 +106,10 @@ class RayHead:
             self._process.wait(20)
         except subprocess.TimeoutExpired:
             self._process.kill()
+        self.clear_away()
+
+    def clear_away(self) -> None:
+        """End what is left of the cluster, and remove its folder."""
         left = self.processes()
         for process in left:
             process.terminate()
@@ -168,6 +177,65 @@ class RayHead:
         """Of the only run of that name in the home of whoever runs Ray."""
         (found,) = (self.home / "penstock" / "runs").glob(f"{name}-*")
         return found
+
+
+class Island:
+    """Another machine, as far as Linux can make one of this: a network of its own, where this machine is `host` and the
+    other one `address`, and folders of its own in the place of some. Needs root. Use as a context manager."""
+
+    def __init__(self) -> None:
+        number = secrets.randbelow(60) * 4
+        self.name, subnet = f"pt{secrets.token_hex(3)}", f"10.231.{secrets.randbelow(250)}"
+        self.host, self.address = f"{subnet}.{number + 1}", f"{subnet}.{number + 2}"
+        self._nodes: list[subprocess.Popen[bytes]] = []
+
+    @staticmethod
+    def possible() -> bool:
+        """Whether this process may make one."""
+        made = ("unshare", "--mount", "--net", "true")
+        return shutil.which("ip") is not None and subprocess.run(made, capture_output=True).returncode == 0
+
+    def __enter__(self) -> Island:
+        inside = ("ip", "-n", self.name)
+        for command in (
+            ("ip", "netns", "add", self.name),
+            ("ip", "link", "add", self.name, "type", "veth", "peer", "name", "eth0", "netns", self.name),
+            ("ip", "addr", "add", f"{self.host}/30", "dev", self.name),
+            ("ip", "link", "set", self.name, "up"),
+            (*inside, "addr", "add", f"{self.address}/30", "dev", "eth0"),
+            (*inside, "link", "set", "eth0", "up"),
+            (*inside, "link", "set", "lo", "up"),
+        ):
+            subprocess.run(command, check=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.sink()
+        subprocess.run(("ip", "netns", "delete", self.name))
+        subprocess.run(("ip", "link", "delete", self.name), capture_output=True)
+
+    def join(self, head: RayHead, cpus: int, *more: str, own: Sequence[Path] = ()) -> None:
+        """Start a node there; the folders `own` are empty ones of its own."""
+        mounts = "".join(f"mount -t tmpfs none {folder} && " for folder in own)
+        ray = (
+            f"exec ray start --block --address={head.address} --node-ip-address={self.address} --num-cpus={cpus} "
+            f"--disable-usage-stats --min-worker-port=0 --max-worker-port=0 --object-store-memory={SMALL} "
+            + " ".join(more)
+        )
+        script = f"mount --make-rprivate / && {mounts}{ray}"
+        command = ("ip", "netns", "exec", self.name, "unshare", "--mount", "sh", "-c", script)
+        with (head.folder / "island.log").open("ab") as log:
+            self._nodes.append(subprocess.Popen(command, env=head.environment, stdout=log, stderr=log))
+
+    def sink(self) -> None:
+        """End its nodes."""
+        for node in self._nodes:
+            inside = psutil.Process(node.pid).children(recursive=True)
+            node.terminate()
+            for process in psutil.wait_procs([psutil.Process(node.pid), *inside], timeout=20)[1]:
+                process.kill()
+            node.wait(10)
+        self._nodes.clear()
 
 
 def until(what: str, true: Callable[[], object], seconds: float, pause: float = 0.2) -> None:
