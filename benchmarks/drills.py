@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import runpy
 import threading
 import time
@@ -11,6 +12,8 @@ from pathlib import Path
 import penstock
 from penstock.api import Run
 from penstock.deploy.view import RunView
+from penstock.services.contracts import PenstockError
+from penstock.services.control import Stop
 from penstock.services.mailbox import MailboxControl
 from penstock.services.rundir import RunDir
 
@@ -78,6 +81,9 @@ def played(run_file: Path, overrides: Sequence[str], play: Callable[[Onlooker], 
             play(onlooker)
         except BaseException as error:  # noqa: BLE001  (raised again below)
             failures.append(error)
+            if onlooker.view is not None:
+                with contextlib.suppress(PenstockError):
+                    onlooker.control.send(Stop("whoever was beside it has failed"), "onlooker")
 
     beside = threading.Thread(target=body, daemon=True)
     beside.start()

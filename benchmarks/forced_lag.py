@@ -29,6 +29,7 @@ from penstock.learner.engine import Engine
 from penstock.learner.engines import Engines
 from penstock.services.model_config import ModelSection
 from penstock.services.models import load_model, load_tokenizer
+from penstock.services.ports import HeldPort
 from penstock.services.trajectory import Completion, Group, Prompt, Sampling, Span, Trajectory
 from penstock.services.versions import Version
 
@@ -189,7 +190,8 @@ def run(study: Study) -> Iterator[dict[str, Any]]:
     Of the first `lag` steps none can be fed groups of that age; they get the oldest there are, those of version 0.
     """
     torch.manual_seed(study.seed)
-    team = ranks.join(0, 1, f"127.0.0.1:{ranks.quiet_port('127.0.0.1')}", 60.0)
+    with HeldPort("127.0.0.1") as port:
+        team = ranks.join(0, 1, f"127.0.0.1:{port.number}", 60.0)
     engine = Engine(load_model(ModelSection(path=str(study.model)), "float32"), study.learner, 1)
     algorithm = bind(study.algorithm)
     crew = Crew(team, Engines(engine), algorithm, study.learner)

@@ -15,7 +15,7 @@ import ray
 
 from penstock.deploy.catalogue import catalogue
 from penstock.deploy.cluster import Cluster
-from penstock.deploy.fleet import Member, Role
+from penstock.deploy.fleet import Member
 from penstock.deploy.journal import Journal
 from penstock.deploy.parts import Parts
 from penstock.deploy.runfile import RunFile
@@ -24,6 +24,7 @@ from penstock.deploy.signals import Interruption
 from penstock.deploy.storehost import StoreHost, run_id_of
 from penstock.deploy.supervisor import TICK, Supervisor
 from penstock.rollout.metrics import METRICS as ROLLOUT
+from penstock.services.lanes import Span
 from penstock.services.replay import LedgerRules
 from penstock.services.rundir import RunDir
 from penstock.services.versions import FIRST, Version
@@ -53,11 +54,14 @@ class Crowd:
 
     async def set_max_lag(self, *_: Any) -> None: ...
 
+    async def use_scorers(self, *_: Any) -> None: ...
+
     async def stats(self, _: str) -> dict[str, Any]:
         now = time.time()
         stats = {"phase": "generating", "doing": "generating", "version": "0.1", "published": "0.1", "closed": ""}
         process = {"beat": now, "silent": 0.0, "process/rss": 2**30, "process/pid": os.getpid()}
-        return {**self._rollout, **stats, **process, "reports": self._reports(now)}
+        spans = [Span("generating", now - 1, now)] * 4
+        return {**self._rollout, **stats, **process, "spans": spans, "reports": self._reports(now)}
 
     def _reports(self, now: float) -> list[dict[str, Any]]:
         """A learner's steps since the last time."""
@@ -95,24 +99,28 @@ class Simulated(Parts):
 
     def __init__(self, run_file: RunFile, directory: RunDir, crowd: list[Any], learner: Any) -> None:
         super().__init__(run_file, directory, None)
-        self._crowd, self._learner = crowd, learner
+        self._crowd, self._learner, self._given = crowd, learner, 0
 
     def _bring_up(self) -> None:
         run_file = self._run_file
         self.host = StoreHost(run_file.store, self._directory, run_id_of(self._directory), None)
         self._stack.callback(self.host.close)
-        self._rules = LedgerRules(run_file.staleness.max_lag, run_file.learner.groups_per_step, None, 2**31)
+        self._rules = LedgerRules(run_file.staleness.first_lag, run_file.learner.groups_per_step, None, 2**31)
         self.host.store.attach(self._rules)
         self.host.store.reconcile(FIRST, 0, "start")
-        self.learners.append(self._member("learner-0", "learner", self._learner))
-        self.scorers.append(self._member("scorer-0", "scorer", self._crowd[0]))
-        for number in range(run_file.rollout.workers):
-            self.workers.append(self._member(f"rollout-{number}", "rollout", self._crowd[number % CROWDS]))
+        log = self._directory.log("learner-0")
+        self.learners.append(Member("learner-0", "learner", log, lambda _: _Handle(self._learner, "learner-0")))
+        self.learners[0].launch()
+        self.scoring.add()
+        for _ in range(run_file.rollout.workers):
+            self.rollout.add()
 
-    def _member(self, name: str, role: Role, actor: Any) -> Member:
-        member = Member(name, role, self._directory.log(name), lambda _: _Handle(actor, name))
-        member.launch()
-        return member
+    def _start_worker(self, name: str, _log: Path, _restarts: int) -> Any:
+        self._given += 1
+        return _Handle(self._crowd[self._given % CROWDS], name)
+
+    def _start_scorer(self, name: str, _log: Path, _restarts: int) -> Any:
+        return _Handle(self._crowd[0], name)
 
     def begin_learning(self) -> None:
         """The learner has published its first weights."""
@@ -141,6 +149,7 @@ class Driver:
             {
                 "model": {"path": "none"},
                 "data": {"sources": {"none": {"path": "none"}}},
+                "reward": {"rules": {"exact": {}}},
                 "rollout": {"workers": workers},
                 "engine": {"kind": "paced"},
                 "learner": {"groups_per_step": self._groups},
@@ -152,7 +161,6 @@ class Driver:
         with Simulated(run_file, directory, self._crowd, self._learner) as parts:
             supervisor = Supervisor(parts, run_file, directory, journal, Interruption())
             supervisor.until(lambda: all(member.state != "starting" for member in parts.members))
-            parts.scorers[0].state = "running"
             parts.begin_learning()
             supervisor.until(lambda: all(worker.state == "running" for worker in parts.workers))
             first = journal.version.step + WARM

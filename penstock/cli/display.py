@@ -40,10 +40,14 @@ class PlainLines:
         self._stream = stream or sys.stdout
         self._said: tuple[str, str] = ("", "")
         self._step = -1
+        self._placed = False
         self._troubled: frozenset[str] = frozenset()
 
     def update(self, view: RunView) -> None:
-        """Print what is new since the last call."""
+        """Print what is new since the last call; first of all, where the run writes."""
+        if view.run_dir and not self._placed:
+            self._placed = True
+            self._print(f"run directory: {view.run_dir}")
         if (view.phase, view.message) != self._said:
             self._said = (view.phase, view.message)
             self._print(view.phase + (f": {view.message}" if view.message else ""))

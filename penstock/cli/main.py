@@ -6,12 +6,13 @@ a goal, 130 stopped by Ctrl-C.
 
 from __future__ import annotations
 
-import contextlib
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+
+from penstock.cli import looking_commands, steering_commands
 
 # Nothing heavier than typer is imported here: every command imports what it needs, so that --help is instant.
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
     from penstock.api import Run
     from penstock.deploy.view import Display
-    from penstock.services.rundir import RunEvent
 
 FAILED, WRONG_INPUT, GOAL_MISSED, INTERRUPTED = 1, 2, 3, 130
 
@@ -31,6 +31,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+app.add_typer(looking_commands.app)
+app.add_typer(steering_commands.app)
 
 RunFileArgument = Annotated[Path, typer.Argument(metavar="RUN.yaml", help="The run file.", show_default=False)]
 Overrides = Annotated[
@@ -74,133 +77,6 @@ def evaluate(
 
     for name, value in sorted(api.evaluate(run_file, str(model) if model else None, overrides or []).items()):
         typer.echo(f"{name}  {value:.4f}")
-
-
-@app.command()
-def status(
-    run_dir: Annotated[Path | None, typer.Argument(metavar="RUN_DIR", help="By default the newest run.")] = None,
-    runs_dir: Annotated[Path, typer.Option(help="Where to look for the newest run.")] = Path("runs"),
-    json: Annotated[bool, typer.Option("--json", help="The facts as JSON, for scripts.")] = False,
-    watch: Annotated[bool, typer.Option("--watch", "-w", help="Again and again, until the run is over.")] = False,
-    every: Annotated[float, typer.Option(min=0.1, help="Seconds between looks, with --watch.")] = 1.0,
-) -> None:
-    """Show what runs: version, ledger, lag, tokens/s, who is alive."""
-    from rich.console import Console
-
-    from penstock.cli import watch as watching
-    from penstock.cli.display import panel
-    from penstock.deploy.status import as_json
-    from penstock.deploy.status import status as read_status
-
-    facts = read_status(run_dir, runs_dir)
-    if watch:
-        run = facts.run_dir  # not the newest at every look
-        with contextlib.suppress(KeyboardInterrupt):
-            watching.watch(lambda: read_status(run), every, watching.make_screen(Console(), json))
-        return
-    if json:
-        import msgspec
-
-        typer.echo(msgspec.json.encode(as_json(facts)).decode())
-        return
-    console = Console()
-    console.print(watching.head(facts), highlight=False, soft_wrap=True)
-    if facts.view is not None:
-        console.print(panel(facts.view))
-
-
-@app.command()
-def tail(
-    run_dir: Annotated[Path | None, typer.Argument(metavar="RUN_DIR", help="By default the newest run.")] = None,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Also what comes, until the run is over.")] = False,
-    kind: Annotated[list[str] | None, typer.Option("--kind", "-k", help="Only this kind; may be repeated.")] = None,
-    since: Annotated[str | None, typer.Option(help="As 10m (ago), 14:03 or 2026-11-26T14:03.")] = None,
-    lines: Annotated[int | None, typer.Option("--lines", "-n", min=0, help="Only so many of the past.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="Whole events as JSON, one a line.")] = False,
-    runs_dir: Annotated[Path, typer.Option(help="Where to look for the newest run.")] = Path("runs"),
-) -> None:
-    """Show a run's events, one a line: starts, deaths, checkpoints, warnings, what was asked of it."""
-    import time
-
-    from rich.console import Console
-
-    from penstock.cli import tail as tailing
-    from penstock.services.rundir import RunDir
-
-    wanted = tailing.Wanted(frozenset(kind or ()), tailing.moment(since, time.time()) if since else None, lines)
-    directory = RunDir.open(run_dir) if run_dir is not None else RunDir.newest(runs_dir)
-    console, remarks = Console(highlight=False), Console(stderr=True, highlight=False)
-
-    def show(event: RunEvent, line: bytes) -> None:
-        if json:
-            typer.echo(line.decode().rstrip())
-        else:
-            console.print(tailing.line_of(event), soft_wrap=True)
-
-    with contextlib.suppress(KeyboardInterrupt):
-        tailing.tail(directory, wanted, follow, show, lambda text: remarks.print(text, soft_wrap=True, markup=False))
-
-
-@app.command()
-def compare(
-    run_a: Annotated[Path, typer.Argument(metavar="RUN_A", help="A run directory.", show_default=False)],
-    run_b: Annotated[Path, typer.Argument(metavar="RUN_B", help="Another one.", show_default=False)],
-    metric: Annotated[
-        list[str] | None, typer.Option("--metric", "-m", help="A metric of both along the way; may be repeated.")
-    ] = None,
-    over: Annotated[Literal["steps", "tokens", "seconds"], typer.Option(help="Along what.")] = "steps",
-    json: Annotated[bool, typer.Option("--json", help="Everything as JSON.")] = False,
-) -> None:
-    """Set two runs side by side: run files, speed, lag, evaluations, accidents, and any metric."""
-    from rich.console import Console
-
-    from penstock.cli import compare_table
-    from penstock.services.dashboard import comparison
-    from penstock.services.rundir import RunDir
-
-    sides = [comparison.Side.read(RunDir.open(run)) for run in (run_a, run_b)]
-    curves = [comparison.curves(sides, name, over) for name in metric or ()]
-    found = comparison.compare(*sides)
-    if json:
-        import msgspec
-
-        typer.echo(msgspec.json.encode({"comparison": found, "curves": curves}).decode())
-        return
-    compare_table.show(found, curves, Console())
-
-
-@app.command()
-def scale(
-    wanted: Annotated[list[str], typer.Argument(metavar="ROLE=COUNT…", help="As rollout=4.", show_default=False)],
-    run_dir: Annotated[Path | None, typer.Option("--run", metavar="RUN_DIR", help="By default the newest run.")] = None,
-    runs_dir: Annotated[Path, typer.Option(help="Where to look for the newest run.")] = Path("runs"),
-) -> None:
-    """Let rollout workers join or leave a run while it goes on."""
-    from penstock.cli import steer
-
-    for answer in steer.scale(wanted, run_dir, runs_dir):
-        typer.echo(answer)
-
-
-@app.command()
-def dashboard(
-    run_dir: Annotated[Path | None, typer.Argument(metavar="RUN_DIR", help="By default the newest run.")] = None,
-    run: Annotated[Path | None, typer.Option("--run", metavar="NAME", help="The same, by its name.")] = None,
-    runs_dir: Annotated[Path, typer.Option(help="Where runs are looked for.")] = Path("runs"),
-    host: Annotated[
-        str, typer.Option(help="Address to listen on; beyond this machine it demands a token.")
-    ] = "127.0.0.1",
-    port: Annotated[
-        int | None, typer.Option(min=0, max=65535, help="0: any that is free. By default 8400, or else a free one.")
-    ] = None,
-    token_env: Annotated[
-        str, typer.Option(metavar="VARIABLE", help="Environment variable that holds the token.")
-    ] = "PENSTOCK_DASHBOARD_TOKEN",
-) -> None:
-    """Serve the page of a run, running or ended: watch it and steer it, until Ctrl-C."""
-    from penstock.cli import page
-
-    page.serve(run_dir, run, runs_dir, host, port, token_env)
 
 
 @app.command()
@@ -406,11 +282,12 @@ def _code_of(error: Exception) -> int | None:
     from penstock.cli.tail import TailError
     from penstock.deploy.runfile import RunFileError
     from penstock.learner.variants import VariantError
-    from penstock.services.contracts import PenstockError
+    from penstock.services.contracts import PenstockError, WrongInput
     from penstock.services.control import NoAnswer, Refused
     from penstock.services.dashboard.config import PageError
     from penstock.services.rundir import RunDirError
 
-    if isinstance(error, (RunFileError, RunDirError, VariantError, Refused, NoAnswer, PageError, TailError)):
+    wrong = (RunFileError, RunDirError, VariantError, Refused, NoAnswer, WrongInput, PageError, TailError)
+    if isinstance(error, wrong):
         return WRONG_INPUT
     return FAILED if isinstance(error, PenstockError) else None

@@ -34,7 +34,7 @@ def head(facts: Status) -> Text:
     from rich.text import Text
 
     bad = facts.verdict.startswith("died") or "silent" in facts.verdict
-    return Text.assemble(str(facts.run_dir), "\n", (facts.verdict, "red" if bad else ""))
+    return Text.assemble(str(facts.place), "\n", (facts.verdict, "red" if bad else ""))
 
 
 class Redrawn:

@@ -15,8 +15,9 @@ from typing import Any
 
 import ray
 
+from penstock.deploy import ray_address
 from penstock.deploy.growth import grows
-from penstock.deploy.leftovers import own, remove_orphans
+from penstock.deploy.leftovers import MARK, own, remove_orphans
 from penstock.services.contracts import PenstockError
 
 # Ray keeps unix sockets in its directory, and their paths may have about 100 bytes; so it lies in /tmp
@@ -32,11 +33,14 @@ class Cluster:
 
     `address` None starts one on this machine and ends it with the run; otherwise the cluster at that address
     is joined and left as it was. Under `ray job submit` the address comes from the environment by itself.
+
+    Raises ClusterAway where nobody answers at the address, and PenstockError when no cluster can be started.
     """
 
     def __init__(self, address: str | None, namespace: str, actors: int, report_seconds: float | None = None) -> None:
         """`report_seconds` is how often a cluster that is started here passes on metrics; by default as Ray likes."""
-        self.address = address or os.environ.get("RAY_ADDRESS")
+        asked = ray_address.given(address)
+        self.address = None if asked is None else ray_address.require_for_driver(asked)
         self._folder: Path | None = None
         # Ray's own words about dead actors, for every one of them a paragraph; the supervisor says what died and why.
         logging.getLogger("ray._private.worker").setLevel(logging.ERROR)
@@ -61,18 +65,28 @@ class Cluster:
         try:
             with _own_signals(), _reporting_every(report_seconds if self.address is None else None):
                 ray.init(**settings)
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
             self._remove_folder()
-            where = f"the Ray cluster at {self.address}" if self.address else "a Ray cluster on this machine"
+            if self.address is not None:
+                raise ray_address.not_joined(self.address, error) from error
             raise PenstockError(
-                f"could not {'join' if self.address else 'start'} {where}: {error}. "
-                "Is the address right and the head running? `penstock doctor` checks what is in the way"
+                f"could not start a Ray cluster on this machine: {error}. `penstock doctor` checks what is in the way"
             ) from error
+
+    @property
+    def joined(self) -> bool:
+        """It was there before the run and stays after it; others may be on it."""
+        return self.address is not None
 
     @property
     def grows(self) -> bool:
         """Whether it starts nodes for actors that find no room; one that was started for the run does not."""
-        return self.address is not None and grows()
+        return self.joined and grows()
+
+    @property
+    def home(self) -> str:
+        """Ray's id of the node that this process is on."""
+        return str(ray.get_runtime_context().get_node_id())
 
     @property
     def nodes(self) -> int:
@@ -82,21 +96,13 @@ class Cluster:
     @property
     def endpoints(self) -> list[str]:
         """`host:port` of every node that Prometheus may scrape under /metrics."""
-        if self._by_client:
-            return []  # what this process exports would reach nobody
         alive = [node for node in ray.nodes() if node["Alive"] and node.get("MetricsExportPort", 0) > 0]
         return sorted(f"{node['NodeManagerAddress']}:{node['MetricsExportPort']}" for node in alive)
 
     @property
     def no_endpoints(self) -> str:
         """Why there are no `endpoints`, where there are none."""
-        if self._by_client:
-            return "the driver is connected through ray://, which does not carry metrics; start it inside the cluster"
         return "no node of the Ray cluster says where its metrics are (is ray[default] installed?)"
-
-    @property
-    def _by_client(self) -> bool:
-        return (self.address or "").startswith("ray://")
 
     def close(self) -> None:
         """Leave the cluster; end it when it was started here."""
@@ -138,16 +144,22 @@ def _reporting_every(seconds: float | None) -> Iterator[None]:
 def actor_environment(*, threads: int, device: str) -> dict[str, str]:
     """Environment variables of an engine's process: threads, caches, devices. Not for secrets: Ray keeps them."""
     hidden = {} if device == "cuda" else {"CUDA_VISIBLE_DEVICES": ""}
-    return hidden | {
-        # Two threads in one engine wait for each other when the cores are shared by several engines.
-        "OMP_NUM_THREADS": str(threads),
-        "MKL_NUM_THREADS": str(threads),
-        "TOKENIZERS_PARALLELISM": "false",
-        "DS_ACCELERATOR": "cuda" if device == "cuda" else "cpu",
-        "TORCH_EXTENSIONS_DIR": os.environ.get(
-            "TORCH_EXTENSIONS_DIR", str(Path.home() / ".cache" / "penstock" / "torch_extensions")
-        ),
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        "VLLM_NO_USAGE_STATS": "1",
-        "DO_NOT_TRACK": "1",
-    }
+    # On a cluster that was there before, nothing is inherited of the driver's environment.
+    marked = {MARK: os.environ[MARK]} if MARK in os.environ else {}
+    return (
+        hidden
+        | marked
+        | {
+            # Two threads in one engine wait for each other when the cores are shared by several engines.
+            "OMP_NUM_THREADS": str(threads),
+            "MKL_NUM_THREADS": str(threads),
+            "TOKENIZERS_PARALLELISM": "false",
+            "DS_ACCELERATOR": "cuda" if device == "cuda" else "cpu",
+            "TORCH_EXTENSIONS_DIR": os.environ.get(
+                "TORCH_EXTENSIONS_DIR", str(Path.home() / ".cache" / "penstock" / "torch_extensions")
+            ),
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+            "VLLM_NO_USAGE_STATS": "1",
+            "DO_NOT_TRACK": "1",
+        }
+    )

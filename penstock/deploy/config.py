@@ -147,3 +147,8 @@ class DeadlinesSection(Section):
     silence: float = on_resume(600.0, gt=0)
     """An actor whose loop has not moved for so long, or that does not answer, is taken for dead: a worker is replaced,
     a learner ends the run. Longer than any compilation, save or single micro-batch."""
+
+    @property
+    def for_an_end(self) -> float:
+        """Seconds in which a run that is asked to end has ended, cleanly or not: its step, and what is drained."""
+        return self.silence + self.drain

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import sys
 from pathlib import Path
 
 import ray.exceptions
+
+from penstock.services.contracts import PenstockError
 
 LAST_LINES = 12
 BIRTH = "--- process"
@@ -20,8 +23,14 @@ _LOUD = re.compile(r"\*\*\* (SIG[A-Z]+) received|Fatal Python error: (.+)")
 
 
 def redirect_output(log: Path) -> None:
-    """Send this process's output, that of its libraries included, to `log`; name the process in its first line."""
-    log.parent.mkdir(parents=True, exist_ok=True)
+    """Send this process's output, that of its libraries included, to `log`; name the process in its first line.
+
+    Raises PenstockError on a node that does not see the run directory, where nothing else would be found either."""
+    if not log.parent.is_dir():
+        raise PenstockError(
+            f"the node {socket.gethostname()} does not see the run directory {log.parent.parent}: all nodes that hold "
+            "actors of a run must share the file system of its runs_dir"
+        )
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     for stream in (sys.stdout, sys.stderr):
         stream.flush()

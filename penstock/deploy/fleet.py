@@ -120,8 +120,8 @@ class Member:
             self.state, self.heard = "ready", time.monotonic()
         elif time.monotonic() - self._since > deadline:
             late = (
-                f"waited {deadline:.0f} s (deadlines.start) for {self.name} to start; it has not answered. "
-                f"Its log is {self.log}"
+                f"waited {deadline:.0f} s (deadlines.start) for {self.name} to start; it has not answered: it is still "
+                f"loading, or no node has room for it (`ray status` says). Its log is {self.log}"
             )
             if self.restarts == 0 and not self.added:
                 raise DeadlinePassed(late)

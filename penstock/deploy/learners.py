@@ -15,6 +15,7 @@ from penstock.deploy.exporter import Export, export_actor
 from penstock.deploy.scorers import facts_of_process
 from penstock.deploy.transport import Outlet, Route
 from penstock.learner.algorithms.table import add_to_path
+from penstock.services.ports import HeldPort
 from penstock.services.store.connection import StoreAddress
 from penstock.services.versions import Version
 
@@ -48,14 +49,15 @@ class LearnerActor:
         self.name = name
         self._rank: Any = None
         self._outlet: Any = None
+        self._meeting: HeldPort | None = None
         export_actor(export, "learner", name, self._doing)
 
     def meeting_point(self) -> str:
-        """`host:port` on this node where the ranks can find each other; asked of rank 0 only."""
-        from penstock.learner.ranks import quiet_port
-
+        """`host:port` on this node where the ranks can find each other; asked of rank 0 only, and kept for them until
+        this process ends."""
         host = ray.util.get_node_ip_address()
-        return f"{host}:{quiet_port(host)}"
+        self._meeting = HeldPort(host)
+        return f"[{host}]:{self._meeting.number}" if ":" in host else f"{host}:{self._meeting.number}"
 
     def ready(self) -> dict[str, Any]:
         """Answers once the heavy libraries are there."""

@@ -15,7 +15,7 @@ import psutil
 MARK = "PENSTOCK_RUN_ID"
 """Environment variable of all processes of a run."""
 OWNER = "owner"
-"""File in a Ray folder: process id and start time of the driver."""
+"""File in a Ray folder: process id and start time of the driver, and the namespace of process ids they are from."""
 
 
 def marked(run_id: str) -> list[psutil.Process]:
@@ -44,16 +44,21 @@ def end_marked(run_id: str) -> int:
 
 def own(folder: Path) -> None:
     """Leave word that this process made `folder`."""
-    (folder / OWNER).write_text(f"{os.getpid()} {psutil.Process().create_time()}")
+    (folder / OWNER).write_text(f"{os.getpid()} {psutil.Process().create_time()} {_namespace()}")
 
 
 def remove_orphans(parent: Path, prefix: str) -> None:
-    """Remove folders whose maker is dead."""
+    """Remove folders whose maker is dead. Of those of another container that shares `parent` nothing can be known."""
     for folder in parent.glob(f"{prefix}*"):
         with contextlib.suppress(OSError, ValueError):
-            pid, started = (folder / OWNER).read_text().split()
-            if not _lives(int(pid), float(started)):
+            pid, started, namespace = (folder / OWNER).read_text().split()
+            if namespace == _namespace() and not _lives(int(pid), float(started)):
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+def _namespace() -> str:
+    """Process ids mean the same in processes of the same namespace."""
+    return str(Path("/proc/self/ns/pid").readlink())
 
 
 def _lives(pid: int, started: float) -> bool:

@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from penstock.deploy.catalogue import catalogue
-from penstock.deploy.status import as_json, status
+from penstock.deploy.status import Place, as_json, status_of
+from penstock.services.control import RunControl
 from penstock.services.dashboard.config import DashboardSection, token_for
 from penstock.services.dashboard.listener import Listener, listen
 from penstock.services.mailbox import MailboxControl, whoami
@@ -25,8 +26,15 @@ _END = 5.0
 """Seconds in which the page's process must have ended."""
 
 
-def serve_page(directory: RunDir, listener: Listener, token: str | None) -> None:
-    """Serve the page of a run, running or ended, until a signal comes."""
+def serve_page(
+    directory: RunDir,
+    listener: Listener,
+    token: str | None,
+    control: RunControl | None = None,
+    place: Place | None = None,
+) -> None:
+    """Serve the page of a run, running or ended, until a signal comes. `control` and `place` are those of a run that
+    goes on elsewhere, of which `directory` is a copy."""
     from penstock.services.dashboard.access import Access
     from penstock.services.dashboard.api import Subject
     from penstock.services.dashboard.app import create_app
@@ -36,8 +44,8 @@ def serve_page(directory: RunDir, listener: Listener, token: str | None) -> None
 
     subject = Subject(
         directory=directory,
-        facts=lambda: as_json(status(directory.path)),
-        control=MailboxControl(directory),
+        facts=lambda: as_json(status_of(directory, place)),
+        control=control or MailboxControl(directory),
         catalogue=catalogue(),
         user=whoami(),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import cached_property, partial
@@ -17,9 +18,11 @@ from penstock.deploy.around import token_account
 from penstock.deploy.assemble import build_stream, held_out_job
 from penstock.deploy.cluster import Cluster
 from penstock.deploy.crews import Crew, ScorerSet
+from penstock.deploy.desk import desk
 from penstock.deploy.fleet import Member
 from penstock.deploy.learners import prepare_ranks, start_rank
 from penstock.deploy.leftovers import MARK, end_marked
+from penstock.deploy.nodes import Ground, inputs_of, look_around, require_common_ground
 from penstock.deploy.placement import Placement, place
 from penstock.deploy.rollouts import start_worker
 from penstock.deploy.runfile import RunFile
@@ -51,6 +54,8 @@ class Parts:
         self.cluster: Cluster
         self.host: StoreHost
         self.placement: Placement
+        self.crowded = ""
+        """What others have left of the cluster, when that is less than the run began with."""
         self.evaluation: EvaluationJob | None = None
         self._rules: LedgerRules
         self._bound = run_file.staleness.first_lag
@@ -98,19 +103,30 @@ class Parts:
         every = self.export.seconds if self.export else None
         self.cluster = Cluster(run_file.placement.ray_address, self.run_id, most, every)
         self._stack.callback(self.cluster.close)
+        if self.cluster.joined:
+            self._stack.enter_context(desk(directory, self.run_id))
         self.placement = self._place(run_file.rollout.workers, self._reward.scorers)
+        self.crowded = _crowd(self.placement, {})
         self.route = self._choose_route()
-        address = ray.util.get_node_ip_address() if self._nodes > 1 else None
+        address = ray.util.get_node_ip_address() if self._several else None
         self.host = StoreHost(run_file.store, directory, self.run_id, address)
         self._stack.callback(self.host.close)
         self._stack.callback(self._end_actors)
+        looks = look_around(self._ground()) if self.cluster.nodes > 1 else []
         self._start_actors()
         self._open_data()
+        require_common_ground(looks, directory)
 
-    @property
-    def _nodes(self) -> int:
-        """How many machines may hold actors of this run: a cluster that grows has a second one to come."""
-        return max(self.cluster.nodes, 2) if self._grows else self.cluster.nodes
+    def _ground(self) -> Ground:
+        """What every node must see."""
+        written = (self.route.folder,) if self.route.transport == "file" else ()
+        inputs = inputs_of(self._run_file)
+        return Ground(self._directory.path, self.run_id, written, inputs, self.host.address.url)
+
+    @cached_property
+    def _several(self) -> bool:
+        """Whether several machines may hold actors of this run: a cluster that grows has a second one to come."""
+        return self.cluster.nodes > 1 or self._grows
 
     @cached_property
     def _grows(self) -> bool:
@@ -121,7 +137,7 @@ class Parts:
     def _choose_route(self) -> Route:
         """How weights travel; its folder is emptied now and removed at the end."""
         run_file = self._run_file
-        chosen, why = choose(run_file.weights.transport, self._nodes, self.placement.device == "cuda")
+        chosen, why = choose(run_file.weights.transport, self._several, self.placement.device == "cuda")
         if chosen is None:
             raise PenstockError(f"weights.transport {run_file.weights.transport!r} cannot be used in this run: {why}")
         given = run_file.weights.folder
@@ -215,12 +231,16 @@ class Parts:
     def _room(self, workers: int, scorers: int) -> str:
         """What has to be waited for, if anything. Raises PenstockError, which says what is lacking, when the cluster
         has no room for so many and gets none by itself."""
-        lacking = self._place(workers, scorers).lacking(ray.cluster_resources())
-        return f"The cluster has to grow first: {lacking}; its autoscaler is waited for" if lacking else ""
+        wanted = self._place(workers, scorers)
+        lacking = wanted.lacking(ray.cluster_resources())
+        if lacking:
+            return f"The cluster has to grow first: {lacking}; its autoscaler is waited for"
+        return _crowd(wanted, self._place(len(self.rollout.staying), len(self.scoring.staying)).demand())
 
     def _place(self, workers: int, scorers: int) -> Placement:
         ranks = self._run_file.learner.ranks
-        return place(self._run_file, workers=workers, ranks=ranks, scorers=scorers, grows=self._grows)
+        home = self.cluster.home if self.cluster.joined and not self._several else None
+        return place(self._run_file, workers=workers, ranks=ranks, scorers=scorers, grows=self._grows, home=home)
 
     def hold_gate(self, held: bool) -> None:
         """Raises StoreError when the store is away: whoever asked is told, and asks again."""
@@ -269,3 +289,10 @@ class Parts:
     def _end_actors(self) -> None:
         for member in self.members:
             member.kill()
+
+
+def _crowd(wanted: Placement, own: Mapping[str, float]) -> str:
+    """What has to be waited for because others use the cluster too; `own` is what the run has of it already."""
+    free = ray.available_resources()
+    lacking = wanted.lacking({kind: free.get(kind, 0) + own.get(kind, 0) for kind in {*free, *own}}, "free for it are")
+    return f"Others use the cluster too: {lacking}; what finds no room waits until there is" if lacking else ""

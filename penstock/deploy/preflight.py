@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 from pydantic import ValidationError
 
-from penstock.deploy.checks import algorithm, evidence, guards, numbers, sampling, scaling, tracking, world
+from penstock.deploy.checks import algorithm, cluster, evidence, guards, numbers, sampling, scaling, tracking, world
 from penstock.deploy.checks.context import Context, Rule, Stage
 from penstock.deploy.findings import Finding, Level, written_at, written_path
 from penstock.deploy.keys import names_at
@@ -27,6 +27,7 @@ RULES: tuple[Rule, ...] = (
     *evidence.RULES,
     *tracking.RULES,
     *world.RULES,
+    *cluster.RULES,
 )
 
 

@@ -38,12 +38,16 @@ class _Work:
 
 
 class RemoteScorer:
-    """`contracts.Scorer` over scorer actors by name: each group goes to the one with the fewest in hand."""
+    """`contracts.Scorer` over scorer actors by name: each group goes to the one with the fewest in hand, of several to
+    the one whose turn is longest ago."""
 
     def __init__(self, actors: Mapping[str, Any], number: int = 0) -> None:
         """`number` says which set of scorers this is; see `use`."""
         self._actors, self._number = dict(actors), number
         self._in_hand: Counter[str] = Counter()
+        self._turns: Counter[str] = Counter()
+        """When each was given a group last, by the number of that group."""
+        self._given = 0
         self._shunned: dict[str, float] = {}
         self._lock = threading.Lock()
         # Ray's own thread brings the answers; it must not wait for the sending of another call.
@@ -77,6 +81,8 @@ class RemoteScorer:
         with self._lock:
             name, actor, last = self._choose(work.lost)
             self._in_hand[name] += 1
+            self._given += 1
+            self._turns[name] = self._given
         # With nobody else to ask, Ray waits until it has started this one again, and repeats the call there.
         call = actor.score.options(max_task_retries=-1 if last else 0)
         reply = call.remote(work.prompt, work.completions)
@@ -88,8 +94,9 @@ class RemoteScorer:
             raise PenstockError("there is no scorer to give a group to")
         now = time.monotonic()
 
-        def reluctance(name: str) -> tuple[bool, bool, bool, int]:
-            return lost.get(name, False), name in lost, self._shunned.get(name, 0.0) > now, self._in_hand[name]
+        def reluctance(name: str) -> tuple[bool, bool, bool, int, int]:
+            shunned = self._shunned.get(name, 0.0) > now
+            return lost.get(name, False), name in lost, shunned, self._in_hand[name], self._turns[name]
 
         able = sum(not any(reluctance(name)[:3]) for name in self._actors)
         chosen = min(self._actors, key=reluctance)

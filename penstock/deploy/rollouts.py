@@ -71,7 +71,7 @@ class RolloutActor:
         self._worker: RolloutWorker | None = None
         self._begun = threading.Event()
         self._idle = "starting the engine"
-        export_actor(plan.export, "rollout", name, self.stats)
+        export_actor(plan.export, "rollout", name, self._doing)
         self._generator = build_generator(name, restarts, plan, self._tokenizer, self._receiver)
         self._idle = "ready"
 
@@ -102,14 +102,17 @@ class RolloutActor:
         self._scorer.use(number, actors)
 
     def stats(self) -> dict[str, Any]:
-        """What the worker is doing, in numbers."""
+        """What the worker is doing, in numbers, and as spans since the last call."""
+        return self._doing() | {"spans": self._worker.spans() if self._worker is not None else []}
+
+    def _doing(self) -> dict[str, Any]:
+        """The same without what is told once: others than the supervisor ask too."""
         said: dict[str, Any] = dict(self._worker.stats()) if self._worker is not None else {"phase": self._idle}
         return {
             **said,
             "doing": said["phase"],
             "scorers": self._scorer.holdings(),
             "silent": time.time() - float(said.get("beat", time.time())),
-            "spans": self._worker.spans() if self._worker is not None else [],
             "process/rss": psutil.Process().memory_info().rss,
         }
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from penstock.deploy import evaluations, plans
+from penstock.deploy import evaluations, job, plans
 from penstock.deploy.around import token_account
 from penstock.deploy.ending import Ending, ending, tenure
 from penstock.deploy.fleet import wait_until_ready
@@ -79,6 +79,9 @@ class Conductor:
             self._journal.enter("starting", "Ray, the store, engines")
             with self._phases.phase("start"):
                 parts = stack.enter_context(Parts(self._run_file, self._directory, self._checkpoint))
+                for doubt in (job.ask_for_patience(self._run_file.deadlines.for_an_end), parts.crowded):
+                    if doubt:
+                        self._journal.warn(doubt)
             targets = self._directory.scrape_targets
             stack.enter_context(exporting(self._journal, parts.export, targets, parts.cluster))
             self._play(parts)

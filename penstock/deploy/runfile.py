@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
+from penstock.deploy import job
 from penstock.deploy import overrides as command_line
 from penstock.deploy.config import (
     DeadlinesSection,
@@ -128,8 +129,9 @@ class RunFile(Section):
         return cls.model_validate(values, context={"base": base}).located(base)
 
     def located(self, base: Path) -> RunFile:
-        """The same run file with its paths absolute: inputs against `base`, `runs_dir` against the current folder."""
-        changes: dict[str, Any] = {"runs_dir": str(Path(self.runs_dir).expanduser().resolve())}
+        """The same run file with its paths absolute: inputs against `base`, `runs_dir` against the current folder, or
+        where that does not last, since it is Ray's copy of it, against `penstock` in the user's own."""
+        changes: dict[str, Any] = {"runs_dir": str(job.lasting(Path(self.runs_dir).expanduser().resolve()))}
         for name in type(self).model_fields:
             section = getattr(self, name)
             if hasattr(section, "located"):
@@ -167,6 +169,7 @@ def read(path: Path, overrides: Sequence[str] = ()) -> Reading:
         source = read_yaml(path)
     except YamlError as error:
         return Reading(YamlSource(str(path), {}), None, (Finding("run file", str(error)),))
+    source = replace(source, values=job.found_again(source.values))
     source, wrong_overrides = command_line.apply(source, overrides, RunFile)
     run_file: RunFile | None = None
     malformed: list[Finding] = []

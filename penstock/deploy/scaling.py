@@ -81,7 +81,7 @@ class Scaling:
             joined.added = True
             self._journal.tell("joining", f"{joined.name} joins and starts", name=joined.name)
         surplus = len(self.staying) - self.wanted
-        for member in self._dispensable()[: max(0, surplus)]:
+        for member in self._dispensable()[:surplus] if surplus > 0 else ():
             self._let_go(member)
         for member in [m for m in crew.members if m.leaving]:
             if member.state == "running" and crew.released(member):

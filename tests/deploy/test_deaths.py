@@ -5,9 +5,11 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
 import ray.exceptions
 
 from penstock.deploy import deaths
+from penstock.services.contracts import PenstockError
 
 
 class Died(ray.exceptions.ActorDiedError):
@@ -51,7 +53,14 @@ def test_only_the_last_lines_of_a_long_log_are_shown(tmp_path):
     assert deaths.last_lines(log, 2) == ["line 99998", "line 99999"]
 
 
+def test_a_node_that_does_not_see_the_run_directory_says_so_and_makes_none(tmp_path):
+    with pytest.raises(PenstockError, match=r"does not see the run directory .*/elsewhere/run: all nodes"):
+        deaths.redirect_output(tmp_path / "elsewhere" / "run" / "logs" / "a.log")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_output_of_a_process_and_of_its_libraries_goes_to_its_log(tmp_path):
+    (tmp_path / "logs").mkdir()
     code = (
         "import os, pathlib, sys\nfrom penstock.deploy.deaths import redirect_output\n"
         f"redirect_output(pathlib.Path({str(tmp_path / 'logs' / 'a.log')!r}))\n"

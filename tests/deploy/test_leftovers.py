@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import psutil
 
@@ -30,9 +31,11 @@ def test_processes_of_a_run_are_found_by_their_mark_and_ended():
 
 
 def test_folders_of_the_dead_are_removed_and_those_of_the_living_stay(tmp_path):
-    for name in ("ray-mine", "ray-dead", "ray-unknown"):
+    for name in ("ray-mine", "ray-dead", "ray-unknown", "ray-of-another-container"):
         (tmp_path / name).mkdir()
     leftovers.own(tmp_path / "ray-mine")
-    (tmp_path / "ray-dead" / leftovers.OWNER).write_text(f"{os.getpid()} 1.0")  # the same number, another life
+    here, mine = Path("/proc/self/ns/pid").readlink(), os.getpid()
+    (tmp_path / "ray-dead" / leftovers.OWNER).write_text(f"{mine} 1.0 {here}")  # the same number, another life
+    (tmp_path / "ray-of-another-container" / leftovers.OWNER).write_text(f"{mine} 1.0 pid:[1]")
     leftovers.remove_orphans(tmp_path, "ray-")
-    assert {p.name for p in tmp_path.iterdir()} == {"ray-mine", "ray-unknown"}
+    assert {p.name for p in tmp_path.iterdir()} == {"ray-mine", "ray-unknown", "ray-of-another-container"}

@@ -24,6 +24,7 @@ def test_without_gpus_everything_runs_on_cpus(monkeypatch):
     placement = placed(monkeypatch, {"CPU": 8.0})
     options = placement.options("rollout")
     assert (placement.device, options["num_gpus"]) == ("cpu", 0.0)
+    assert "scheduling_strategy" not in options
     assert options["runtime_env"]["env_vars"]["OMP_NUM_THREADS"] == "1"
     assert options["runtime_env"]["env_vars"]["DS_ACCELERATOR"] == "cpu"
 
@@ -41,6 +42,22 @@ def test_roles_that_share_a_card_take_halves_of_it(monkeypatch):
 def test_a_cluster_that_is_too_small_is_an_error_with_both_numbers(monkeypatch):
     with pytest.raises(PenstockError, match=r"3 GPUs are asked for, the cluster has 1"):
         placed(monkeypatch, {"CPU": 8.0, "GPU": 1.0})
+
+
+def test_on_one_node_only_what_that_node_has_counts_and_everything_is_bound_to_it(monkeypatch):
+    here, other = "aa" * 28, "bb" * 28
+    nodes = [
+        {"NodeID": here, "Alive": True, "Resources": {"CPU": 4.0}},
+        {"NodeID": other, "Alive": True, "Resources": {"CPU": 8.0}},
+    ]
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 12.0})
+    placement = place(run_file(), workers=2, ranks=1, scorers=1, home=here)
+    for role in ("rollout", "learner", "scorer"):
+        bound = placement.options(role)["scheduling_strategy"]
+        assert (bound.node_id, bound.soft) == (here, False)
+    with pytest.raises(PenstockError, match=r"5 CPUs are asked for, the cluster has 4\. Nodes that have joined since"):
+        place(run_file(), workers=3, ranks=1, scorers=1, home=here)
 
 
 def test_every_scorer_counts(monkeypatch):

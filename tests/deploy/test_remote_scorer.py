@@ -72,9 +72,21 @@ def test_each_group_goes_to_the_scorer_with_the_fewest_in_hand(actors):
     assert sorted(waiting(actors)) == [1, 2, 2]
     actors["scorer-1"].answer(0.5)
     assert [r.result(timeout=1)[0].reward for r in results if r.done()] == [0.5]
+    assert waiting(actors) == [2, 1, 1]
     submit(scorer)
-    assert sorted(waiting(actors)) == [1, 2, 2] or waiting(actors) == [2, 2, 1]
-    assert sum(scorer.holdings()["in_hand"].values()) == 5
+    assert waiting(actors) == [2, 1, 2], "of the two with one in hand it is the other's turn"
+    assert scorer.holdings()["in_hand"] == {"scorer-0": 2, "scorer-1": 1, "scorer-2": 2}
+
+
+def test_where_nobody_has_anything_in_hand_they_take_turns(actors):
+    scorer = RemoteScorer(actors)
+    asked = []
+    for _ in range(6):
+        submit(scorer)
+        (name,) = scorer.holdings()["in_hand"]
+        asked.append(name)
+        actors[name].answer(1.0)
+    assert asked == ["scorer-0", "scorer-1", "scorer-2"] * 2
 
 
 def test_a_new_set_takes_the_next_group_and_the_old_ones_answers_are_still_taken(actors):

@@ -12,10 +12,10 @@ import numpy as np
 import tiny
 import torch
 
-from penstock.learner.ranks import quiet_port
 from penstock.services.codec import encode
 from penstock.services.logprob_model import LogprobModel
 from penstock.services.logprobs import sequence_logprobs
+from penstock.services.ports import HeldPort
 from penstock.services.staleness import binding_version
 from penstock.services.trajectory import Completion, Group, Prompt, Sampling, Span, Trajectory
 from penstock.services.weights.files import WeightsMissing
@@ -26,9 +26,13 @@ def tiny_model(seed: int = 0, family: str = "Qwen3", **changes):
     return tiny.model(seed, family, vocab_size=32, **changes)
 
 
+_HELD: list[HeldPort] = []
+
+
 def free_address() -> str:
-    """Below the ports from which the kernel takes the ends of connections, so that it stays free until it is used."""
-    return f"127.0.0.1:{quiet_port('127.0.0.1')}"
+    """Where ranks can meet; kept for them as long as the tests run."""
+    _HELD.append(HeldPort("127.0.0.1"))
+    return f"127.0.0.1:{_HELD[-1].number}"
 
 
 def on_two_ranks(function, folder: Path) -> list:

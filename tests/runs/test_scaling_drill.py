@@ -117,7 +117,7 @@ def test_everything_that_was_asked_for_is_an_event(story):
 
 def bounds(run) -> list[float]:
     """The bound on the lag under which the steps were made, each as often as it changed."""
-    seen = [row["off_policy/bound"] for row in run.metrics.to_dict("records")]
+    seen = run.metrics["off_policy/bound"].dropna().tolist()
     return [bound for number, bound in enumerate(seen) if number == 0 or bound != seen[number - 1]]
 
 

@@ -52,7 +52,8 @@ def events_of(directory: RunDir, kind: str) -> list[str]:
 
 
 class Story(threading.Thread):
-    """One worker, three, one of them killed while it joins; one again, one killed while it leaves; two; the end."""
+    """One worker, three, one of them killed while it joins; one again, one killed while it leaves; two; the end.
+    Scorers meanwhile: one, two, one of them killed; one again, the first leaves."""
 
     def __init__(self, screen: Screen, home) -> None:
         super().__init__(daemon=True)
@@ -76,7 +77,14 @@ class Story(threading.Thread):
         control.send(Scale("rollout", 3), "story")
         screen.wait("rollout-1 has a process", lambda: "rollout-1" in self.started())
         os.kill(screen.pid_of("rollout-1"), signal.SIGKILL)
+        control.send(Scale("scorer", 2), "story")
         screen.wait("three generate", lambda: len(screen.generating()) == 3)
+        screen.wait("two score", lambda: "scorer-1" in events_of(directory, "joined"))
+        screen.wait("the second scorer has a process", lambda: "scorer-1" in self.started())
+        os.kill(screen.pid_of("scorer-1"), signal.SIGKILL)  # the other one judges its groups meanwhile
+        screen.wait("it is back", lambda: "scorer-1" in events_of(directory, "restarted"))
+        control.send(Remove("scorer-0"), "story")
+        screen.wait("the first scorer has left", lambda: "scorer-0" in events_of(directory, "left"))
         control.send(Remove("rollout-2"), "story")
         screen.wait("it has left", lambda: "rollout-2" in events_of(directory, "left"))
         victim = screen.pid_of("rollout-1")
@@ -124,7 +132,7 @@ def test_workers_join_leave_and_die_on_the_way_and_the_ledger_is_balanced(overri
     if story.failure is not None:
         raise story.failure
     directory = RunDir.open(run.dir)
-    assert events_of(directory, "left") == ["rollout-2", "rollout-1"]
+    assert events_of(directory, "left") == ["scorer-0", "rollout-2", "rollout-1"]
     assert set(events_of(directory, "joined")) >= {"rollout-0", "rollout-2", "rollout-3"}
     ledger = run.summary["ledger"]
     assert ledger["balanced"]
@@ -132,5 +140,9 @@ def test_workers_join_leave_and_die_on_the_way_and_the_ledger_is_balanced(overri
     assert set(ledger["dropped"]) <= {"run_ended", "stale"}
     assert run.summary["lag"]["max"] <= 2
     steered = [event.facts["by"] for event in run.events if event.kind == "steered"]
-    assert steered == ["story"] * 7
+    assert steered == ["story"] * 9
+    assert run.summary["restarts"]["scorer-1"] == 1
+    whole = run.summary["tokens"]["at_workers"]  # but for what a killed worker had not said yet
+    assert whole["put"] >= run.summary["tokens"]["trained"]
+    assert whole["sampled"] + whole["resumed"] >= whole["put"] + whole["handed_back"]
     assert set(run.summary["peak_memory_bytes"]) >= {"rollout-0", "rollout-1", "rollout-2", "rollout-3"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from urllib.parse import urlsplit
 
 from penstock.deploy.checks.context import Context, all_rules, rule
 from penstock.deploy.checks.numbers import known_metric
@@ -59,8 +60,12 @@ def guards_turn_what_can_be_turned(ctx: Context) -> Iterator[Finding]:
             if MAX_LAG in names:
                 yield ctx.error(below, "the bound on the lag has an action of its own: max_lag: tighten, or open")
                 continue
-            for name in names if action.to is not None else ():
-                dials.check(name, action.to or 0.0)
+            for name in names:
+                for end in (action.to, action.at_least, action.at_most):
+                    if end is not None:
+                        dials.check(name, end)
+                if action.scale is not None and dials.start[name] == 0:
+                    raise Refused(f"{name} begins at 0, and no factor moves it from there: set it first, or use set")
         except Refused as error:
             yield ctx.error(below, str(error))
             continue
@@ -86,7 +91,7 @@ def actions_do_not_contradict_each_other(ctx: Context) -> Iterator[Finding]:
     for key, guard in guards:
         for (place, first), (_, second) in itertools.combinations(enumerate(guard.do), 2):
             if why := contradiction(first, second):
-                yield ctx.error(f"{key}.do.{place}", f"contradicts another action of the same guard: {why}")
+                yield ctx.error(f"{key}.do.{place}", f"contradicts {second} of the same guard: {why}")
     for (key, one), (_, other) in itertools.combinations(guards, 2):
         if one.condition.metric != other.condition.metric or not one.condition.overlaps(other.condition):
             continue
@@ -130,9 +135,13 @@ def there_is_a_checkpoint_to_go_back_to(ctx: Context) -> Iterator[Finding]:
 @rule("guards")
 def addresses_of_webhooks_are_there(ctx: Context) -> Iterator[Finding]:
     for key, _, action in _actions(ctx):
-        if action.webhook is not None and not address_of(action.webhook):
-            name = action.webhook[1:]
+        if action.webhook is None:
+            continue
+        name, address = action.webhook[1:], address_of(action.webhook)
+        if not address:
             yield ctx.error(f"{key}.webhook", f"the variable {name} is not set here", remedy=f"export {name}=…")
+        elif urlsplit(address).scheme not in ("http", "https"):
+            yield ctx.error(f"{key}.webhook", f"the variable {name} holds no address of http or https")
 
 
 def _guards(ctx: Context) -> Iterator[tuple[str, GuardSection]]:
@@ -148,6 +157,16 @@ def _actions(ctx: Context) -> Iterator[tuple[str, GuardSection, ActionSection]]:
         listed = isinstance(ctx.written(f"{key}.do"), (list, tuple))
         for place, action in enumerate(guard.do):
             yield f"{key}.do.{place}" if listed else f"{key}.do", guard, action
+
+
+@rule("guards")
+def guards_have_names_of_their_own(ctx: Context) -> Iterator[Finding]:
+    seen: dict[str, str] = {}
+    for key, guard in _guards(ctx):
+        if guard.name and guard.name in seen:
+            problem = f"{seen[guard.name]} is called {guard.name!r} too, and guards are counted by their names"
+            yield ctx.error(f"{key}.name" if "." in key else key, problem, remedy="name one of them otherwise")
+        seen.setdefault(guard.name, key)
 
 
 RULES = all_rules(globals())

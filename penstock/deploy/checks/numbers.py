@@ -98,7 +98,7 @@ def a_checkpoint_comes_before_the_end(ctx: Context) -> Iterator[Finding]:
 def the_transport_is_possible(ctx: Context) -> Iterator[Finding]:
     if ctx.joins_a_cluster:
         return  # how many machines hold actors is known once Ray has placed them
-    chosen, why = choose(ctx.run_file.weights.transport, nodes=1, cuda=ctx.gpus > 0)
+    chosen, why = choose(ctx.run_file.weights.transport, several=False, cuda=ctx.gpus > 0)
     if chosen is None:
         yield ctx.error("weights.transport", why)
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 from pydantic import Field, SerializerFunctionWrapHandler, create_model, field_validator, model_serializer
 from pydantic import model_validator as validator
 
+from penstock.learner.dials import HIGHEST_LAG
 from penstock.services.settings import Section
 
 Word = Literal["checkpoint", "pause", "stop", "roll_back", "warn"]
@@ -120,10 +121,21 @@ class ActionSection(Section):
             raise ValueError("scale by 1 changes nothing")
         if self.max_lag is not None and self.by is not None and self.by != int(self.by):
             raise ValueError(f"max_lag moves by whole steps; found by: {self.by:g}")
-        if self.max_lag == "open" and self.at_most is None:
-            raise ValueError("max_lag: open needs at_most, or tokens could become older without end")
+        if self.max_lag is not None:
+            self._lag_bounds()
         if self.at_least is not None and self.at_most is not None and self.at_least > self.at_most:
             raise ValueError(f"at_least ({self.at_least:g}) exceeds at_most ({self.at_most:g})")
+
+    def _lag_bounds(self) -> None:
+        """One end each, of whole steps."""
+        end, other = ("at_most", "at_least") if self.max_lag == "open" else ("at_least", "at_most")
+        value: float | None = getattr(self, end)
+        if getattr(self, other) is not None:
+            raise ValueError(f"{other} means nothing beside max_lag: {self.max_lag}")
+        if self.max_lag == "open" and value is None:
+            raise ValueError("max_lag: open needs at_most, or tokens could become older without end")
+        if value is not None and (value != int(value) or not 0 <= value <= HIGHEST_LAG):
+            raise ValueError(f"{end} of max_lag is a whole number from 0 to {HIGHEST_LAG}; found {value:g}")
 
     @model_serializer(mode="wrap")
     def _without_nothing(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:

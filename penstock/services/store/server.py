@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -20,6 +19,7 @@ from types import TracebackType
 import redis
 
 from penstock.services.contracts import DeadlinePassed, StoreError
+from penstock.services.ports import HeldPort
 from penstock.services.store import whereabouts
 from penstock.services.store.binary import binary_version, find_binary
 from penstock.services.store.config import Fsync
@@ -27,14 +27,19 @@ from penstock.services.store.connection import StoreAddress
 
 _APPENDFSYNC: dict[Fsync, str] = {"always": "always", "everysec": "everysec", "never": "no"}
 
-# Runs in a fresh interpreter between fork and exec, where no other thread can hold a lock: the server shall get
-# SIGTERM when its parent thread dies, by whatever cause. The second line is for a parent that died before.
+# Runs in a fresh interpreter between fork and exec, where no other thread can hold a lock: the server shall be killed
+# when its parent thread dies, by whatever cause; what it has acknowledged is in the file by then. The second line is
+# for a parent that died before. SIGTERM and SIGINT are for the run, which needs its store to end cleanly: `ray job
+# stop` and batch systems send them to every process they find, so the server is deaf to them.
 _LAUNCH = """
 import ctypes, os, signal, sys
-ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGTERM)
+ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL)
 if os.getppid() != int(sys.argv[1]): sys.exit(0)
+signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
 os.execv(sys.argv[2], sys.argv[2:])
 """
+_LAST_WORDS = 5.0
+"""Seconds in which a server that is asked to end must begin to."""
 
 
 class PrivateServer:
@@ -57,7 +62,7 @@ class PrivateServer:
         self._deadline = deadline
         self._folder: Path | None = None
         self._password = secrets.token_urlsafe(32) if host else None
-        self._port = 0
+        self._port: HeldPort | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._holder: threading.Thread | None = None
         self._binary: Path | None = None
@@ -68,7 +73,8 @@ class PrivateServer:
         if self._folder is None:
             raise StoreError("the private Redis server has not been started")
         if self._host:
-            return f"redis://{self._host}:{self._port}/0"
+            assert self._port is not None, "chosen when the folder was made"
+            return f"redis://{_bracketed(self._host)}:{self._port.number}/0"
         return f"unix://{self._folder / 'redis.sock'}"
 
     def address(self, run_id: str, deadline: float = 30.0) -> StoreAddress:
@@ -95,17 +101,30 @@ class PrivateServer:
             raise
 
     def stop(self) -> None:
-        """End the server, by SIGTERM and then by SIGKILL, and remove socket, configuration and link."""
+        """End the server, by SHUTDOWN and then by SIGKILL, and remove socket, configuration and link."""
         process, holder = self._process, self._holder
         if process is not None and holder is not None and self.alive:
-            process.terminate()
-            holder.join(self._deadline)
+            if self._ask_to_end():
+                holder.join(self._deadline)
             if holder.is_alive():
                 process.kill()
                 holder.join(self._deadline)
         if self._folder is not None:
             whereabouts.remove(self._data, self._folder)
             self._folder = None
+        if self._port is not None:
+            self._port.release()
+            self._port = None
+
+    def _ask_to_end(self) -> bool:
+        """Whether it will: it has written what it knows, and closes its file."""
+        client = redis.Redis.from_url(self.url, password=self._password, socket_timeout=_LAST_WORDS, protocol=2)
+        try:
+            with client:
+                client.shutdown()
+        except redis.RedisError:
+            return False
+        return True
 
     def cause_of_death(self) -> str | None:
         """How the server ended, with the last lines of its log; None while it lives or before it started."""
@@ -134,8 +153,8 @@ class PrivateServer:
         if self._binary is None:
             self._binary = find_binary()
             self._check_format(self._binary)
-        if self._host and not self._port:
-            self._port = _free_port(self._host)
+        if self._host and self._port is None:
+            self._port = HeldPort(self._host)  # for as long as the server may be started again
         self._write_configuration()
         self._launch()
         assert self._folder is not None and self._process is not None
@@ -153,7 +172,7 @@ class PrivateServer:
     def _write_configuration(self) -> None:
         assert self._folder is not None
         settings = {
-            "port": self._port,
+            "port": self._port.number if self._port is not None else 0,
             "bind": self._host,
             "unixsocket": None if self._host else self._folder / "redis.sock",
             "unixsocketperm": None if self._host else 700,
@@ -225,9 +244,9 @@ class PrivateServer:
                 time.sleep(0.01)
 
 
-def _free_port(host: str) -> int:
-    with socket.create_server((host, 0)) as probe:
-        return int(probe.getsockname()[1])
+def _bracketed(host: str) -> str:
+    """As it stands in a URL."""
+    return f"[{host}]" if ":" in host else host
 
 
 def _quoted(value: object) -> str:

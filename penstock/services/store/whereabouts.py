@@ -65,12 +65,8 @@ def end_predecessor(data: Path, deadline: float) -> None:
                 "run directory"
             )
         orphan = psutil.Process(facts["pid"])
-        orphan.terminate()
-        try:
-            orphan.wait(deadline)
-        except psutil.TimeoutExpired:
-            orphan.kill()
-            orphan.wait(deadline)
+        orphan.kill()  # deaf to SIGTERM; what it has acknowledged is in its file
+        orphan.wait(deadline)
     remove(data, link.resolve())
 
 

@@ -24,19 +24,19 @@ class WeightsSection(Section):
     """Seconds that one worker may need to fetch and load a version. A longer wait hides a dead learner."""
 
 
-def choose(transport: str, nodes: int, cuda: bool) -> tuple[Transport | None, str]:
+def choose(transport: str, several: bool, cuda: bool) -> tuple[Transport | None, str]:
     """The transport that will be used, or None and why the one asked for cannot be.
 
-    nodes: how many machines hold actors of this run. cuda: every learner rank and worker has an NVIDIA GPU.
+    several: actors of this run may live on several nodes. cuda: every learner rank and worker has an NVIDIA GPU.
     """
     if transport == "auto":
-        return ("shm", "one node") if nodes == 1 else ("file", f"{nodes} nodes share files")
-    if transport == "shm" and nodes > 1:
-        return None, f"shared memory ends at a node and this run has {nodes}; use file, on a shared file system"
+        return ("file", "several nodes share files") if several else ("shm", "one node")
+    if transport == "shm" and several:
+        return None, "shared memory ends at a node and this run may use several; use file, on a shared file system"
     if transport in ("nccl", "ipc") and not cuda:
         return None, f"{transport} moves weights between NVIDIA GPUs and none is in use; use auto, shm or file"
-    if transport == "ipc" and nodes > 1:
-        return None, f"CUDA IPC ends at a node and this run has {nodes}; use nccl"
+    if transport == "ipc" and several:
+        return None, "CUDA IPC ends at a node and this run may use several; use nccl"
     for known in ("shm", "file", "nccl", "ipc"):
         if transport == known:
             return known, "as asked"

@@ -15,7 +15,6 @@ probe. Written against vLLM 0.32; the parts that need a GPU have not been run (d
 from __future__ import annotations
 
 import queue
-import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
@@ -24,6 +23,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from penstock.services.contracts import DeadlinePassed, WeightsError
+from penstock.services.ports import HeldPort
 from penstock.services.versions import Version
 from penstock.services.weights.files import WeightsMissing
 from penstock.services.weights.manifest import Manifest, ProbeRecord, TensorEntry, dtype_name
@@ -138,9 +138,10 @@ class EngineTransferSender:
         if worker not in self._engines:
             from vllm.distributed.weight_transfer import WeightTransferTrainerFactory
 
-            self._engines[worker] = WeightTransferTrainerFactory.trainer_init(
-                self._meeting(gpus), client=RelayClient(call), source=source
-            )
+            with HeldPort(self._address) as port:  # until the two ends have met there
+                self._engines[worker] = WeightTransferTrainerFactory.trainer_init(
+                    self._meeting(gpus, port.number), client=RelayClient(call), source=source
+                )
         self._engines[worker].source = source
         self._engines[worker].send_weights()
 
@@ -167,7 +168,7 @@ class EngineTransferSender:
             raise WeightsMissing(f"weights of version {version} are not on the learner's card; there are: {there}")
         return self._snapshots[version]
 
-    def _meeting(self, gpus: int) -> Any:
+    def _meeting(self, gpus: int, port: int) -> Any:
         """How the two ends find each other."""
         if self._backend == "ipc":
             from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
@@ -175,7 +176,7 @@ class EngineTransferSender:
             return IPCTrainerInitInfo(rank=0)
         from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 
-        return NCCLTrainerInitInfo(rank=0, master_address=self._address, master_port=_free_port(), world_size=1 + gpus)
+        return NCCLTrainerInitInfo(rank=0, master_address=self._address, master_port=port, world_size=1 + gpus)
 
 
 class EngineTransferReceiver:
@@ -235,9 +236,3 @@ def _source(held: Mapping[str, torch.Tensor]) -> Any:
             return iter(held.items())
 
     return Snapshot()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return int(probe.getsockname()[1])

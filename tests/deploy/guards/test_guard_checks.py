@@ -54,6 +54,11 @@ def test_right_guards_and_presets_are_found_to_be_right(place: Path):
         ([guard(do={"webhook": "$NOT_SET_HERE"})], [KL], "guards.0.do.webhook", "is not set here"),
         (["safe", guard("a/b > 1", "warn")], [], "guards.1.when", "no role records"),
         ("saef", [], "guards", "did you mean safe?"),
+        ([guard(do={"scale": "entropy_coefficient", "by": 2})], [KL], "guards.0.do.scale", "begins at 0"),
+        ([guard(do={"scale": "lr", "by": 0.5, "at_most": -1})], [KL], "guards.0.do.scale", "greater than 0"),
+        ([guard(do={"webhook": "$HOME"})], [KL], "guards.0.do.webhook", "holds no address of http"),
+        ([guard(name="a"), guard(name="a")], [KL], "guards.1.name", "guards.0 is called 'a' too"),
+        (["safe", "watch"], [], "guards.1.name", "guards.0 is called"),
     ],
 )
 def test_what_is_wrong_is_named_with_its_key(place: Path, guards, overrides, key, said):

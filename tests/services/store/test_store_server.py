@@ -16,10 +16,12 @@ from pathlib import Path
 
 import psutil
 import pytest
+import redis
 from ledger_steps import RULES, payload
 
 from penstock.services.contracts import StoreError
 from penstock.services.store import binary, whereabouts
+from penstock.services.store import server as server_module
 from penstock.services.store.connection import StoreAddress
 from penstock.services.store.server import PrivateServer
 from penstock.services.versions import FIRST
@@ -359,3 +361,39 @@ def test_an_address_travels_to_another_process(over_tcp):
     copy = pickle.loads(pickle.dumps(over_tcp.address("run")))  # noqa: S301  (our own bytes)
     assert copy == over_tcp.address("run")
     assert copy.connect().counts().issued == 2
+
+
+def test_ten_servers_on_tcp_that_start_at_once_all_get_a_port_of_their_own(tmp_path):
+    servers = [PrivateServer(tmp_path / str(n), tmp_path / f"{n}.log", host="127.0.0.1") for n in range(10)]
+    starting = [threading.Thread(target=server.start) for server in servers]
+    for thread in starting:
+        thread.start()
+    for thread in starting:
+        thread.join(60)
+    try:
+        assert all(server.alive for server in servers)
+        assert len({server.url for server in servers}) == 10
+    finally:
+        for server in servers:
+            server.stop()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_that_is_meant_for_the_run_does_not_end_its_server(make, number):
+    server = make()
+    server.start()
+    assert server.pid is not None
+    os.kill(server.pid, number)
+    time.sleep(0.3)
+    assert server.alive and redis.Redis.from_url(server.url).ping()
+    server.stop()
+    assert not server.alive and "ready to exit" in server._log.read_text()
+
+
+def test_a_server_that_does_not_answer_is_killed(make, monkeypatch):
+    monkeypatch.setattr(server_module, "_LAST_WORDS", 0.5)
+    server = make()
+    server.start()
+    os.kill(server.pid, signal.SIGSTOP)
+    server.stop()
+    assert not server.alive

@@ -29,21 +29,22 @@ PROBE = ProbeRecord((1, 2), (-0.5,))
 
 
 @pytest.mark.parametrize(
-    ("asked", "nodes", "cuda", "expected"),
-    [("auto", 1, False, "shm"), ("auto", 3, True, "file"), ("shm", 1, True, "shm"), ("file", 1, False, "file"),
-     ("nccl", 2, True, "nccl"), ("ipc", 1, True, "ipc")],
+    ("asked", "several", "cuda", "expected"),
+    [("auto", False, False, "shm"), ("auto", True, True, "file"), ("shm", False, True, "shm"),
+     ("file", False, False, "file"), ("nccl", True, True, "nccl"), ("ipc", False, True, "ipc")],
 )  # fmt: skip
-def test_the_transport_fits_the_machines(asked: str, nodes: int, cuda: bool, expected: str):
-    assert choose(asked, nodes, cuda)[0] == expected
+def test_the_transport_fits_the_machines(asked: str, several: bool, cuda: bool, expected: str):
+    assert choose(asked, several, cuda)[0] == expected
 
 
 @pytest.mark.parametrize(
-    ("asked", "nodes", "cuda", "why"),
-    [("shm", 2, True, "ends at a node and this run has 2"), ("nccl", 1, False, "GPUs and none is in use"),
-     ("ipc", 2, True, "use nccl"), ("rdma", 1, True, "no transport is called 'rdma'")],
+    ("asked", "several", "cuda", "why"),
+    [("shm", True, True, "ends at a node and this run may use several"),
+     ("nccl", False, False, "GPUs and none is in use"), ("ipc", True, True, "use nccl"),
+     ("rdma", False, True, "no transport is called 'rdma'")],
 )  # fmt: skip
-def test_a_transport_that_cannot_work_is_refused_with_the_reason(asked: str, nodes: int, cuda: bool, why: str):
-    chosen, reason = choose(asked, nodes, cuda)
+def test_a_transport_that_cannot_work_is_refused_with_the_reason(asked: str, several: bool, cuda: bool, why: str):
+    chosen, reason = choose(asked, several, cuda)
     assert chosen is None and why in reason
 
 

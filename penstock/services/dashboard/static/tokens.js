@@ -10,7 +10,9 @@ const PAGES_KEPT = 48;
 const LEAP = 100;
 const SETTLE = 1000;
 const NEAR = "1200px 0px";
-const STRONGEST = 0.72;
+// As much of a colour as the text on it can bear: a contrast of 4.5 at least.
+const STRONGEST = { light: 0.72, dark: 0.55 };
+const OF_VERSION = { light: 0.45, dark: 0.38 };
 
 const COLOURS = {
   light: { minus: [213, 94, 0], plus: [0, 114, 178] },
@@ -48,7 +50,7 @@ export function figure(value, signed = false) {
 export function diverging(value, full, theme) {
   if (value === null || value === undefined || !full || value === 0) return "";
   const strength = Math.sqrt(Math.min(1, Math.abs(value) / full));
-  return rgba(COLOURS[theme][value < 0 ? "minus" : "plus"], STRONGEST * strength);
+  return rgba(COLOURS[theme][value < 0 ? "minus" : "plus"], STRONGEST[theme] * strength);
 }
 
 /** Background of the `place`-th of `of` versions, oldest first. */
@@ -56,7 +58,7 @@ export function versionColour(place, of, theme) {
   const at = of < 2 ? 2 : (place / (of - 1)) * (VERSIONS.length - 1);
   const low = Math.min(VERSIONS.length - 2, Math.floor(at));
   const mixed = VERSIONS[low].map((from, i) => Math.round(from + (VERSIONS[low + 1][i] - from) * (at - low)));
-  return rgba(mixed, theme === "dark" ? 0.55 : 0.45);
+  return rgba(mixed, OF_VERSION[theme]);
 }
 
 /** What a token looks like on the page: line breaks and what would be invisible get a sign. */
