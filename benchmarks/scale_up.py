@@ -1,12 +1,13 @@
 """What a worker costs that joins, and what is lost with one that leaves: `python -m benchmarks.scale_up [--rounds 3]`.
 
-The carry recipe on the real engines, with one worker and the learner at work. In turns, under that same load, a second
-worker joins and leaves again, and a bare engine is started: a process that imports vLLM, loads the same model with the
-same settings and samples one answer. Two JSON lines:
+The carry recipe on the real engines, with one worker and the learner at work. Two JSON lines, a run for each:
 
-    scale_up     median seconds from the command to the first group of the new worker in the store, over median seconds
-                 from the start of the bare engine's process to its first answer; the goal is 1.3 at most
-    scale_down   of the workers that left: what they had sampled and handed on, and what was thrown away; the goal is 0
+    scale_up     In turns, under that same load, a second worker joins and leaves again, and a bare engine is started: a
+                 process that imports vLLM, loads the same model with the same settings and samples one answer. Median
+                 seconds from the command to the first group of the new worker in the store, over median seconds from
+                 the start of the bare engine's process to its answer; the goal is 1.3 at most.
+    scale_down   With answers of 64 tokens, so that whoever leaves does so in the middle of them: what the workers that
+                 left had sampled and handed on, and what was thrown away; the goal is 0.
 """
 
 from __future__ import annotations
@@ -35,8 +36,6 @@ FIXED = (
     "rollout.max_workers=2",
     "algorithm.group_filter=all",
     "staleness.max_lag=8",
-    "rollout.sampling.max_tokens=64",
-    "engine.max_model_len=96",
     "limits.steps=1000000",
     "limits.minutes=60",
     "evaluation.every=0",
@@ -46,6 +45,7 @@ FIXED = (
     "recording.plots=false",
     "goals=[]",
 )
+LONG = ("name=scale-down", "rollout.sampling.max_tokens=64", "engine.max_model_len=96")
 CALM = 5.0
 """Seconds between two measurements."""
 
@@ -100,33 +100,36 @@ def answer_once(overrides: list[str]) -> None:
     os._exit(0)  # how long an engine takes to end is not asked
 
 
-def measured(folder: Path, rounds: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The two lines."""
+def joined_and_left(onlooker: Onlooker, number: int) -> float:
+    """Let a second worker join and leave again; seconds from the command to its first group."""
+    name = f"rollout-{number}"
+    time.sleep(CALM)
+    asked = time.time()
+    onlooker.control.send(Scale("rollout", 2), "benchmark")
+    onlooker.delivered(name)
+    events = [event for event in onlooker.directory.read_events() if event.kind == "delivered"]
+    delivered = next(event.at for event in events if event.facts["name"] == name)
+    time.sleep(CALM)
+    onlooker.control.send(Scale("rollout", 1), "benchmark")
+    onlooker.left(name)
+    return delivered - asked
+
+
+def up(folder: Path, rounds: int) -> dict[str, Any]:
+    """The line about joining."""
     overrides = overrides_in(folder)
     joins, bare = [], []
 
     def play(onlooker: Onlooker) -> None:
         for number in range(1, rounds + 1):
-            time.sleep(CALM)
-            asked = time.time()
-            onlooker.control.send(Scale("rollout", 2), "benchmark")
-            onlooker.delivered(f"rollout-{number}")
-            delivered = next(
-                event.at
-                for event in onlooker.directory.read_events()
-                if event.kind == "delivered" and event.facts["name"] == f"rollout-{number}"
-            )
-            joins.append(delivered - asked)
-            time.sleep(CALM)
-            onlooker.control.send(Scale("rollout", 1), "benchmark")
-            onlooker.left(f"rollout-{number}")
+            joins.append(joined_and_left(onlooker, number))
             time.sleep(CALM)
             bare.append(bare_engine(overrides))
         onlooker.control.send(Stop("measured"), "benchmark")
 
-    run = played(RUN_FILE, overrides, play)
+    played(RUN_FILE, overrides, play)
     ratio = statistics.median(joins) / statistics.median(bare)
-    up = {
+    return {
         "benchmark": "scale_up",
         "command_to_first_group_seconds": [round(value, 2) for value in joins],
         "bare_engine_seconds": [round(value, 2) for value in bare],
@@ -134,9 +137,20 @@ def measured(folder: Path, rounds: int) -> tuple[dict[str, Any], dict[str, Any]]
         "goal": GOAL,
         "met": ratio <= GOAL,
     }
+
+
+def down(folder: Path, rounds: int) -> dict[str, Any]:
+    """The line about leaving."""
+
+    def play(onlooker: Onlooker) -> None:
+        for number in range(1, rounds + 1):
+            joined_and_left(onlooker, number)
+        onlooker.control.send(Stop("measured"), "benchmark")
+
+    run = played(RUN_FILE, [*overrides_in(folder), *LONG], play)
     left = [event.facts["tokens"] for event in run.events if event.kind == "left"]
     lost = sum(t["sampled"] + t["resumed"] - t["put"] - t["handed_back"] for t in left)
-    down = {
+    return {
         "benchmark": "scale_down",
         "workers": len(left),
         "sampled": sum(t["sampled"] for t in left),
@@ -145,7 +159,6 @@ def measured(folder: Path, rounds: int) -> tuple[dict[str, Any], dict[str, Any]]
         "goal": 0,
         "met": lost == 0,
     }
-    return up, down
 
 
 def main() -> None:
@@ -158,8 +171,8 @@ def main() -> None:
     if args.bare:
         answer_once(args.bare)
         return
-    for line in measured(args.folder.resolve(), args.rounds):
-        print(json.dumps(line), flush=True)
+    for measure in (up, down):
+        print(json.dumps(measure(args.folder.resolve(), args.rounds)), flush=True)
 
 
 if __name__ == "__main__":
