@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -29,6 +28,7 @@ from penstock.learner.crew import Crew, Trained
 from penstock.learner.dials import MAX_LAG, Dials
 from penstock.learner.evidence import Evidence
 from penstock.learner.feed import Fed, Feed
+from penstock.learner.keeper import Keeper
 from penstock.learner.publisher import Publisher
 from penstock.learner.requests import NONFINITE, WAITING, Requests
 from penstock.learner.showcase import Showcase
@@ -124,20 +124,14 @@ class LearnerLoop:
         self._coefficients = Coefficients(
             algorithm.adaptive, resume.coefficients if resume else {}, turnable, resume.began if resume else {}
         )
+        self._keeper = Keeper(crew, store, settings, self._coefficients, save_model, beat)
         self.requests = Requests()
         """What may be asked of the loop from other threads."""
         self.version = FIRST
         """The weights that the engine holds now."""
         self.tokens = settings.resume.tokens if settings.resume else 0
         """Response tokens trained on so far."""
-        self._saved: Version | None = None
-        self._sealed: dict[str, float] = {}
-        """The coefficients of the newest checkpoint."""
         self._falls = 0
-        self._observed: dict[Version, dict[str, float]] = {}
-        """What was measured of versions whose checkpoint is not written yet, if it ever is."""
-        self._kept = threading.Lock()
-        """Over the checkpoints on disk and what was observed."""
         self._weights: dict[str, Any] = {}
         """Those of `version`, as copied for its publication, for a checkpoint or the end right after it. Let go before
         the next step, so that no copy but the one being published takes memory while the learner waits or trains."""
@@ -147,13 +141,8 @@ class LearnerLoop:
         self._nonfinite, self._gate_seen = 0, 0.0
 
     def observe(self, version: Version, metrics: dict[str, float]) -> None:
-        """Metrics of `version` that were measured elsewhere (an evaluation), for `checkpoints.keep_best`; from any
-        thread, at any time. They go into the checkpoint of that version; nothing happens when there is none."""
-        with self._kept:
-            if checkpoints.note(self._settings.checkpoints, version, metrics):
-                self._prune()
-            else:
-                self._observed[version] = self._observed.get(version, {}) | metrics
+        """Metrics of `version` that were measured elsewhere; see `Keeper.observe`."""
+        self._keeper.observe(version, metrics)
 
     def run(self) -> str:
         """Until a reason to stop; returns it. Ends with a checkpoint and the model on disk."""
@@ -202,7 +191,7 @@ class LearnerLoop:
             self.version = self._store.reconcile(FIRST, 0, request)
         else:
             self.version = self._store.reconcile(resume.version, resume.memo.issued, request, resume.memo)
-            self._saved, self._sealed = self.version, self._coefficients.all
+            self._keeper.resumed(self.version)
         self._feed.refusals.begin()
         self._beat("publishing the first weights")
         self._publish_afresh()
@@ -261,7 +250,8 @@ class LearnerLoop:
 
     def _finish(self, why: str) -> None:
         self._wait_for_publication()
-        if self._saved != self.version or self._turned()["coefficients"] != self._sealed:
+        self._turned()
+        if not self._keeper.has_all(self.version):
             self._checkpoint()
         weights = self._weights or self._crew.snapshot()
         self._beat("writing the model")
@@ -367,7 +357,7 @@ class LearnerLoop:
             self._gate_seen = time.monotonic()
             # Applied groups are kept until a checkpoint has them; they may hold the space that new ones need.
             closed = self._store.gate()
-            if self._saved != self.version and (self.requests.checkpoint or closed == "memory"):
+            if self._keeper.saved != self.version and (self.requests.checkpoint or closed == "memory"):
                 self._checkpoint()
             self._feed.excused = closed == "held"
         why = self._stand_while_paused() or self._why_stop()
@@ -381,7 +371,7 @@ class LearnerLoop:
                 return why
             self._waiting("paused")
             self._publisher.check()
-            if self.requests.checkpoint and self._saved != self.version:
+            if self.requests.checkpoint and self._keeper.saved != self.version:
                 self._checkpoint()
             time.sleep(_PAUSE)
         return ""
@@ -392,48 +382,15 @@ class LearnerLoop:
         return self.requests.checkpoint or self.version.step % self._settings.checkpoint.every == 0
 
     def _checkpoint(self) -> float:
-        """State on disk first, then the ledger's promise; returns the seconds it took."""
+        """Returns the seconds it took."""
         began = time.monotonic()
         self.requests.checkpoint = False
         self._turned()
         self._wait_for_publication()
-        self._beat("writing a checkpoint")
-        settings, root = self._settings, self._settings.checkpoints
-        memo = self._store.memo(self.version)
-        partial = checkpoints.begin(root, self.version)
-        self._crew.save(partial)
-        if settings.checkpoint.with_model:
-            weights = self._weights or self._crew.snapshot()
-            self._beat("writing the checkpoint's model")
-            self._save_model(partial / "model", weights)
-        facts = {
-            "ranks": self._crew.team.size,
-            "zero_stage": settings.learner.zero_stage,
-            "dtype": settings.learner.dtype,
-            "config_hash": settings.config_hash,
-            "updates": self._crew.engine.updates,
-            "tokens": self.tokens,
-            "coefficients": self._coefficients.values,
-            "began": self._coefficients.start,
-        }
-        self._beat("syncing the checkpoint")
-        with self._kept:
-            metrics = self._observed.get(self.version, {}) | self._metrics
-            sealed = checkpoints.seal(root, self.version, memo, metrics, facts)
-            # Versions before this one will have no checkpoint any more.
-            self._observed.clear()
-        self._beat("committing the checkpoint")
-        self._store.commit(self.version)
-        self._saved, self._sealed = self.version, self._coefficients.all
-        with self._kept:
-            self._prune()
+        sealed = self._keeper.write(self.version, self.tokens, self._metrics, self._weights)
         took = time.monotonic() - began
         self._tell("checkpoint", folder=str(sealed.folder), seconds=took)
         return took
-
-    def _prune(self) -> None:
-        keep = self._settings.checkpoint
-        checkpoints.prune(self._settings.checkpoints, keep.keep_last, keep.keep_best, keep.best)
 
     def _step_metrics(self, fed: Fed, batch: Batch, trained: Trained) -> dict[str, float]:
         dropped, self._skipped = self._skipped + fed.dropped, Counter()
