@@ -51,11 +51,16 @@ class Samples:
         )
 
     def recorded(self, index: int) -> Recorded:
-        """Raises NotRecorded where the answer is there as text alone."""
+        """Raises NotRecorded where the answer is there as text alone, or written otherwise."""
         sample = self._read[index]
         if "by_token" not in sample:
             raise NotRecorded(f"answer {index} of {self._where}: {NO_TOKENS}")
-        record = msgspec.convert(sample["by_token"], TokenRecord)
+        try:
+            record = msgspec.convert(sample["by_token"], TokenRecord)
+        except msgspec.ValidationError as error:
+            raise NotRecorded(
+                f"answer {index} of {self._where} was written by another version of Penstock: {error}"
+            ) from error
         pieces = [_piece(stretch) for stretch in record.stretches]
         return Recorded(
             self.answer(index),

@@ -130,6 +130,12 @@ def test_an_answer_that_is_there_as_text_alone_says_which_key_keeps_more(run: Ru
     assert "recording.sample_tokens" in NO_TOKENS
 
 
+def test_an_answer_of_another_version_is_said_to_be_that(run: RunDir) -> None:
+    run.write_samples(Version(0, 16), [inspected.sample(by_token={"tokens": [1, 2]})])
+    with pytest.raises(NotRecorded, match="answer 0 of step 16 of lineage 0 was written by another version"):
+        Inspector(run).tokens("samples", 16, None, 0)
+
+
 # --- the archive --------------------------------------------------------------------------------------
 
 
