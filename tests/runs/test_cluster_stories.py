@@ -112,8 +112,8 @@ def test_two_jobs_of_one_name_on_one_cluster_and_one_redis_server_do_not_meet(tm
         subprocess.run(("cp", "-r", first, copied), check=True)
         head.submit("three", tmp_path / "project", "penstock", "resume", str(first), "limits.steps=100000")
         until("it goes on", lambda: "step" in head.logs_of("three"), 120)
-        refused = head.run("penstock", "resume", str(copied), "limits.steps=100000", RAY_ADDRESS=head.address, code=1)
-        assert "is going on on this cluster already" in refused and "remove the file .run-id" in refused
+        refused = head.run("penstock", "resume", str(copied), "limits.steps=100000", RAY_ADDRESS=head.address, code=2)
+        assert "is going on on this machine already" in refused and "Remove the file .run-id" in refused
         head.stop("three")
         assert_whole(first, "stopped")
 
