@@ -20,7 +20,7 @@ import ray
 from ray.util import list_named_actors
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from penstock.services.contracts import PenstockError
+from penstock.deploy.leftovers import Doubled
 from penstock.services.control import Command, NoAnswer, Refused
 from penstock.services.mailbox import MailboxControl
 from penstock.services.rundir import RunDir
@@ -137,7 +137,7 @@ def _piece(path: Path, name: str, known: tuple[int, int] | None, room: int) -> P
 def desk(directory: RunDir, run_id: str) -> Iterator[None]:
     """Inside, the run can be reached by name on the cluster that this process has joined.
 
-    Raises PenstockError when another run of the same id can be reached there already."""
+    Raises Doubled when another run of the same id can be reached there already."""
     card = Card(run_id, str(directory.path), socket.gethostname(), os.getpid())
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     options = {
@@ -151,10 +151,7 @@ def desk(directory: RunDir, run_id: str) -> Iterator[None]:
     try:
         handle = ray.remote(RunDesk).options(**options).remote(msgspec.json.encode(card))
     except ValueError as error:  # the name is taken
-        raise PenstockError(
-            f"a run with the id {run_id} is going on on this cluster already. Is {directory.path} a copy of its "
-            "directory? Then remove the file .run-id in it, and resume it again"
-        ) from error
+        raise Doubled(run_id, "this cluster", directory.path) from error
     try:
         yield
     finally:

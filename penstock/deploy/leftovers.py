@@ -6,16 +6,48 @@ Every process of a run inherits `MARK` with the run's id. Ray's folder holds the
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
+
+from penstock.services.contracts import WrongInput
 
 MARK = "PENSTOCK_RUN_ID"
 """Environment variable of all processes of a run."""
 OWNER = "owner"
 """File in a Ray folder: process id and start time of the driver, and the namespace of process ids they are from."""
+
+
+class Doubled(WrongInput):
+    """Another run of the same id is going on: one of the two directories is a copy of the other."""
+
+    def __init__(self, run_id: str, where: str, directory: Path) -> None:
+        super().__init__(
+            f"a run with the id {run_id} is going on on {where} already. Is {directory} a copy of its directory, or is "
+            "that one? Remove the file .run-id in the copy, and start it again"
+        )
+
+
+@contextlib.contextmanager
+def only_one(run_id: str, directory: Path) -> Iterator[None]:
+    """Inside, this process is the only driver of the run `run_id` on this machine. Raises Doubled."""
+    path = Path(tempfile.gettempdir()) / f"penstock-{run_id}.lock"
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise Doubled(run_id, "this machine", directory) from None
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(handle)
 
 
 def marked(run_id: str) -> list[psutil.Process]:

@@ -21,7 +21,7 @@ from penstock.deploy.crews import Crew, ScorerSet
 from penstock.deploy.desk import desk
 from penstock.deploy.fleet import Member
 from penstock.deploy.learners import prepare_ranks, start_rank
-from penstock.deploy.leftovers import MARK, end_marked
+from penstock.deploy.leftovers import MARK, end_marked, only_one
 from penstock.deploy.nodes import Ground, inputs_of, look_around, require_common_ground
 from penstock.deploy.placement import Placement, place
 from penstock.deploy.rollouts import start_worker
@@ -94,6 +94,7 @@ class Parts:
     def _bring_up(self) -> None:
         run_file, directory = self._run_file, self._directory
         self.run_id = run_id_of(directory)
+        self._stack.enter_context(only_one(self.run_id, directory.path))
         # Every process that comes of this one inherits the mark, so that what a run left behind can be found.
         end_marked(self.run_id)
         os.environ[MARK] = self.run_id

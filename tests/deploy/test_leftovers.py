@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import psutil
+import pytest
 
 from penstock.deploy import leftovers
 
@@ -39,3 +40,20 @@ def test_folders_of_the_dead_are_removed_and_those_of_the_living_stay(tmp_path):
     (tmp_path / "ray-of-another-container" / leftovers.OWNER).write_text(f"{mine} 1.0 pid:[1]")
     leftovers.remove_orphans(tmp_path, "ray-")
     assert {p.name for p in tmp_path.iterdir()} == {"ray-mine", "ray-unknown", "ray-of-another-container"}
+
+
+def test_a_copy_of_a_run_that_goes_on_is_not_started_and_harms_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(leftovers.tempfile, "gettempdir", lambda: str(tmp_path))
+    with leftovers.only_one("run-a", tmp_path / "a"):
+        with (
+            pytest.raises(
+                leftovers.Doubled, match=r"the id run-a is going on on this machine already\. Is .*/b a copy"
+            ),
+            leftovers.only_one("run-a", tmp_path / "b"),
+        ):
+            raise AssertionError("it was let in")
+        with leftovers.only_one("run-b", tmp_path / "c"):
+            pass
+    assert list(tmp_path.iterdir()) == []
+    with leftovers.only_one("run-a", tmp_path / "b"):
+        pass

@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +16,7 @@ from pathlib import Path
 import pytest
 import redis
 from conftest import RECIPE, SHORT
-from ray_clusters import SMALL, Island, RayHead, drill, events, until
+from ray_clusters import Island, RayHead, drill, events, until
 
 from penstock.services.ports import HeldPort
 from penstock.services.store.binary import find_binary
@@ -113,8 +112,8 @@ def test_two_jobs_of_one_name_on_one_cluster_and_one_redis_server_do_not_meet(tm
         subprocess.run(("cp", "-r", first, copied), check=True)
         head.submit("three", tmp_path / "project", "penstock", "resume", str(first), "limits.steps=100000")
         until("it goes on", lambda: "step" in head.logs_of("three"), 120)
-        refused = head.run("penstock", "resume", str(copied), "limits.steps=100000", RAY_ADDRESS=head.address, code=1)
-        assert "is going on on this cluster already" in refused and "remove the file .run-id" in refused
+        refused = head.run("penstock", "resume", str(copied), "limits.steps=100000", RAY_ADDRESS=head.address, code=2)
+        assert "is going on on this machine already" in refused and "Remove the file .run-id" in refused
         head.stop("three")
         assert_whole(first, "stopped")
 
@@ -176,69 +175,6 @@ def test_a_node_on_another_network_takes_part_and_one_without_the_files_is_told_
         head.stop("one")
         assert_whole(whole, "stopped")
         assert not (whole / "weights").exists()
-
-
-FAKE_HEAD = "f" * 51 + "00000"
-"""Id of the head for Ray's provider of nodes that are raylets on the same machine."""
-
-
-LISTS = ("cluster_synced_files", "rsync_exclude", "rsync_filter", "initialization_commands", "setup_commands")
-LISTS += ("head_setup_commands", "worker_setup_commands", "head_start_ray_commands", "worker_start_ray_commands")
-"""Keys that Ray wants in a configuration, and of which there is nothing to say."""
-
-
-def autoscaler(address: str) -> dict:
-    """Up to two nodes of one CPU beside the head, gone again when they have been idle for six seconds."""
-    provider = {"type": "fake_multinode", "use_node_id_as_ip": True, "launch_multiple": True, "gcs_address": address}
-    provider |= {"disable_node_updaters": True, "disable_launch_config_check": True, "head_node_id": FAKE_HEAD}
-    small = {"resources": {"CPU": 1, "object_store_memory": SMALL}, "node_config": {}, "min_workers": 0}
-    return {
-        "cluster_name": "fake",
-        "max_workers": 2,
-        "idle_timeout_minutes": 0.1,
-        "upscaling_speed": 100,
-        "provider": provider,
-        "auth": {},
-        "head_node_type": "ray.head.default",
-        "available_node_types": {
-            "ray.head.default": {"resources": {"CPU": 3}, "node_config": {}, "max_workers": 0},
-            "rollout": small | {"max_workers": 2},
-        },
-        "file_mounts": {},
-        **{name: [] for name in LISTS},
-        "file_mounts_sync_continuously": False,
-    }
-
-
-def test_workers_that_find_no_room_make_the_cluster_grow_and_it_shrinks_when_they_have_left(tmp_path: Path):
-    drill(tmp_path / "project")
-    configuration = tmp_path / "autoscaler.json"
-    environment = {
-        "AUTOSCALER_UPDATE_INTERVAL_S": "1",
-        "RAY_FAKE_CLUSTER": "1",
-        "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD,
-    }
-    head = RayHead(3, f"--autoscaling-config={configuration}", environment=environment)
-    configuration.write_text(json.dumps(autoscaler(head.address)))
-    with head:
-
-        def nodes() -> int:
-            return sum(process.name() == "raylet" for process in head.processes())
-
-        time.sleep(8)  # the autoscaler has looked, and can be seen
-        head.submit("one", tmp_path / "project", "penstock", "train", "drill.yaml", "limits.steps=100000")
-        until("it trains", lambda: "step 2" in head.logs_of("one"), 180)
-        run_dir = head.run_dir("drill")
-        assert nodes() == 1
-        said = head.penstock("scale", "rollout=3", "--run", "drill")
-        assert "The cluster has to grow first: 5 CPUs are asked for, the cluster has 3" in said
-        until("two more generate", lambda: len(events(run_dir, "joined")) == 3, 120)
-        assert nodes() == 3
-        head.penstock("scale", "rollout=1", "--run", "drill")
-        until("they have left", lambda: len(events(run_dir, "left")) == 2, 60)
-        until("their nodes are gone", lambda: nodes() == 1, 90)
-        head.stop("one")
-        assert_whole(run_dir, "stopped")
 
 
 RAYLETS = """
