@@ -268,3 +268,8 @@ def events(run_dir: Path, kind: str) -> Sequence[dict[str, Any]]:
     """The events of a kind, as they are written."""
     lines = (run_dir / "events.jsonl").read_text().splitlines()
     return [event for event in map(json.loads, lines) if event["kind"] == kind]
+
+
+def names(run_dir: Path, kind: str) -> list[str]:
+    """Whom the events of a kind are about."""
+    return [event["name"] for event in events(run_dir, kind)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from ray_clusters import RayHead, drill, events, until
+from ray_clusters import RayHead, drill, names, until
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
@@ -30,7 +30,7 @@ def test_a_job_is_submitted_left_alone_looked_at_scaled_and_stopped_by_name(tmp_
         assert "there is no run 'dril'; nearest: drill; " in unknown and run_dir.name in unknown
         stranger = head.penstock("status", "--run", "drill", code=2, RAY_AUTH_MODE="disabled")
         assert "does not accept a caller without a token" in stranger and "RAY_AUTH_TOKEN_PATH" in stranger
-        until("the second worker generates", lambda: len(events(run_dir, "joined")) == 2, 60)
+        until("the second worker generates", lambda: "rollout-1" in names(run_dir, "joined"), 60)
 
         head.stop("one")
         assert head.state_of("one")["status"] == "STOPPED"
