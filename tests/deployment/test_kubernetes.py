@@ -279,6 +279,14 @@ def test_a_resource_is_held_against_the_definition_of_its_kind(trees: Schemas, s
     assert any(said in problem for problem in problems) if said else problems == []
 
 
+def test_definitions_are_found_in_a_whole_repository(tmp_path: Path, trees: Schemas) -> None:
+    """As operators' repositories are: a plain `=` among a field's values, charts whose templates are no YAML."""
+    (tmp_path / "trees.yaml").write_text(yaml.safe_dump(CRD) + "---\nkind: Matchers\nenum:\n- =\n- =~\n")
+    (tmp_path / "chart.yaml").write_text("{{- if .Values.crd }}\nkind: CustomResourceDefinition\n{{- end }}\n")
+    (tmp_path / "values.yaml").write_text("{{ nothing of ours")
+    assert Schemas([tmp_path]).kinds == trees.kinds == [("plants.example/v1", "Tree")]
+
+
 def test_definitions_are_read_as_the_kubernetes_repository_has_them(tmp_path: Path) -> None:
     parts = {"type": "object", "properties": {"count": {"type": "integer", "format": "int32"}}}
     whole = {
@@ -325,6 +333,13 @@ def test_a_folder_of_schemas_that_is_not_there_is_refused(monkeypatch, capsys) -
     monkeypatch.setattr(command.sys, "argv", ["manifests", "--schemas", "/nowhere/schemas"])
     assert command.main() == 2
     assert "no such folder: /nowhere/schemas" in capsys.readouterr().err
+
+
+def test_a_damaged_file_of_schemas_is_named(tmp_path: Path, monkeypatch, capsys) -> None:
+    (tmp_path / "trees.yaml").write_text("kind: CustomResourceDefinition\nspec: [\n")
+    monkeypatch.setattr(command.sys, "argv", ["manifests", "--schemas", str(tmp_path)])
+    assert command.main() == 2
+    assert f"[manifests] {tmp_path}/trees.yaml is no YAML: " in capsys.readouterr().err
 
 
 # --- small parts ----------------------------------------------------------------------------------
