@@ -27,7 +27,7 @@ OVERVIEW = Board(
             ),
             Panel("Reward", (of("reward/mean"),), "stat", 4),
             Panel("Rollout workers", (of("rollout/workers"),), "stat", 4),
-            Panel("Deaths in the time shown", (grown("event/{kind}", kind="died"),), "stat", 4),
+            Panel("Deaths in the time shown", (grown("event/{kind}", kind="died"),), "stat", 4, whole=True),
         ),
         "Is it learning": (
             Panel("Reward", (of("reward/mean", "mean"), of("reward/solved", "solved"))),
@@ -81,6 +81,9 @@ OVERVIEW = Board(
                 "stack",
             ),
             Panel("Ledger", (of("ledger/{state}"),), "stack"),
+            Panel("Age of the queue", (of("ledger/queue_age"),)),
+            Panel("Learner in forward and backward", (of("learner/busy"),)),
+            Panel("Workers with nothing to generate", (of("rollout/waiting_share", by="worker"),)),
         ),
         "Who is alive": (
             Panel("Rollout workers", (of("rollout/wanted", "wanted"), of("rollout/workers", "running"))),
@@ -169,7 +172,7 @@ FLEET = Board(
             ),
         ),
         "Rollout workers": (
-            Panel("Tokens per second", (of("rollout/tokens_per_second", by="worker"),)),
+            Panel("Tokens per second", (of("rollout/tokens_per_second", by="worker"),), note="Of each worker."),
             Panel("Answers in flight", (of("rollout/in_flight", by="worker"),)),
             Panel("Nothing to generate", (of("rollout/waiting_share", by="worker"),)),
             Panel(
@@ -198,7 +201,7 @@ FLEET = Board(
             ),
         ),
         "Scorers": (
-            Panel("Groups judged per second", (rate("scorer/groups", by="worker"),), unit="suffix: /s"),
+            Panel("Groups judged per second", (rate("scorer/groups", by="worker"),), unit="suffix:/s"),
             Panel("Time to judge a group", (of("scorer/seconds", by="worker"),)),
             Panel("Answers that a part could not judge", (of("scorer/failed/{part}", by="part", how="sum"),)),
         ),
@@ -212,12 +215,12 @@ FLEET = Board(
             ),
         ),
         "Processes": (
-            Panel("CPU", (rate("process/cpu_seconds", by="worker"),), unit="suffix: cores"),
+            Panel("CPU", (rate("process/cpu_seconds", by="worker"),), unit="suffix:cores"),
             Panel("Memory", (of("process/rss", by="worker"),)),
             Panel("Loop silent", (of("process/silent", by="worker"),)),
         ),
         "Accidents": (
-            Panel("Events in the time shown", (grown("event/{kind}"),), "table", 12),
+            Panel("Events in the time shown", (grown("event/{kind}"),), "table", 12, whole=True),
             Panel("Groups leased again", (of("ledger/redelivered"),), width=6),
             Panel("Rule processes replaced", (of("scorer/restarts", by="worker"),), width=6),
         ),

@@ -37,6 +37,8 @@ class Panel:
     """Grafana's name of a unit; by default that of the first metric."""
     note: str = ""
     """Said in the description before what the metrics mean."""
+    whole: bool = False
+    """Numbers are shown without a fraction: how much a count has grown is extrapolated from scrapes."""
 
 
 @dataclass(frozen=True)
