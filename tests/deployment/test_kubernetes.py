@@ -57,6 +57,10 @@ def test_the_monitors_find_the_pods_and_let_prometheus_in(tmp_path: Path) -> Non
     monitors = deployment.of("PodMonitor", "ServiceMonitor")
     read = {pod.owner for found in monitors for pod in deployment.selected(found["spec"]["selector"])}
     assert read == {pod.owner for pod in deployment.pods if pod.role == "ray"}
+    running = {"sourceLabels": ["__meta_kubernetes_pod_phase"], "regex": "Running", "action": "keep"}
+    for found in monitors:
+        for endpoint in found["spec"].get("endpoints") or found["spec"]["podMetricsEndpoints"]:
+            assert running in endpoint["relabelings"], "a pod that is pulling its image is no node that was lost"
     boards = deployment.named("ConfigMap")["penstock-grafana"]
     assert boards["metadata"]["labels"]["grafana_dashboard"] == "1"
     there = (KUBERNETES.parent / "grafana" / "dashboards").glob("*.json")
