@@ -35,6 +35,7 @@ WATCHED: dict[str, Metric] = {
     "run/steps_limit": Metric("limits.steps; absent without one", "steps"),
     "run/lineage": Metric("lineage of the published weights: how often the run fell back to a checkpoint"),
     "run/last_step_time": Metric("when the last step ended, or training began", "unix s", "up"),
+    "run/paused": Metric("1 while somebody or a guard has paused the run, which then stands still on purpose"),
     "run/started_time": Metric("when the driver started", "unix s"),
     "run/phase/{phase}": Metric("1 for the phase that the run is in, 0 for those it was in"),
     "event/{kind}": Metric("lines of events.jsonl since the driver started: died, restarted, warning, refused, …"),
