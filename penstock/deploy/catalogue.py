@@ -38,7 +38,9 @@ WATCHED: dict[str, Metric] = {
     "run/paused": Metric("1 while somebody or a guard has paused the run, which then stands still on purpose"),
     "run/started_time": Metric("when the driver started", "unix s"),
     "run/phase/{phase}": Metric("1 for the phase that the run is in, 0 for those it was in"),
-    "event/{kind}": Metric("lines of events.jsonl since the driver started: died, restarted, warning, refused, …"),
+    "event/{kind}": Metric(
+        "lines of events.jsonl since the driver started: died, restarted, warning, refused, …", "events"
+    ),
     "gate/closed/{reason}": Metric("1 while the gate gives no new prompts, for a reason: lag, memory, held, …"),
     "ledger/dropped/{reason}": Metric("groups dropped since the store began", "groups", "down"),
     "ledger/refused/{reason}": Metric("of these, groups that rollout workers could not complete", "groups", "down"),

@@ -27,6 +27,8 @@ not said again: what a worker that left had said is gone after twice the export 
 (`tracking.prometheus_seconds`), or 20 s on a cluster that was there before. Values of a step stay what they were until
 the next one.
 
+**Unit** is empty for what has none: shares of 1, weights, rewards, losses, coefficients, 0 or 1.
+
 **Better** says in which direction one wants a metric to move, where there is one.
 """
 _SECTIONS = {

@@ -17,9 +17,7 @@ _UNITS = {
     "s": "s",
     "bytes": "bytes",
     "nat": "suffix:nat",
-    "tok/s": "suffix:tok/s",
-    "tokens/s": "suffix:tok/s",
-    "1/s": "suffix:/s",
+    "tokens/s": "suffix:tokens/s",
 }
 _SOURCE = model.DataSourceRef(type_val="prometheus", uid="${datasource}")
 _TAG = "penstock"
