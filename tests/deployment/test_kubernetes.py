@@ -162,6 +162,10 @@ BREAKS: list[tuple[Callable[[Deployment], Any], str]] = [
         lambda d: container(d, "StatefulSet")["env"].append({"name": "STORE_PASSWORD", "value": "open-sesame"}),
         "STORE_PASSWORD stands in clear",
     ),
+    (
+        lambda d: container(d, "StatefulSet").update(envFrom=[{"secretRef": {"name": "penstock-tracker"}}]),
+        "comes from a Secret 'penstock-tracker', which secrets.example.yaml lacks",
+    ),
     (lambda d: d.of("Service")[0]["spec"]["selector"].update(role="x"), "its selector finds no pod"),
     (lambda d: d.of("PodDisruptionBudget")[0]["spec"]["selector"]["matchLabels"].update(x="y"), "exactly one owner"),
     (
