@@ -78,6 +78,10 @@ class Journal:
         """The directory that is written into."""
         return self._directory.path
 
+    def stand_at(self, version: Version) -> None:
+        """The run will go on from the checkpoint of `version`, and stands there until the learner begins."""
+        self.version, self.first_step = version, version.step
+
     def begin(self, version: Version) -> None:
         """The learner goes on at `version`."""
         self.version, self.first_step, self.began = version, version.step, time.time()
