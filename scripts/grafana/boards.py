@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from penstock.services.replay import STATES
 from scripts.grafana.describe import Board, Panel, ask, either, grown, of, rate, share_of_time
+
+UNDERWAY = [state for state in STATES if state not in ("committed", "dropped")]
 
 OVERVIEW = Board(
     "penstock-overview",
@@ -80,7 +83,12 @@ OVERVIEW = Board(
                 tuple(of(f"time/{part}", part) for part in ("wait", "forward_backward", "publish_blocked")),
                 "stack",
             ),
-            Panel("Ledger", (of("ledger/{state}"),), "stack"),
+            Panel(
+                "Ledger",
+                (of("ledger/{state}", state=f"~{'|'.join(UNDERWAY)}"),),
+                "stack",
+                note="What is under way; committed and dropped groups only ever grow.",
+            ),
             Panel("Age of the queue", (of("ledger/queue_age"),)),
             Panel("Learner in forward and backward", (of("learner/busy"),)),
             Panel("Workers with nothing to generate", (of("rollout/waiting_share", by="worker"),)),

@@ -60,9 +60,12 @@ def metric(name: str) -> Metric:
 
 
 def selected(name: str, **labels: str) -> str:
-    """A metric's series of the runs chosen: `ray_penstock_kl_reference{run=~"$run"}`."""
+    """A metric's series of the runs chosen: `ray_penstock_kl_reference{run=~"$run"}`. The value of a label may begin
+    with `~`, and is an expression then."""
     metric(name)
-    matchers = "".join(f', {label}="{value}"' for label, value in labels.items())
+    matchers = "".join(
+        f', {label}={"~" * value.startswith("~")}"{value.lstrip("~")}"' for label, value in labels.items()
+    )
     return f'{SCRAPED}{to_prometheus(name)}{{run=~"$run"{matchers}}}'
 
 

@@ -111,6 +111,7 @@ def test_queries_by_hand() -> None:
     by_state = of("ledger/{state}", "ledger")
     assert by_state.expr == 'max by (run, state) (ray_penstock_ledger_by_state{run=~"$run"})'
     assert by_state.legend == "{{run}} ledger {{state}}"
+    assert of("ledger/{state}", state="~stored|taken").expr.endswith('{run=~"$run", state=~"stored|taken"})')
     assert rate("scorer/groups", by="worker", role="scorer").expr == (
         'sum by (run, worker) (rate(ray_penstock_scorer_groups{run=~"$run", role="scorer"}[$__rate_interval]))'
     )
