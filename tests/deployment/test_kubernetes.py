@@ -108,6 +108,18 @@ def test_rays_own_autoscaler_starts_pods_of_the_right_groups_for_what_waits(over
     assert started(learner=1, scorer=1, rollout=most + 5) == {**standing, "rollout": most}
 
 
+def test_the_docs_say_what_the_drill_asks_a_node_for() -> None:
+    drill = Deployment(rendered("drill"))
+    asked = [each["resources"]["requests"] for pod in drill.pods for each in pod.spec["containers"]]
+    asked.append(drill.cluster["autoscalerOptions"]["resources"]["requests"])
+    cores = sum(int(cpu[:-1]) / 1000 if cpu.endswith("m") else int(cpu) for cpu in (str(one["cpu"]) for one in asked))
+    memory = sum(bytes_of(one["memory"]) for one in asked) / 2**30
+    page = (KUBERNETES.parents[1] / "docs" / "deploy-kubernetes.md").read_text()
+    assert f"ask for {cores:g} CPUs and {memory:g} GiB with one rollout worker" in page
+    (worker,) = [pod.spec["containers"][0]["resources"]["requests"] for pod in drill.pods if "rollout" in pod.owner]
+    assert worker == {"cpu": "1", "memory": "1Gi"}
+
+
 # --- each rule notices what it is there for -------------------------------------------------------
 
 
