@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from penstock.deploy.catalogue import newest
 from penstock.deploy.config import LimitsSection, RecordingSection
 from penstock.deploy.fleet import Member
 from penstock.deploy.shown import without_password
@@ -102,7 +103,7 @@ class Journal:
         """One train step is done."""
         self.version = version
         self._pace.append((time.monotonic(), version.step))
-        self.latest |= metrics
+        self.latest = newest(self.latest, metrics)
         self._stepped_at = at
         self._log.write(version, metrics, at)
         self._trackers.step(version, metrics, at)
@@ -111,7 +112,7 @@ class Journal:
 
     def evaluated(self, version: Version, metrics: Mapping[str, float]) -> None:
         """An evaluation of `version` is done; it may be older than the newest step."""
-        self.latest |= metrics
+        self.latest = newest(self.latest, metrics)
         self._log.write(version, metrics, time.time())
         self._trackers.step(version, metrics, time.time())
 

@@ -108,6 +108,22 @@ def test_what_actors_export_themselves_is_left_out_lest_a_sum_counts_it_twice() 
     assert not {"rollout/tokens", "scorer/groups", "rollout/in_flight"} & set(values)
 
 
+def test_a_bucket_without_tokens_is_gone_with_the_next_step_and_what_was_not_measured_again_stays(journal) -> None:
+    journal.step(
+        Version(0, 1), {"off_policy/lag_0/tokens": 9.0, "off_policy/lag_2/tokens": 5.0, "off_policy/mean": 0.7}, [], 1
+    )
+    journal.step(Version(0, 2), {"kl/staleness/lag_2/k3": 0.1, "off_policy/lag_0/tokens": 8.0, "mine/own": 1.0}, [], 2)
+    journal.step(Version(0, 3), {"off_policy/lag_0/tokens": 7.0}, [], 3)
+    journal.evaluated(Version(0, 3), {"eval/sums/greedy/accuracy": 0.5})
+    assert journal.latest == {
+        "off_policy/lag_0/tokens": 7.0,
+        "off_policy/mean": 0.7,
+        "kl/staleness/lag_2/k3": 0.1,
+        "mine/own": 1.0,
+        "eval/sums/greedy/accuracy": 0.5,
+    }
+
+
 def test_a_paused_run_says_so() -> None:
     assert of_run(view(controls=Controls(paused_by="ada")), {}, {}, 0.0)["run/paused"] == 1
 
