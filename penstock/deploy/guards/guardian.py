@@ -26,7 +26,8 @@ from penstock.services.control import (
     SetMaxLag,
     Stop,
 )
-from penstock.services.rundir import RunDir, RunDirError, write_atomically
+from penstock.services.files import write_atomically
+from penstock.services.rundir import RunDir, RunDirError
 
 _AGAIN = 10.0
 """Seconds until a gate that could not be opened is tried again."""
