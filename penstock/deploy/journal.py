@@ -79,6 +79,11 @@ class Journal:
         """The directory that is written into."""
         return self._directory.path
 
+    @property
+    def how_to_go_on(self) -> str:
+        """What to type when the run has failed."""
+        return f"go on from the last checkpoint with: penstock resume {self.run_dir}"
+
     def stand_at(self, version: Version) -> None:
         """The run will go on from the checkpoint of `version`, and stands there until the learner begins."""
         self.version, self.first_step = version, version.step
