@@ -205,7 +205,6 @@ FLEET = Board(
                 tuple(
                     of(f"rollout/{what}", what, by="worker") for what in ("handed_back", "resumed", "fenced", "refused")
                 ),
-                note="Absent until there is one.",
             ),
         ),
         "Scorers": (
