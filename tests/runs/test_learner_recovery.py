@@ -64,6 +64,7 @@ def run(tmp_path_factory):
         onlooker.wait("it stands still", lambda: "paused" in {w.state for w in onlooker.view.workers})
         strike(onlooker, "learner-0", signal.SIGKILL)
         recovered(onlooker, 2)
+        time.sleep(1.5)  # the view is renewed once a second
         stands = onlooker.step
         time.sleep(2.0)
         assert onlooker.step == stands and onlooker.view.controls.paused_by == "story"
