@@ -220,11 +220,17 @@ class Supervisor:
 
     def _look_at_ledger(self) -> None:
         """A store that is away now is mended at the next tick, not waited for."""
-        if self.started:
-            with contextlib.suppress(StoreError):
-                self._parts.host.glance.expire()
-                self.ledger = self._parts.host.glance.counts()
-                self._closed = self._parts.host.glance.gate()
+        if not self.started:
+            return
+        host = self._parts.host
+        try:
+            host.glance.expire()
+            self.ledger = host.glance.counts()
+            self._closed = host.glance.gate()
+            host.answers()
+        except StoreError as error:
+            if doubt := host.is_silent(error):
+                self._journal.warn(doubt)
 
     # --- evaluation ---------------------------------------------------------------------------------
 
