@@ -137,6 +137,13 @@ def test_a_wrong_token_is_told_so_and_sets_nothing(closed_page: TestClient) -> N
     assert "set-cookie" not in answer.headers
 
 
+@pytest.mark.parametrize("body", [r'{"token": "\ud800"}', '{"token": 3}', "{}", '{"token": "' + 2000 * "x" + '"}', "["])
+def test_what_is_no_token_is_told_in_a_sentence(closed_page: TestClient, body: str) -> None:
+    answer = closed_page.post("/api/sign-in", content=body, headers=JSON)
+    assert answer.status_code in (401, 422)
+    assert len(answer.json()["detail"]) < 300
+
+
 def test_the_cookie_of_another_page_does_not_count(closed_page: TestClient) -> None:
     closed_page.cookies.set(f"penstock-{PORT}", "0" * 64)
     assert closed_page.get("/api/live").status_code == 401
