@@ -68,7 +68,8 @@ def test_deaths_are_counted_once_whatever_is_told_of_them(runs: tuple[RunDir, Ru
     for _ in range(3):
         other.add_event("published", "the learner begins")
     other.add_event("warning", "look")
-    other.add_event("guard", "kl/reference > 0.2")
+    other.add_event("guard", "kl/reference > 0.2", what="fired")
+    other.add_event("guard", "kl/reference > 0.2, as often as it may", what="exhausted")
     other.add_event("rolled_back", "to 0.4")
     found = figures(compare(Side.read(one), Side.read(other)))
     assert found["deaths"] == (3, 0)

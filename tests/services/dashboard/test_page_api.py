@@ -117,7 +117,8 @@ def test_a_page_that_reads_no_more_says_so(run: RunDir, control: Control, monkey
     monkeypatch.setattr(Chronicle, "follow", Mock(side_effect=ZeroDivisionError("a fault of the page")))
     monkeypatch.setattr(threading, "excepthook", lambda _: None)
     with client(run, control) as opened:
-        until(lambda: "ZeroDivisionError: a fault of the page; start it again" in opened.get("/api/live").json()["damage"])
+        said = "ZeroDivisionError: a fault of the page; start it again"
+        until(lambda: said in opened.get("/api/live").json()["damage"])
 
 
 def test_metrics_are_told_with_what_they_mean(page: TestClient) -> None:

@@ -34,6 +34,11 @@ export class Board {
   }
 }
 
+/** A guard that may not fire any more and has done nothing, or only what it does at the end: no firing. */
+export function isExhausted(event) {
+  return event.kind === "guard" && event.facts.what === "exhausted";
+}
+
 /** Colours of marks, by the kind of their event. */
 export const MARK_COLOURS = {
   steered: "mark-steered",
@@ -319,20 +324,26 @@ export function drawMarks(u, marks) {
   for (const mark of marks) {
     if (mark.step < min || mark.step > max) continue;
     const x = Math.round(u.valToPos(mark.step, "x", true));
-    ctx.strokeStyle = ctx.fillStyle = colour(MARK_COLOURS[mark.kind] ?? "text-dim");
-    ctx.globalAlpha = 0.45;
+    const hollow = isExhausted(mark);
+    ctx.strokeStyle = ctx.fillStyle = colour(hollow ? "mark-refused" : (MARK_COLOURS[mark.kind] ?? "text-dim"));
     ctx.lineWidth = ratio;
-    ctx.setLineDash([3 * ratio, 3 * ratio]);
-    ctx.beginPath();
-    ctx.moveTo(x, bbox.top);
-    ctx.lineTo(x, bbox.top + bbox.height);
-    ctx.stroke();
-    ctx.globalAlpha = 1;
+    if (!hollow) {
+      ctx.globalAlpha = 0.45;
+      ctx.setLineDash([3 * ratio, 3 * ratio]);
+      ctx.beginPath();
+      ctx.moveTo(x, bbox.top);
+      ctx.lineTo(x, bbox.top + bbox.height);
+      ctx.stroke();
+      ctx.setLineDash([]);
+      ctx.globalAlpha = 1;
+    }
     ctx.beginPath();
     ctx.moveTo(x - 3.5 * ratio, bbox.top - 1 * ratio);
     ctx.lineTo(x + 3.5 * ratio, bbox.top - 1 * ratio);
     ctx.lineTo(x, bbox.top + 5 * ratio);
-    ctx.fill();
+    ctx.closePath();
+    if (hollow) ctx.stroke();
+    else ctx.fill();
   }
   ctx.restore();
 }
