@@ -48,7 +48,7 @@ class RunEvent(NamedTuple):
         try:
             facts = msgspec.json.decode(line, type=dict[str, Any])
             return cls(facts.pop("time"), facts.pop("kind"), facts.pop("message"), facts)
-        except (msgspec.MsgspecError, KeyError) as error:
+        except (ValueError, KeyError) as error:  # msgspec's own, and that of bytes that are no text
             raise RunDirError(f"not a line of events: {line[:200]!r}: {error}") from error
 
 
