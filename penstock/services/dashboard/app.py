@@ -63,9 +63,8 @@ class Problem(BaseModel):
     """What is wrong, where, and what was found."""
 
 
-def _misunderstood(_: Request, error: Exception) -> Response:
+async def _misunderstood(_: Request, error: RequestValidationError) -> Response:
     """One sentence for people. What was sent is quoted in part, and as what any text can hold."""
-    assert isinstance(error, RequestValidationError)
     wrong = [
         f"{'.'.join(str(part) for part in one['loc'])}: {one['msg']}; found {ascii(one.get('input'))[:_QUOTED]}"
         for one in error.errors()
