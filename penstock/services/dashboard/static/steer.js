@@ -151,7 +151,7 @@ export class Steer {
         if (input.value.trim() === "") continue;
         const value = Number(input.value);
         const name = input.dataset.name;
-        if (Number.isNaN(value)) this.toast(`${name}: ${input.value} is no number`, "refused");
+        if (!Number.isFinite(value)) this.toast(`${name}: ${input.value} is no number`, "refused");
         else await this.ask(name === "max_lag" ? { type: "max_lag", bound: value } : { type: "set", name, value }, this.tune);
       }
     };
