@@ -92,7 +92,7 @@ def test_it_says_where_the_run_stands(browser: WebDriver, address: str) -> None:
 def test_a_run_that_is_over_cannot_be_steered_and_the_buttons_say_why(browser: WebDriver, address: str) -> None:
     load(browser, address)
     buttons = browser.find_elements(By.CSS_SELECTOR, "#steer button")
-    assert len(buttons) == 7
+    assert len(buttons) == 9
     assert not any(button.is_enabled() for button in buttons)
     assert all("the run has ended" in (button.get_attribute("title") or "") for button in buttons)
 
@@ -144,6 +144,15 @@ def test_the_arrows_move_the_cursor_of_all_charts_step_by_step(browser: WebDrive
     assert "large" in (chart.get_attribute("class") or "")
     chart.send_keys(Keys.ESCAPE)
     assert "large" not in (chart.get_attribute("class") or "")
+
+
+def test_a_guard_that_is_exhausted_is_no_firing(browser: WebDriver, address: str) -> None:
+    load(browser, address)
+    chart = browser.find_element(By.CSS_SELECTOR, "[aria-label^='Entropy']")
+    chart.send_keys(Keys.END, *[Keys.PAGE_UP] * 4, *[Keys.ARROW_LEFT] * 9)
+    until("it is told", lambda: "· guard, exhausted: guard kl: " in text(browser, "readout"))
+    chart.send_keys(*[Keys.PAGE_UP] * 2, Keys.ARROW_RIGHT, Keys.ARROW_RIGHT)
+    until("a firing is told as one", lambda: "· guard: kl/reference > 0.1" in text(browser, "readout"))
 
 
 def test_a_range_of_steps_is_asked_for_anew(browser: WebDriver, address: str) -> None:
