@@ -93,7 +93,8 @@ class LearnerRank(Rank):
         from penstock.learner import engines, ranks
         from penstock.learner.algorithms.bound import bind
         from penstock.learner.crew import Crew
-        from penstock.learner.loop import LearnerLoop, LoopSettings
+        from penstock.learner.loop import LearnerLoop
+        from penstock.learner.loop_settings import LoopSettings
         from penstock.services.models import load_tokenizer, save_model
         from penstock.services.token_texts import texts_by
 
