@@ -144,6 +144,14 @@ def test_the_runs_beside_this_one_are_offered(client: TestClient, runs: tuple[Ru
     ]
 
 
+def test_a_damaged_run_hides_no_other(client: TestClient, runs: tuple[RunDir, RunDir]) -> None:
+    RunDir.create(runs[0].path.parent, "torn", "name: torn\n").status.write_text('{"phase"')
+    told = {other["name"]: other["state"] for other in client.get("/api/compare/runs").json()}
+    assert len(told) == 2
+    assert told.pop(next(name for name in told if name.startswith("torn"))) == "damaged"
+    assert client.get("/api/compare/with", params={"run": next(iter(told))}).status_code == 200
+
+
 def test_a_comparison_keeps_up_with_a_run_that_goes_on(client: TestClient, runs: tuple[RunDir, RunDir]) -> None:
     name = runs[1].path.name
     ask = {"run": name, "metric": "reward/mean", "over": "steps"}
