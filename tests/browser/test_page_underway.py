@@ -35,7 +35,7 @@ def _phase(browser: WebDriver) -> str:
 
 
 def _button(browser: WebDriver, words: str) -> Any:
-    found = browser.find_elements(By.CSS_SELECTOR, "#steer button")
+    found = browser.find_elements(By.CSS_SELECTOR, "#steer button, .alive .caption button")
     return next(button for button in found if words in (button.text, button.get_attribute("aria-label")))
 
 

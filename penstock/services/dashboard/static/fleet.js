@@ -4,8 +4,9 @@ import { clock, duration, make, short } from "./format.js";
 import { kindOf } from "./lanes.js";
 
 export class Fleet {
-  /** `onRemove(name)` lets a rollout worker or a scorer leave. */
-  constructor(onRemove) {
+  /** `scorers` is a control that says how many of them there shall be; `onRemove(name)` lets a rollout worker or a
+   * scorer leave. */
+  constructor(scorers, onRemove) {
     this.onRemove = onRemove;
     this.rows = new Map();
     this.words = new Map();
@@ -22,7 +23,7 @@ export class Fleet {
     this.element = make(
       "section",
       { class: "card", "aria-label": "Who is alive" },
-      make("div", { class: "caption" }, make("span", { class: "title" }, "Actors"), this.count),
+      make("div", { class: "caption" }, make("span", { class: "title" }, "Actors"), this.count, scorers),
       make("div", { class: "scroll", tabindex: "0" }, this.table, this.deaths),
     );
     this.dialog = document.getElementById("ask");

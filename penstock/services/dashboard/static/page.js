@@ -19,6 +19,7 @@ const board = new Board(series);
 const events = new Events();
 const steer = new Steer();
 const overview = new Overview(board, {
+  scorers: steer.scorers.element,
   onRemove: (name) => steer.remove(name),
   onLaneSpan: () => wake(),
 });

@@ -46,17 +46,16 @@ export class Steer {
     this.paused = false;
     this.held = false;
     this.coefficients = {};
-    this.steppers = [
-      new Stepper(this, { role: "rollout", noun: "rollout worker", word: "workers", least: 0 }),
-      new Stepper(this, { role: "scorer", noun: "scorer", word: "scorers", least: 1 }),
-    ];
+    this.workers = new Stepper(this, { role: "rollout", noun: "rollout worker", word: "workers", least: 0 });
+    /** Shown beside the actors: there is no room for it in the head. */
+    this.scorers = new Stepper(this, { role: "scorer", noun: "scorer", word: "scorers", least: 1 });
     this.pause = this.button("Pause", "No new groups and no new train steps until it goes on", () => this.ask({ type: this.paused ? "resume" : "pause" }, this.pause));
     this.gate = this.button("Close gate", "No new prompts; what is stored is trained on", () => this.ask({ type: "gate", open: this.held }, this.gate));
     this.checkpoint = this.button("Checkpoint", "Write a checkpoint at the end of this step", () => this.ask({ type: "checkpoint" }, this.checkpoint));
     this.tune = this.button("Tune…", "Change the KL coefficient, the learning rate, …", () => this.openTune());
     this.stop = this.button("Stop…", "End the run after this step, with a checkpoint and a summary", () => this.openStop(), "danger");
     this.group.append(
-      ...this.steppers.map((stepper) => stepper.element),
+      this.workers.element,
       this.pause,
       this.gate,
       this.checkpoint,
@@ -88,12 +87,12 @@ export class Steer {
     if (able !== this.able) {
       this.able = able;
       const why = facts.alive ? `the run is ${view?.phase ?? "starting"}` : "the run has ended";
-      for (const each of this.group.querySelectorAll("button")) {
+      for (const each of [...this.group.querySelectorAll("button"), this.scorers.fewer, this.scorers.more]) {
         each.disabled = !able;
         each.title = able ? each.dataset.hint : `${each.dataset.hint} – not now: ${why}`;
       }
     }
-    for (const stepper of this.steppers) stepper.show(view?.workers ?? [], able);
+    for (const stepper of [this.workers, this.scorers]) stepper.show(view?.workers ?? [], able);
   }
 
   remove(name) {
