@@ -216,7 +216,7 @@ export class Chart extends Card {
     const shared = { stroke: text, font: FONT, grid, ticks: { show: false } };
     return [
       { ...shared, size: 18, gap: 3, space: 44, grid: { show: false }, incrs: WHOLE, values: (u, splits) => splits.map(axisStep) },
-      { ...shared, size: 36, gap: 4, space: (u) => (u.height < 110 ? 15 : 26), values: (u, splits) => splits.map(axisValue), ...this.spec.axis },
+      { ...shared, size: axisSize, gap: 4, space: (u) => (u.height < 110 ? 15 : 26), values: (u, splits) => axisValues(splits), ...this.spec.axis },
     ];
   }
 
@@ -292,12 +292,35 @@ function axisStep(step) {
   return step >= 1e4 ? `${step / 1e3}k` : whole(step);
 }
 
-export function axisValue(value) {
+/** Marks of an axis with as many digits as tell neighbours apart. */
+export function axisValues(splits) {
+  const apart = splits.length > 1 ? Math.abs(splits[1] - splits[0]) : Math.abs(splits[0]) || 1;
+  return splits.map((value) => axisValue(value, apart));
+}
+
+function axisValue(value, apart) {
   const size = Math.abs(value);
-  if (size >= 1e6) return `${Number((value / 1e6).toPrecision(3))}M`;
-  if (size >= 1e4) return `${Number((value / 1e3).toPrecision(3))}k`;
-  if (size !== 0 && size < 0.001) return value.toExponential(0).replace("e-0", "e-");
-  return Number(value.toPrecision(4)).toString();
+  if (size >= 1e6) return `${rounded(value / 1e6, apart / 1e6)}M`;
+  if (size >= 1e4) return `${rounded(value / 1e3, apart / 1e3)}k`;
+  if (size !== 0 && size < 0.001) return value.toExponential(digits(apart / 10 ** Math.floor(Math.log10(size)))).replace("e-0", "e-");
+  return rounded(value, apart);
+}
+
+function rounded(value, apart) {
+  return Number(value.toFixed(digits(apart))).toString();
+}
+
+/** Digits behind the point of a number that is 1, 2, 2.5 or 5 times a power of ten. */
+function digits(apart) {
+  const isWhole = (value) => value > 0.9 && Math.abs(value - Math.round(value)) < 1e-3;
+  let found = 0;
+  while (found < 8 && !isWhole(apart * 10 ** found)) found++;
+  return found;
+}
+
+/** Room for the longest mark. */
+function axisSize(u, values) {
+  return Math.max(36, 8 + 6 * Math.max(0, ...(values ?? []).map((text) => text.length)));
 }
 
 /** One step alone still needs a width. */
