@@ -77,15 +77,18 @@ class Page:
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         what = f"the page's process {how}; its log is {self._directory.log('dashboard')}."
         if len(self._again) == RESTARTS and time.monotonic() - self._again[0] < WITHIN:
-            self.address = ""
-            self._listener.socket.close()
-            return (
-                f"{what} It was started again {RESTARTS} times in {WITHIN / 60:g} minutes and is given up. To serve it "
-                f"apart from the run: penstock dashboard {self._directory.path}"
-            )
+            return self._give_up(f"{what} It was started again {RESTARTS} times in {WITHIN / 60:g} minutes")
         self._again.append(time.monotonic())
-        self._process = _start(self._section, self._directory, self._listener)
+        try:
+            self._process = _start(self._section, self._directory, self._listener)
+        except OSError as error:  # a machine that is out of processes, say: no reason for a run to end
+            return self._give_up(f"{what} It cannot be started again, {error},")
         return f"{what} It is served again"
+
+    def _give_up(self, why: str) -> str:
+        self.address = ""
+        self._listener.socket.close()
+        return f"{why} and is given up. To serve it apart from the run: penstock dashboard {self._directory.path}"
 
     def close(self) -> None:
         """End it; returns when it has ended."""

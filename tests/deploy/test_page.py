@@ -6,10 +6,12 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import psutil
 import pytest
@@ -125,6 +127,16 @@ def test_a_page_that_ends_again_and_again_is_given_up_and_its_port_is_free(run: 
         assert children() == before
         with pytest.raises(urllib.error.URLError):
             ask(address, "api/status")
+
+
+def test_a_page_that_cannot_be_started_again_is_no_harm(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = children()
+    with beside(DashboardSection(enabled=True), run) as page:
+        assert page is not None
+        kill(*(children() - before))
+        monkeypatch.setattr(subprocess, "Popen", Mock(side_effect=BlockingIOError(11, "no more processes")))
+        assert "cannot be started again, [Errno 11] no more processes, and is given up" in page.look()
+        assert page.look() == ""
 
 
 def kill(*processes: int) -> None:
