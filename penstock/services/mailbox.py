@@ -51,7 +51,7 @@ class Mailbox:
         Never raises for a file that is no command: its sender is told.
         """
         served = 0
-        for path in sorted(self._folder.glob("*.json")):
+        for path in sorted(path for path in self._folder.glob("*.json") if path.is_file()):
             taken = path.with_suffix(".taken")
             try:
                 path.rename(taken)
@@ -73,12 +73,14 @@ class Mailbox:
 
 def _answer(path: Path, execute: Callable[[Asked], Answer]) -> Answer:
     """What the command in the file leads to."""
-    size = path.stat().st_size
-    if size > LONGEST:
-        return Answer(False, f"not a command: {size} bytes, a command has at most {LONGEST}")
     try:
+        size = path.stat().st_size
+        if size > LONGEST:
+            return Answer(False, f"not a command: {size} bytes, a command has at most {LONGEST}")
         asked = _DECODER.decode(path.read_bytes())
-    except msgspec.MsgspecError as error:
+    except OSError as error:
+        return Answer(False, f"not a command: it cannot be read: {error.strerror}")
+    except ValueError as error:  # msgspec's own, and that of bytes that are no text
         return Answer(False, f"not a command of this version of Penstock: {error}")
     return execute(asked)
 

@@ -1,7 +1,8 @@
 """Who may look and who may act: checked before anything else is done with a request.
 
-- **Host**: a page on this machine's own address answers to that address alone. Otherwise a foreign page could make its
-  own name mean 127.0.0.1 and then read this one as if it were its own.
+- **Host**: a page on this machine's own address answers to that address alone, at any port, since a tunnel may begin at
+  another one. Otherwise a foreign page could make its own name mean 127.0.0.1 and then read this one as if it were its
+  own.
 - **Token**, where there is one: in the cookie that the sign-in sets, or as `Authorization: Bearer …`.
 - **Origin**: what changes anything must come from the page itself, also on this machine, and say so in JSON; a form or
   a script of another site can do neither.
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 from collections.abc import Iterable
 from urllib.parse import urlsplit
 
@@ -21,6 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from penstock.services.dashboard.config import is_local
 
+_HOST = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[^\[\]:@/]+)(:\d{1,5})?")
 READING = frozenset({"GET", "HEAD"})
 LARGEST = 64 * 1024
 """Bytes of a request's body."""
@@ -56,7 +59,8 @@ class Access:
     def __init__(self, host: str, port: int, token: str | None) -> None:
         self._token, self._local = token, is_local(host)
         names = {"localhost", "127.0.0.1", "[::1]", f"[{host}]" if ":" in host else host}
-        self._hosts = {f"{name}:{port}" for name in names} | (names if port == 80 else set())
+        self._names = names
+        self._home = f"{f'[{host}]' if ':' in host else host}:{port}"
         self.cookie = f"penstock-{port}"
         """Cookies know no ports: the name keeps two pages on one machine apart."""
 
@@ -85,8 +89,9 @@ class Access:
     def refusal(self, request: Request) -> Response | None:
         """Why it is not answered; None when it may be."""
         host = request.headers.get("host", "")
-        if self._local and host.lower() not in self._hosts:
-            return _error(403, f"this page does not go by the name {host!r}; it is at {sorted(self._hosts)[0]}")
+        named = _HOST.fullmatch(host.lower())
+        if self._local and (named is None or named["name"] not in self._names):
+            return _error(403, f"this page does not go by the name {host!r}; it is at {self._home}")
         if request.method not in READING:
             refused = _foreign(request, host)
             if refused is not None:
@@ -100,7 +105,7 @@ class Access:
 
 
 def _same(given: str, wanted: str) -> bool:
-    return hmac.compare_digest(given.encode(), wanted.encode())
+    return hmac.compare_digest(given.encode(errors="surrogatepass"), wanted.encode(errors="surrogatepass"))
 
 
 def _foreign(request: Request, host: str) -> Response | None:
