@@ -109,14 +109,12 @@ class LearnerLoop:
             self._weights = {}
             began = time.monotonic()
             self._beat(WAITING)
-            fed = self._feed.next(self.version, self._while_waiting)
-            stopped = self._stand_while_paused()
+            fed, stopped = self._fill()
             waited = time.monotonic() - began
             if self._wants_back:
                 continue
             if why := fed.ended or stopped:
                 break
-            self._turned()
             work = self._trainer.assemble(tuple(fed.groups), self.version)
             if len(work.batch) == 0:
                 self._skip(fed, "no_tokens")
@@ -222,6 +220,17 @@ class LearnerLoop:
         self._beat("ended")
 
     # --- after a step ---------------------------------------------------------------------------------
+
+    def _fill(self) -> tuple[Fed, str]:
+        """What one step is made of, by the bound on the lag that holds when it begins, and why the run ends instead.
+        What is held already was perhaps taken under a wider one."""
+        fed = self._feed.next(self.version, self._while_waiting)
+        while not ((stopped := self._stand_while_paused()) or fed.ended or self._wants_back):
+            self._turned()
+            if not self._feed.drop_outlived(fed):
+                break
+            fed = self._feed.next(self.version, self._while_waiting, fed)
+        return fed, stopped
 
     def _skip(self, fed: Fed, why: str) -> None:
         """Nothing was learned: the groups go, the version stands still."""
