@@ -275,11 +275,12 @@ class Parts:
         training = sampling_of(run_file.rollout.sampling, tokenizer)
         self.evaluation = held_out_job(run_file.evaluation, self._reward, training, tokenizer)
 
-    def begin_learning(self) -> None:
-        """Let the ranks meet and load; rank 0 publishes the first weights, then trains."""
+    def begin_learning(self, paused: bool = False) -> None:
+        """Let the ranks meet and load; rank 0 publishes the first weights, then trains, or waits where the run is
+        `paused`."""
         prepare_ranks(
             [member.handle for member in self.learners],
-            plans.learner_plan(self._run_file, self._directory, self._resume),
+            plans.learner_plan(self._run_file, self._directory, self._resume, paused),
             self.host.address,
             self.route,
             plans.step_limits(self._run_file),

@@ -120,7 +120,7 @@ class Conductor:
         deadline = self._run_file.deadlines.start
         wait_until_ready(parts.members, deadline, self._show_and_heed)
         self._journal.enter("starting", "the learner loads and publishes the first weights")
-        parts.begin_learning()
+        parts.begin_learning(self._supervisor.steering.paused)
         began = time.monotonic()
         while not self._supervisor.started:
             self._supervisor.tick()
@@ -139,6 +139,8 @@ class Conductor:
 
     def _train(self) -> None:
         self._journal.enter("training")
+        if by := self._supervisor.steering.controls.paused_by:
+            self._journal.warn(f"the run is paused still, by {by}; `penstock go` lets it go on")
         self._supervisor.until(lambda: self._supervisor.learner.state == "ended")
         self._supervisor.learner.last_words(self._run_file.deadlines.drain)
         self._supervisor.tick()

@@ -13,7 +13,7 @@ from penstock.deploy.fleet import Member
 from penstock.deploy.journal import Journal
 from penstock.deploy.scaling import Scaling
 from penstock.deploy.view import Controls
-from penstock.deploy.wishes import Wishes
+from penstock.deploy.wishes import Wishes, paused_by
 from penstock.learner import checkpoints
 from penstock.learner.dials import MAX_LAG, Dials
 from penstock.services.contracts import PenstockError, StoreError
@@ -66,6 +66,8 @@ class Steering:
         self._mailbox = Mailbox(directory)
         self._learner, self._levers, self._dials = learner, levers, dials
         self._wishes = Wishes()
+        # A pause is for a person to end: a driver that was killed, or whose machine was taken away, has not.
+        self._wishes.paused_by = paused_by(directory.read_events())
         self._unsettled = False
         self._ways: dict[type[Any], Callable[[Any, str], str]] = {
             Scale: self._scale,

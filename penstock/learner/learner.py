@@ -51,6 +51,8 @@ class LearnerPlan:
     """Names this start of the learner; a new one for every start."""
     resume: Path | None = None
     """Folder of the checkpoint to go on from."""
+    paused: bool = False
+    """Begin no train step until somebody lets the run go on."""
     threads: int | None = None
     """Threads of torch in this process; None leaves torch's choice."""
     samples: int = 4
@@ -150,6 +152,7 @@ class LearnerRank(Rank):
             auditor=self._auditor(crew),
             texts=partial(texts_by, tokenizer),
         )
+        self._loop.requests.pause(plan.paused, 0)
         return self._loop.run()
 
     def _auditor(self, crew: Crew) -> Auditor | None:

@@ -148,6 +148,7 @@ class LearnerLoop:
         else:
             self.version = self._store.reconcile(resume.version, resume.memo.issued, request, resume.memo)
             self._keeper.resumed(self.version)
+        self._hold_where_paused()
         self._feed.refusals.begin()
         self._beat("publishing the first weights")
         self._publish_afresh()
@@ -176,13 +177,17 @@ class LearnerLoop:
         self.version = self._store.reconcile(found.version, found.memo.issued, request, found.memo)
         self.tokens, self._metrics, self._nonfinite = found.tokens, dict(found.metrics), 0
         self._coefficients.fall_back(found.coefficients)
-        if self.requests.paused:
-            self._store.hold(True)  # the ledger begins with an open gate; whoever paused the run has not heard of it
+        self._hold_where_paused()
         self._feed.refusals.begin()
         self._beat("publishing the weights of a checkpoint")
         self._publish_afresh()
         self._tell("rolled_back", left=str(left), folder=str(found.folder), **self._turned())
         self._checkpoint()
+
+    def _hold_where_paused(self) -> None:
+        """The ledger begins with an open gate, and so do its lineages; whoever paused the run does not hear of it."""
+        if self.requests.paused:
+            self._store.hold(True)
 
     @property
     def _wants_back(self) -> bool:

@@ -101,6 +101,19 @@ def test_every_command_leaves_an_event_with_who_asked_and_what(run):
     assert refused.message.startswith("ada: there is no worker or scorer")
 
 
+def test_a_run_that_was_paused_when_its_driver_ended_is_paused_still_and_whoever_comes_lets_it_go_on(run):
+    assert not run.steering.paused
+    run.ask(Pause())
+    assert run.steering.controls.paused_by == "ada"
+    again = Run(run.directory)
+    assert again.steering.controls.paused_by == "ada"
+    assert again.gate == [True], "the ledger is told once the learner has begun"
+    assert not again.ask(Pause()).done
+    assert again.ask(Resume()).done
+    assert again.gate == [True, False]
+    assert not Run(run.directory).steering.paused
+
+
 def test_checkpoint_and_stop_reach_the_learner_and_are_refused_while_it_does_not_train(run):
     assert run.ask(Checkpoint()).done
     assert len(run.calls["checkpoint"].calls) == 1

@@ -81,6 +81,22 @@ def until(true, deadline: float = 60.0) -> None:
         time.sleep(0.02)
 
 
+def test_a_loop_that_begins_paused_makes_no_step_and_lets_nobody_begin_a_group_until_it_goes_on(team, tmp_path):
+    store, sender, reports = MemoryStore(), MemorySender(), []
+    loop = loop_of(team, store, sender, tmp_path, steps=2, reports=reports)
+    loop.requests.pause(True, 0)
+    thread = threading.Thread(target=loop.run)
+    with working(store, sender):
+        thread.start()
+        until(lambda: [report["kind"] for report in reports] == ["started"])
+        time.sleep(0.5)
+        assert (store.gate(), store.counts().issued, steps_of(reports)) == ("held", 0, [])
+        loop.requests.pause(False, 1)
+        store.hold(False)
+        thread.join(60)
+    assert len(steps_of(reports)) == 2
+
+
 def test_a_paused_loop_that_is_to_end_makes_no_further_step(team, tmp_path):
     store, sender = MemoryStore(), MemorySender()
     reports = Reports(2, lambda: loop.requests.pause(True, 1))
