@@ -122,7 +122,7 @@ class Simulated(Parts):
     def _start_scorer(self, name: str, _log: Path, _restarts: int) -> Any:
         return _Handle(self._crowd[0], name)
 
-    def begin_learning(self, paused: bool = False) -> None:
+    def begin_learning(self, paused: bool = False) -> None:  # noqa: ARG002  (nobody pauses it)
         """The learner has published its first weights."""
         self.learners[0].run()
 

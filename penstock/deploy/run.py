@@ -133,8 +133,10 @@ class Conductor:
             time.sleep(0.1)
 
     def _show_and_heed(self) -> None:
+        """While everybody starts: whoever asks for something is answered, and not left to wait for the first tick."""
         if self._asked:
             raise KeyboardInterrupt
+        self._supervisor.steering.look()
         self._journal.show((), None)
 
     def _train(self) -> None:
@@ -173,6 +175,7 @@ class Conductor:
         while any(worker.state == "running" for worker in running) and time.monotonic() < deadline:
             for worker in running:
                 worker.poll(self._run_file.deadlines.start)
+            self._supervisor.steering.close()
             time.sleep(0.1)
         late = [worker.name for worker in running if worker.state == "running"]
         if late:

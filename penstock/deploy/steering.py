@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
+import ray.exceptions
 
 from penstock.deploy.fleet import Member
 from penstock.deploy.journal import Journal
@@ -142,7 +143,7 @@ class Steering:
         }
         try:
             text = self._ways[type(asked.command)](asked.command, asked.by)
-        except PenstockError as error:
+        except (PenstockError, ray.exceptions.RayError) as error:  # Ray's head may be away for a while
             self._journal.event("refused", f"{asked.by}: {error}", **facts)
             return Answer(False, str(error))
         self._journal.tell("steered", f"{asked.by}: {text}", **facts)
