@@ -24,6 +24,9 @@ MARK = "PENSTOCK_RUN_ID"
 OWNER = "owner"
 """File in a Ray folder: process id and start time of the driver, and the namespace of process ids they are from."""
 
+_SHARED = "penstock-"
+"""Begins the names of folders in shared memory."""
+
 
 class Doubled(WrongInput):
     """Another run of the same id is going on: one of the two directories is a copy of the other."""
@@ -123,6 +126,15 @@ def end_marked(run_id: str) -> int:
             process.kill()
     psutil.wait_procs(found, timeout=10)
     return len(found)
+
+
+def claim(folder: Path) -> None:
+    """Make a run's folder in shared memory, where everybody may make some, and remove what killed drivers have
+    left there, which takes memory until somebody does. Raises PenstockError where the folder is somebody else's."""
+    remove_orphans(folder.parent, _SHARED)
+    if doubt := make_own(folder):
+        raise PenstockError(f"{doubt}. It is for the run's weights: remove it, or name another weights.folder")
+    own(folder)
 
 
 def own(folder: Path) -> None:

@@ -21,7 +21,7 @@ from penstock.deploy.crews import Crew, ScorerSet
 from penstock.deploy.desk import desk
 from penstock.deploy.fleet import Member
 from penstock.deploy.learners import prepare_ranks, start_rank
-from penstock.deploy.leftovers import MARK, end_marked, make_own, only_one
+from penstock.deploy.leftovers import MARK, claim, end_marked, only_one
 from penstock.deploy.nodes import Ground, inputs_of, look_around, require_common_ground
 from penstock.deploy.placement import Placement, place
 from penstock.deploy.rollouts import start_worker
@@ -148,11 +148,11 @@ class Parts:
             # What a killed driver left there is of no use: the learner publishes its weights anew.
             shutil.rmtree(folder, ignore_errors=True)
             in_shm = chosen == "shm" and given is None
-            if in_shm and (doubt := make_own(folder.parent)):  # everybody may make folders there
-                raise PenstockError(f"{doubt}. It is for the run's weights: remove it, or name another weights.folder")
+            if in_shm:
+                claim(folder.parent)
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            own = folder.parent if in_shm else folder
-            self._stack.callback(shutil.rmtree, own, ignore_errors=True)
+            ours = folder.parent if in_shm else folder
+            self._stack.callback(shutil.rmtree, ours, ignore_errors=True)
         return Route(chosen, folder, run_file.weights.deadline)
 
     def _start_actors(self) -> None:

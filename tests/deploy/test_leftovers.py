@@ -43,6 +43,20 @@ def test_folders_of_the_dead_are_removed_and_those_of_the_living_stay(tmp_path):
     assert {p.name for p in tmp_path.iterdir()} == {"ray-mine", "ray-unknown", "ray-of-another-container"}
 
 
+def test_weights_that_a_killed_driver_left_in_shared_memory_are_removed_and_a_foreign_folder_is_refused(tmp_path):
+    dead, mine, foreign = (tmp_path / f"penstock-{name}" for name in ("dead", "mine", "foreign"))
+    dead.mkdir()
+    here = Path("/proc/self/ns/pid").readlink()
+    (dead / leftovers.OWNER).write_text(f"{os.getpid()} 1.0 {here}")
+    leftovers.claim(mine)
+    assert {path.name for path in tmp_path.iterdir()} == {"penstock-mine"}
+    leftovers.claim(tmp_path / "penstock-other")
+    assert mine.exists(), "its driver lives"
+    foreign.symlink_to(mine, target_is_directory=True)
+    with pytest.raises(leftovers.PenstockError, match=r"somebody else has made it\. It is for the run's weights"):
+        leftovers.claim(foreign)
+
+
 @pytest.fixture
 def home(tmp_path, monkeypatch) -> Path:
     home = tmp_path / "home"
