@@ -74,7 +74,7 @@ def private_folder() -> Path:
     """A folder on this machine, the same for all of this user's runs, that nobody else can prepare or write into: in
     the user's cache, or in the temporary folder where there is none. Raises PenstockError where neither is ours."""
     doubts = []
-    for folder in (Path.home() / ".cache" / "penstock" / "runs", _shared()):
+    for folder in _candidates():
         doubt = make_own(folder)
         if not doubt:
             return folder
@@ -99,9 +99,12 @@ def make_own(folder: Path) -> str:
     return ""
 
 
-def _shared() -> Path:
-    """In the temporary folder, where everybody may make one of this name: it is used only if it is ours."""
-    return Path(tempfile.gettempdir()) / f"penstock-{os.geteuid()}"
+def _candidates() -> Iterator[Path]:
+    """Where a private folder may be. In the temporary folder everybody may make one of this name: it is used only if it
+    is ours."""
+    with contextlib.suppress(RuntimeError):  # a user without a home, as in some containers
+        yield Path.home() / ".cache" / "penstock" / "runs"
+    yield Path(tempfile.gettempdir()) / f"penstock-{os.geteuid()}"
 
 
 def marked(run_id: str) -> list[psutil.Process]:
