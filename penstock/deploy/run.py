@@ -150,19 +150,22 @@ class Conductor:
     def _evaluate(self, parts: Parts, when: str, wanted: bool) -> None:
         if parts.evaluation is None or not wanted:
             return
-        if self._supervisor.scaling["rollout"].wanted == 0:
-            self._journal.warn(f"nothing is evaluated {when}: the run was scaled to no rollout worker")
-            return
         self._journal.enter("evaluating", when)
         version = self._journal.version
-        self._supervisor.until(lambda: self._supervisor.any_worker or bool(self._asked))
-        if self._asked:
-            return
-        pending = evaluations.Pending(replace(parts.evaluation, version=version), lambda: parts.workers)
-        found = evaluations.wait(pending, self._supervisor.tick, lambda: bool(self._asked))
-        if found is not None:
-            self._supervisor.evaluated(*found)
+        self._supervisor.until(lambda: self._supervisor.any_worker or self._nobody_evaluates)
+        if not self._nobody_evaluates:
+            pending = evaluations.Pending(replace(parts.evaluation, version=version), lambda: parts.workers)
+            found = evaluations.wait(pending, self._supervisor.tick, lambda: self._nobody_evaluates)
+            if found is not None:
+                self._supervisor.evaluated(*found)
+        if self._nobody_evaluates and not self._asked:
+            self._journal.warn(f"nothing is evaluated {when}: the run was scaled to no rollout worker")
         self._supervisor.release_from_evaluation(version)
+
+    @property
+    def _nobody_evaluates(self) -> bool:
+        """There is no time for it, or no worker is wanted that could: by a person, or since the last was given up."""
+        return bool(self._asked) or self._supervisor.scaling["rollout"].wanted == 0
 
     def _end(self, parts: Parts) -> None:
         """Workers hand back what they hold; for good when the run is over, for a resume when it was interrupted."""
