@@ -77,6 +77,7 @@ class Conductor:
         left."""
         with ending(self._conclude, self._asked) as end, ExitStack() as stack:
             self._journal.enter("starting", "Ray, the store, engines")
+            self._journal.show((), None)  # an earlier start has left a status that says something else
             with self._phases.phase("start"):
                 parts = stack.enter_context(Parts(self._run_file, self._directory, self._checkpoint))
                 patience = self._run_file.deadlines.for_an_end, self._run_file.deadlines.drain

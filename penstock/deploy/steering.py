@@ -38,6 +38,8 @@ from penstock.services.control import (
 from penstock.services.mailbox import Mailbox
 from penstock.services.rundir import RunDir
 
+_EARLY = ". A run that is starting can be scaled, and ended by Ctrl-C or `ray job stop`"
+
 
 @dataclass(frozen=True)
 class Levers:
@@ -83,7 +85,9 @@ class Steering:
             RollBack: self._roll_back,
             Stop: self._end,
         }
-        self._mailbox.refuse_left("it was asked of an earlier start of this run, and the run was started anew since")
+        self._mailbox.refuse_left(
+            "it was asked of an earlier start of this run, or while this one could not listen yet; ask again"
+        )
 
     # --- for the supervisor -------------------------------------------------------------------------
 
@@ -251,8 +255,9 @@ class Steering:
     def _training(self) -> Member:
         """Rank 0, while it trains. Raises Refused."""
         learner = self._learner()
+        early = _EARLY if learner.state in ("starting", "ready") else ""
         if learner.state != "running":
-            raise Refused(f"the learner is not training: it is {learner.view().state}")
+            raise Refused(f"the learner is not training: it is {learner.view().state}{early}")
         if not self._wishes.coefficients:
-            raise Refused("the learner has not begun yet: it has not published its first weights")
+            raise Refused(f"the learner has not begun yet: it has not published its first weights{_EARLY}")
         return learner
