@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import cached_property, partial
@@ -275,19 +275,26 @@ class Parts:
         training = sampling_of(run_file.rollout.sampling, tokenizer)
         self.evaluation = held_out_job(run_file.evaluation, self._reward, training, tokenizer)
 
-    def begin_learning(self, paused: bool = False) -> None:
-        """Let the ranks meet and load; rank 0 publishes the first weights, then trains, or waits where the run is
-        `paused`."""
-        prepare_ranks(
+    def begin_learning(self, tell: Callable[[], object] = lambda: None) -> None:
+        """Let the ranks meet and load; rank 0 publishes the first weights, then trains. `tell` says to it before what
+        has been asked of the run and still holds."""
+        ray.get(self.prepare_learning(self._resume), timeout=self._run_file.deadlines.start)
+        tell()
+        for member in self.learners:
+            member.run()
+
+    def prepare_learning(self, checkpoint: Path | None) -> list[Any]:
+        """Tell ranks that are ready to go on from a checkpoint, or to begin; returns the answers to wait for."""
+        for worker in self.workers if self.route.backend is not None else ():
+            if worker.state in ("starting", "ready", "running"):
+                worker.handle.use_learner.remote(self.learners[0].handle)
+        return prepare_ranks(
             [member.handle for member in self.learners],
-            plans.learner_plan(self._run_file, self._directory, self._resume, paused),
+            plans.learner_plan(self._run_file, self._directory, checkpoint),
             self.host.address,
             self.route,
             plans.step_limits(self._run_file),
-            self._run_file.deadlines.start,
         )
-        for member in self.learners:
-            member.run()
 
     # --- end ----------------------------------------------------------------------------------------
 

@@ -53,7 +53,7 @@ def rollout_plan(
     )
 
 
-def learner_plan(run_file: RunFile, directory: RunDir, resume: Path | None, paused: bool = False) -> LearnerPlan:
+def learner_plan(run_file: RunFile, directory: RunDir, resume: Path | None) -> LearnerPlan:
     """The same for all ranks; where they meet is filled in when rank 0 knows its address."""
     return LearnerPlan(
         model=run_file.model,
@@ -70,7 +70,6 @@ def learner_plan(run_file: RunFile, directory: RunDir, resume: Path | None, paus
         config_hash=hashlib.sha256(run_file.to_yaml().encode()).hexdigest()[:16],
         request=uuid.uuid4().hex,
         resume=resume,
-        paused=paused,
         threads=run_file.placement.learner_threads,
         samples=run_file.recording.samples,
         samples_every=run_file.recording.samples_every,

@@ -121,7 +121,7 @@ class Conductor:
         deadline = self._run_file.deadlines.start
         wait_until_ready(parts.members, deadline, self._show_and_heed)
         self._journal.enter("starting", "the learner loads and publishes the first weights")
-        parts.begin_learning(self._supervisor.steering.paused)
+        parts.begin_learning(self._supervisor.steering.tell_again)
         began = time.monotonic()
         while not self._supervisor.started:
             self._supervisor.tick()

@@ -111,6 +111,16 @@ class Steering:
         self._unsettled = True
         self._settle()
 
+    def tell_again(self) -> None:
+        """A learner is about to run, and knows nothing of what was asked of the one before it: of one that was lost, or
+        of that of an earlier start, which was paused."""
+        learner = self._learner()
+        if self._wishes.paused_by:
+            learner.handle.request_pause.remote(True, self._wishes.numbered())
+        changes, number = self._wishes.again()
+        if changes:
+            learner.handle.request_turn.remote(changes, number)
+
     def _settle(self) -> None:
         """Tell the ledger again what holds. A store that is away is told at the next look."""
         if not self._unsettled:
