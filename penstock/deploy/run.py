@@ -67,6 +67,8 @@ class Conductor:
         self._journal.serve(page)
         self._phases = Phases()
         self._checkpoint = _latest(directory) if resume else None
+        if self._checkpoint is not None:
+            self._journal.stand_at(checkpoints.read(self._checkpoint).version)
         self._resumed = resume
         self._supervisor: Supervisor
         self._peaks: dict[str, int] = {}
