@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field
 
-from penstock.services.settings import Section, on_resume
+from penstock.services.settings import VARIABLE, Section, on_resume
 
 Fsync = Literal["always", "everysec", "never"]
 """When the private server's append-only file is forced to disk, and what is promised for every transition that
@@ -56,7 +56,7 @@ class StoreSection(Section):
     """Redis server: redis://, rediss:// (TLS) or unix://. Empty starts a private server for the run, whose data lies in
     the run directory. May change on resume, since a server can move; a server without the run's data counts as lost."""
 
-    password_env: str = Field("PENSTOCK_STORE_PASSWORD", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    password_env: str = Field("PENSTOCK_STORE_PASSWORD", pattern=VARIABLE)
     """Name of the environment variable that holds the password of `url`; no password when the variable is unset."""
 
     fsync: Fsync = on_resume("never")
