@@ -27,8 +27,8 @@ _ENDED_LOOKS = 4
 _STYLES = {
     "red": ("died", "failed", "damaged"),
     "yellow": ("warning", "skipped", "refused", "stopped", "restarted", "rolled_back"),
-    "green": ("finished", "joined", "checkpoint", "published"),
-    "cyan": ("steered", "guard", "joining", "leaving", "left", "autoscaling", "max_lag"),
+    "green": ("finished", "joined", "checkpoint", "published", "store_back"),
+    "cyan": ("steered", "guard", "reopened", "joining", "leaving", "left", "autoscaling", "max_lag"),
 }
 _STYLE_OF = {kind: style for style, kinds in _STYLES.items() for kind in kinds}
 _KIND_WIDTH = 11

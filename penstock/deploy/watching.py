@@ -14,7 +14,7 @@ from penstock.deploy.catalogue import by_actors
 from penstock.deploy.exporter import Export, Exporter, OneOf, export_actor
 from penstock.deploy.view import Phase, RunView
 from penstock.learner.metrics import REFUSED
-from penstock.services.rundir import write_atomically
+from penstock.services.files import write_atomically
 from penstock.services.versions import Version
 
 if TYPE_CHECKING:

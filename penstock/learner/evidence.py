@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
 
     from penstock.learner.audit import Auditor
-    from penstock.learner.loop import LoopSettings
+    from penstock.learner.loop_settings import LoopSettings
 
 
 class Evidence:

@@ -47,8 +47,6 @@ def _layout(name: str, source: SourceSection, path: Path) -> tuple[str, tuple[Pa
     if source.format == "hub" or (source.format == "auto" and not path.exists() and could_be_hub_id(source.path)):
         return "hub", ()
     if not path.exists():
-        if path.is_symlink():
-            raise DataError(f"source {name!r}: {source.path!r} is a link to {path.readlink()}, which is not there")
         beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         raise DataError(f"source {name!r}: there is no {source.path!r}{nearest(path.name, beside)}")
     if source.format in {"auto", "disk"} and any((path / name).is_file() for name in _SAVED):

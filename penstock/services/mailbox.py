@@ -20,7 +20,8 @@ from pathlib import Path
 import msgspec
 
 from penstock.services.control import Answer, Asked, Command, NoAnswer, Refused
-from penstock.services.rundir import RunDir, write_atomically
+from penstock.services.files import write_atomically
+from penstock.services.rundir import RunDir
 
 _LOOK = 0.05
 """Seconds between looks for an answer."""

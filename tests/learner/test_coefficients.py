@@ -23,7 +23,8 @@ from penstock.learner.config import (
     StalenessSection,
 )
 from penstock.learner.crew import Trained
-from penstock.learner.loop import LearnerLoop, LoopSettings
+from penstock.learner.loop import LearnerLoop
+from penstock.learner.loop_settings import LoopSettings
 from penstock.learner.metrics import METRICS
 from penstock.services.metrics import describe
 from penstock.services.replay import LedgerRules

@@ -258,14 +258,14 @@ def test_a_bound_that_is_opened_admits_more_groups(team, tmp_path):
 def test_a_report_has_what_was_turned_meanwhile_and_says_up_to_which_request(team, tmp_path):
     store, sender = MemoryStore(), MemorySender()
     loop = loop_of(team, store, sender, tmp_path, steps=3, staleness={"max_lag": 0})
-    train, reports = loop._train, []
+    train, reports = loop._trainer.train, []
 
-    def turned_while_it_trains(fed, batch, moment):
+    def turned_while_it_trains(work):
         if loop.version.step == 1:
             loop.requests.turn({"learning_rate": 0.001}, 7)
-        return train(fed, batch, moment)
+        return train(work)
 
-    loop._train, loop._report = turned_while_it_trains, reports.append
+    loop._trainer.train, loop._report = turned_while_it_trains, reports.append
     run_with_worker(loop, store, sender)
     seen = [(r["coefficients"]["learning_rate"], r["heard"], r["metrics"]["actor/lr"]) for r in steps_of(reports)]
     assert seen == [(0.01, 0, 0.01), (0.001, 7, 0.01), (0.001, 7, 0.001)]

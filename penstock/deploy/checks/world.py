@@ -37,11 +37,15 @@ def the_store_answers(ctx: Context) -> Iterator[Finding]:
         except PenstockError as error:
             yield ctx.error("store.url", str(error))
         return
-    from penstock.services.store.connection import Connection
+    from penstock.services.store.connection import Connection, StoreRefused
 
-    connection = Connection(store.url, "penstock-check", deadline=STORE_DEADLINE, password=store.password())
+    password, limit = store.password(), "what a check waits for"
+    connection = Connection(store.url, "penstock-check", deadline=STORE_DEADLINE, password=password, limit=limit)
     try:
         connection.require()
+    except StoreRefused as error:
+        state = "is set here" if password is not None else "is not set here"
+        yield ctx.error("store.password_env", str(error), remedy=f"{store.password_env} {state}")
     except PenstockError as error:
         remedy = "start the server, correct the url, or leave it out for a private server"
         yield ctx.error("store.url", str(error), remedy=remedy)

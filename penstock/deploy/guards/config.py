@@ -95,7 +95,8 @@ class ActionSection(Section):
     gate: Literal["close"] | None = None
     """No new prompts, for `minutes`; the learner goes on with what there is."""
     minutes: float | None = Field(None, gt=0, le=1440)
-    """After so long the gate is left to the lag again, whatever the metric says."""
+    """After so long the gate is left to the lag again, whatever the metric says; sooner when the condition has failed
+    to hold as often in a row as it must hold to fire."""
     webhook: str | None = Field(
         None,
         pattern=form(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
@@ -42,6 +43,13 @@ def check_url(url: str | None) -> str | None:
         raise ValueError(
             f"expected redis://HOST:PORT/DB, rediss://HOST:PORT/DB or unix:///PATH, found scheme {parts.scheme!r}"
         )
+    try:
+        port = parts.port
+    except ValueError as error:
+        raise ValueError(f"the port in the url is no number from 1 to 65535: {parts.netloc!r}") from error
+    if parts.scheme != "unix" and (port == 0 or not re.fullmatch(r"/?\d*", parts.path)):
+        wrong = "port 0" if port == 0 else repr(parts.path)
+        raise ValueError(f"expected {parts.scheme}://HOST:PORT/DB, and DB is a number, as in /0; found {wrong}")
     if parts.scheme == "unix" and not parts.path:
         raise ValueError("a unix url names the socket's path: unix:///run/redis/redis.sock")
     if parts.scheme != "unix" and not parts.hostname:
