@@ -14,7 +14,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from penstock.deploy.keys import direct_sections, dotted, names_at, nearest_key, sections_at, type_at, why_left_out
 from penstock.deploy.shown import SECRET_KEY, USERINFO, shown, without_password
 from penstock.deploy.yaml_source import KeyPath, YamlSource
-from penstock.services.settings import FORMS
+from penstock.services.settings import FORMS, WrongValue
 
 Level = Literal["error", "warning", "note"]
 """What keeps a run from starting, what a person should look into, and what it is good to know; in this order."""
@@ -65,7 +65,14 @@ def written_path(detail: Any, values: Any) -> KeyPath:
         elif isinstance(values, (list, tuple)) and isinstance(key, int) and key < len(values):
             values = values[key]
             path.append(key)
-    return tuple(path)
+    own = _key_of_rule(detail)
+    return (*path, own) if own and isinstance(values, dict) and own in values else tuple(path)
+
+
+def _key_of_rule(detail: Any) -> str:
+    """The key of the section that its rule blames; empty where it blames the section as a whole."""
+    error = detail.get("ctx", {}).get("error")
+    return error.key if isinstance(error, WrongValue) else ""
 
 
 _ALLOWED = {
@@ -115,6 +122,11 @@ def _finding(detail: Any, path: KeyPath, root: type[BaseModel], source: YamlSour
     if kind == "missing":
         return Finding(key, "is required and missing", where=where, remedy=_help(root, path))
     value = shown(detail["input"], key) if not isinstance(detail["input"], BaseModel) else ""
+    if kind == "value_error" and (blamed := _key_of_rule(detail)):
+        path = path if path[-1:] == (blamed,) else (*path, blamed)
+        problem, written = str(context["error"]), written_at(source.values, path)
+        found = "" if "found" in problem or written is None else shown(written, blamed)
+        return Finding(dotted(path), problem, found=found, where=source.place(path))
     if kind == "value_error":
         # Of a whole section what was written is shown, and not what was filled in.
         written = written_at(source.values, path) if isinstance(detail["input"], dict) else None

@@ -178,7 +178,7 @@ class Supervisor:
                     self._live.skipped()
                 self.ended_at = report["at"] if kind == "ended" else self.ended_at
                 facts = {k: v for k, v in report.items() if k not in ("kind", "at")}
-                self._journal.event(kind, f"{kind} at version {version}", **facts)
+                self._journal.event(kind, _said(kind, version, report), **facts)
 
     def _rolled_back(self, version: Version, report: Mapping[str, Any]) -> None:
         self._goes_on(version, report)
@@ -323,3 +323,11 @@ def _bytes_in(folder: Path) -> int:
             with contextlib.suppress(OSError):
                 total += (Path(path) / name).stat().st_size
     return total
+
+
+def _said(kind: str, version: Version, report: Mapping[str, Any]) -> str:
+    """A report of the learner in words."""
+    if kind == "skipped" and report["why"] == NONFINITE:
+        where = f"its batch is in {report['folder']}" if report["folder"] else report["failed"]
+        return f"a train step from version {version} was skipped: its gradients were infinite or undefined; {where}"
+    return f"{kind} at version {version}"

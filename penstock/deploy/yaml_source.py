@@ -82,7 +82,7 @@ def read_yaml(path: Path) -> YamlSource:
     except RecursionError:
         raise YamlError(str(path), "is nested too deeply, or an alias in it (`*name`) contains itself") from None
     if not isinstance(values, dict):
-        found = "nothing" if values is None else {list: "a list", str: "text"}.get(type(values), "one value")
+        found = "nothing" if values is None else "a list" if isinstance(values, list) else "one value"
         remedy = "" if path.stat().st_size else "the file is empty"
         raise YamlError(f"{path}:1", f"a run file is a mapping of keys to values, found {found}", remedy)
     return YamlSource(str(path), values, lines)
@@ -148,7 +148,9 @@ def _not_yaml(error: yaml.YAMLError, path: Path, text: str) -> YamlError:
     """What is wrong, in words that need no knowledge of the parser, and the line it was noticed on."""
     if isinstance(error, yaml.reader.ReaderError):  # no mark, but a place in the text
         line = text.count("\n", 0, error.position) + 1
-        return YamlError(f"{path}:{line}", f"character {error.character:#x} cannot stand in YAML", "is this a text file?")
+        return YamlError(
+            f"{path}:{line}", f"character {error.character:#x} cannot stand in YAML", "is this a text file?"
+        )
     mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
     if mark is None or not isinstance(error, yaml.MarkedYAMLError):
         return YamlError(str(path), f"not YAML: {error}")
@@ -163,7 +165,11 @@ def _not_yaml(error: yaml.YAMLError, path: Path, text: str) -> YamlError:
 
 _PARSER_SAYS = (
     ("'\\t'", "a tab", "YAML is indented with spaces"),
-    ("mapping values are not allowed", "a colon where no key can be", "text with `: ` in it goes in quotes; is it indented right?"),
+    (
+        "mapping values are not allowed",
+        "a colon where no key can be",
+        "text with `: ` in it goes in quotes; is it indented right?",
+    ),
     ("that cannot start any token", "", "text that begins with this character goes in quotes"),
     ("unexpected end of stream", "the file ends too early", "a quote, a { or a [ is not closed"),
     ("could not determine a constructor", "", "a run file holds plain values, and no tags such as !name"),

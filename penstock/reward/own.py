@@ -120,8 +120,11 @@ def _arguments(
     given = {*GIVEN, *args, *(columns or ())}
     if columns is not None:
         found += [
-            ("rule", f"{where} needs the argument {arg!r}, and of {whose} there are {', '.join(sorted(given))}"
-             f"{near(arg, given)}")
+            (
+                "rule",
+                f"{where} needs the argument {arg!r}, and of {whose} there are {', '.join(sorted(given))}"
+                f"{near(arg, given)}",
+            )
             for arg in without
             if arg not in given
         ]

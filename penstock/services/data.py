@@ -244,9 +244,7 @@ class PairSource(_Source):
         return texts, [False, True] * len(chunk)
 
 
-def _chunks(
-    table: datasets.Dataset, name: str, section: SourceSection
-) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+def _chunks(table: datasets.Dataset, name: str, section: SourceSection) -> Iterator[tuple[int, list[dict[str, Any]]]]:
     """(first row, rows) by the thousand, with a progress bar where the work is long."""
     from rich.progress import Progress
 

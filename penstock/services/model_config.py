@@ -12,7 +12,6 @@ from penstock.services.contracts import PenstockError
 from penstock.services.settings import Section
 
 
-
 class ModelError(PenstockError):
     """A model or tokenizer that is not there, is incomplete, or cannot be loaded."""
 

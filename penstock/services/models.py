@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from penstock.services import weight_files
-from penstock.services.model_config import ModelError as ModelError
-from penstock.services.model_config import ModelSection, could_be_hub_id
+from penstock.services.model_config import ModelError, ModelSection, could_be_hub_id
 
 if TYPE_CHECKING:
     import torch

@@ -115,6 +115,11 @@ class RunDir:
         return self.path / "archive"
 
     @property
+    def nonfinite(self) -> Path:
+        """Batches of steps that were skipped for infinite or undefined gradients, with their groups."""
+        return self.path / "nonfinite"
+
+    @property
     def logs(self) -> Path:
         return self.path / "logs"
 

@@ -36,6 +36,14 @@ def on_resume(default: Any = ..., **rules: Any) -> Any:
     return Field(default, json_schema_extra={"changeable_on_resume": True}, **rules)
 
 
+class WrongValue(ValueError):
+    """What a rule of a whole section finds wrong with one of its keys."""
+
+    def __init__(self, key: str, problem: str) -> None:
+        super().__init__(problem)
+        self.key = key
+
+
 FORMS: dict[str, str] = {}
 """What the patterns of text fields mean, in words."""
 

@@ -63,12 +63,12 @@ def every_prompt_leaves_room_for_an_answer(ctx: Context) -> Iterator[Finding]:
     longest, answer = ctx.run_file.engine.max_model_len, ctx.run_file.rollout.sampling.max_tokens
     for key, source in ctx.opened.items():
         section = ctx.run_file.data if key.startswith("data.") else ctx.run_file.evaluation.data
-        if section is None or section.max_prompt_tokens is not None and section.max_prompt_tokens + answer <= longest:
+        if section is None or (section.max_prompt_tokens is not None and section.max_prompt_tokens + answer <= longest):
             continue
         prefix = key.rpartition(".sources.")[0]
         remedy = (
-            f"raise engine.max_model_len, or leave such rows out: {prefix}.max_prompt_tokens: {max(1, longest - answer)} "
-            f"with {prefix}.too_long: drop"
+            f"raise engine.max_model_len, or leave such rows out: {prefix}.max_prompt_tokens: "
+            f"{max(1, longest - answer)} with {prefix}.too_long: drop"
         )
         if (row := source.first_longer(longest - 1)) is not None:
             problem = f"{row} tokens, engine.max_model_len is {longest}: there is no room for an answer"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import operator
 import re
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, get_args
 
 from pydantic import Field, SerializerFunctionWrapHandler, create_model, field_validator, model_serializer
 from pydantic import model_validator as validator
@@ -75,7 +75,9 @@ class Condition(NamedTuple):
 class ActionSection(Section):
     """One thing that a guard does. In its place may stand a word: one of those of `then`."""
 
-    left_out = {word: f"{word} is a word of its own, written `do: {word}`, or `then: {word}`" for word in WORDS}
+    left_out: ClassVar[Mapping[str, str]] = {
+        word: f"{word} is a word of its own, written `do: {word}`, or `then: {word}`" for word in WORDS
+    }
 
     scale: str | None = None
     """A coefficient to multiply by `by`: `kl.coef`, `learning_rate`, `clip`, or a number of the objective or the trust
