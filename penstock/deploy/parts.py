@@ -35,6 +35,7 @@ from penstock.rollout.ends import sampling_of
 from penstock.rollout.evaluation import EvaluationJob
 from penstock.services.contracts import PenstockError
 from penstock.services.replay import LedgerRules
+from penstock.services.files import closed_folder, own_folder
 from penstock.services.rundir import RunDir
 from penstock.services.weights.config import choose, default_folder
 
@@ -147,8 +148,10 @@ class Parts:
         if chosen in ("shm", "file"):
             # What a killed driver left there is of no use: the learner publishes its weights anew.
             shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             own = folder.parent if chosen == "shm" and given is None else folder
+            if chosen == "shm":  # where everybody may write
+                own_folder(own)
+            closed_folder(folder)
             self._stack.callback(shutil.rmtree, own, ignore_errors=True)
         return Route(chosen, folder, run_file.weights.deadline)
 
