@@ -13,6 +13,7 @@ from penstock.deploy.checks.context import STAGES, Context, all_rules, existing_
 from penstock.deploy.findings import Finding
 from penstock.learner.checkpoints import UNRATED
 from penstock.reward import check as reward_check
+from penstock.reward import confinement
 from penstock.services import data_read, models
 from penstock.services.chat import ChatError, Renderer
 from penstock.services.contracts import PenstockError
@@ -44,6 +45,15 @@ def the_reference_model_is_there(ctx: Context) -> Iterator[Finding]:
     reference = ctx.run_file.reward.reference.model if ctx.run_file.reward else None
     if reference is not None:
         yield from ctx.within("reward.reference.model", models.problems(reference))
+
+
+@rule("reward")
+def rules_can_be_shut_in(ctx: Context) -> Iterator[Finding]:
+    why = confinement.lacking() if ctx.run_file.reward and ctx.run_file.reward.confine else ""
+    if why:
+        problem = f"reward functions cannot be shut in here: {why}; they can read other processes' environment and memory"
+        remedy = "run on such a kernel, or set reward.confine to false if every reward function is trusted"
+        yield ctx.warning("reward.confine", problem, remedy=remedy)
 
 
 @rule("model", stages=STAGES)

@@ -3,6 +3,8 @@
 - **Host**: a page on this machine's own address answers to that address alone. Otherwise a foreign page could make its
   own name mean 127.0.0.1 and then read this one as if it were its own.
 - **Token**, where there is one: in the cookie that the sign-in sets, or as `Authorization: Bearer …`.
+- **User**, where there is none: the page answers to programs of the user who serves it, and to root. This machine's own
+  address is open to all of its users.
 - **Origin**: what changes anything must come from the page itself, also on this machine, and say so in JSON; a form or
   a script of another site can do neither.
 """
@@ -11,7 +13,8 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Iterable
+import os
+from collections.abc import Callable, Iterable
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -19,7 +22,8 @@ from starlette.requests import HTTPConnection, Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from penstock.services.dashboard.config import is_local
+from penstock.services.dashboard.config import TOKEN_ENV, is_local
+from penstock.services.dashboard.peer import Address, user_of
 
 READING = frozenset({"GET", "HEAD"})
 LARGEST = 64 * 1024
@@ -50,11 +54,20 @@ _HEADERS = {
 }
 
 
+_STRANGER = (
+    "this page answers only to the user who serves it; for others it is served with a token in the environment variable "
+    f"{TOKEN_ENV}, and they sign in with that"
+)
+
+
 class Access:
     """The rules of one page."""
 
-    def __init__(self, host: str, port: int, token: str | None) -> None:
-        self._token, self._local = token, is_local(host)
+    def __init__(
+        self, host: str, port: int, token: str | None, user_of: Callable[[Address, Address], int | None] = user_of
+    ) -> None:
+        """`user_of`: who is at the other end of a connection, by its two ends; see `peer`."""
+        self._token, self._local, self._user_of = token, is_local(host), user_of
         names = {"localhost", "127.0.0.1", "[::1]", f"[{host}]" if ":" in host else host}
         self._hosts = {f"{name}:{port}" for name in names} | (names if port == 80 else set())
         self.cookie = f"penstock-{port}"
@@ -91,12 +104,20 @@ class Access:
             refused = _foreign(request, host)
             if refused is not None:
                 return refused
+        if self._token is None and not self._is_own(request):
+            return _error(403, _STRANGER)
         path = request.url.path
         if path in OPEN or path.startswith(OPEN_FOLDERS) or self.signed_in(request):
             return None
         if path == "/":
             return Response(status_code=303, headers={"location": "/sign-in"})
         return _error(401, "a token is needed: sign in at /, or send it as `Authorization: Bearer TOKEN`")
+
+
+    def _is_own(self, request: Request) -> bool:
+        """Whether it comes from a program of this process's user, or of root. What is not known is somebody else's."""
+        client, server = request.scope.get("client"), request.scope.get("server")
+        return bool(client and server) and self._user_of(tuple(client), tuple(server)) in (0, os.geteuid())
 
 
 def _same(given: str, wanted: str) -> bool:
