@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from urllib.parse import urlsplit
 
 from penstock.deploy.checks.context import Context, all_rules, rule
@@ -153,7 +154,7 @@ def addresses_of_webhooks_are_there(ctx: Context) -> Iterator[Finding]:
         elif not action.webhook.startswith("$") and _SECRET_ADDRESS.search(address):
             problem = "whoever knows an address of this kind may use it, and config.yaml and logs repeat it"
             remedy = "put it into an environment variable, and write $NAME here"
-            yield ctx.error(f"{key}.webhook", problem, remedy=remedy)
+            yield replace(ctx.error(f"{key}.webhook", problem, remedy=remedy), found="***")
 
 
 def _guards(ctx: Context) -> Iterator[tuple[str, GuardSection]]:
