@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+import re
 import time
 import uuid
 from dataclasses import replace
 
 from penstock.services.contracts import StoreError
-from penstock.services.rundir import RunDir
+from penstock.services.rundir import RunDir, RunDirError
 from penstock.services.store.config import StoreSection
 from penstock.services.store.connection import StoreAddress
 from penstock.services.store.server import PrivateServer
 
 MOST_RESTARTS = 10
 """A private server that dies more often has a cause that restarting does not mend, such as a full disk."""
-
-
 _GLANCE = 2.0
 """Seconds for a look at the ledger."""
+_RUN_ID = re.compile(r"[^./\x00-\x1f][^/\x00-\x1f]{0,99}")
 
 
 class StoreHost:
@@ -76,8 +76,16 @@ class StoreHost:
 
 
 def run_id_of(directory: RunDir) -> str:
-    """The name under which a run is known in a store: the same after a resume, and unlike that of any other run."""
+    """The name under which a run is known in a store: the same after a resume, and unlike that of any other run.
+
+    Raises RunDirError for a file that holds no such name: folders are called by it, and emptied."""
     path = directory.path / ".run-id"
     if not path.exists():
         path.write_text(f"{directory.path.name[:80]}-{uuid.uuid4().hex[:8]}")
-    return path.read_text()
+    found = path.read_text()
+    if not _RUN_ID.fullmatch(found):
+        raise RunDirError(
+            f"{path} holds {found[:100]!r}, which is no name of a run: one has at most 100 characters, no slash, and does "
+            "not begin with a dot. Remove the file, and start again"
+        )
+    return found

@@ -69,6 +69,10 @@ class RewardSection(Section):
     environment: tuple[str, ...] = ()
     """Names of environment variables that rules may see, for example the key of a judge; all but a few harmless
     ones are hidden from them."""
+    confine: bool = on_resume(True)
+    """Shut rule processes in, where the kernel has Landlock: they cannot look into other processes, where the store's
+    password is, nor signal them, and root has rights over files alone. `false` for rules that need more, such as a
+    sandbox of their own that needs setuid programs or mounts."""
     memory_gb: float | None = on_resume(None, gt=0)
     """Address space one rule process may use, in GiB; a rule that wants more fails with MemoryError. By default
     there is no limit."""

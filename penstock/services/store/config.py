@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from typing import Annotated, Literal
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 from pydantic import AfterValidator, Field
 
@@ -34,7 +34,13 @@ def check_url(url: str | None) -> str | None:
     if url is None:
         return url
     parts = urlsplit(url)
-    if parts.password is not None:
+    if (
+        parts.password is not None
+        or "password" in parse_qs(parts.query)
+        or (
+            parts.scheme != "unix" and "@" in parts.path  # a password with a slash in it
+        )
+    ):
         raise ValueError(
             "a password does not belong in the url, it would reach config.yaml and logs; put it into the environment "
             "variable that store.password_env names (PENSTOCK_STORE_PASSWORD)"
