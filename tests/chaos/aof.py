@@ -71,7 +71,8 @@ class AofReader:
         """`folder` is the data folder of the server."""
         self._folder = folder
         self._place: tuple[Path, int] | None = None
-        self._read = 0
+        self.read = 0
+        """Bytes that were read."""
 
     def new(self) -> Iterator[Transaction]:
         """Whole transactions, oldest first; none while there is no file. Raises AofError."""
@@ -82,12 +83,12 @@ class AofReader:
             known = os.fstat(file.fileno())
             if self._place is not None and self._place != (path, known.st_ino):
                 raise AofError(f"{path} was rewritten, so that a part of what happened is gone")
-            if known.st_size < self._read:
-                raise AofError(f"{path} has {known.st_size} bytes, and {self._read} had been read: writes were lost")
+            if known.st_size < self.read:
+                raise AofError(f"{path} has {known.st_size} bytes, and {self.read} had been read: writes were lost")
             self._place = (path, known.st_ino)
-            file.seek(self._read)
+            file.seek(self.read)
             found, taken = parse(file.read())
-        self._read += taken
+        self.read += taken
         yield from found
 
     def _path(self) -> Path | None:

@@ -20,8 +20,10 @@ _SLOW, _FAST = 0.05, 0.002
 """Seconds between looks: at any time, and while a moment of milliseconds is waited for."""
 _MOMENT = 15.0
 """Seconds for which a moment is waited for before the strike comes all the same."""
-_ON_TOP = 0.15
-"""How often the next strike does not wait until the last one has been got over."""
+_ON_TOP, _AT_ONCE = 0.4, 3
+"""How often the next strike does not wait until the last ones have been got over, and of how many at most."""
+_PAGES = 3
+"""Strikes at the page between two starts of the driver, which gives up a page that dies more often in ten minutes."""
 _AT_START = 0.3
 """How often a driver that starts the run again is disturbed in it."""
 
@@ -74,13 +76,13 @@ class Play:
         self._watch = Watch(subject, log.violated)
         self._pending: list[Strike] = []
         self._failed_starts = 0
-        self._trained = False
+        self._pages = 0
 
     def go(self, to_the_end: bool, groups_per_step: int) -> None:
         """`to_the_end`: the run ends at its own limit, else it is asked to end when the wish is fulfilled."""
         try:
             self._until("the run has its first checkpoint", self._has_begun)
-            while not self._enough and not self._over:
+            while not self._enough and not self._over and not self._watch.full:
                 self._strike_once()
             self._until("all strikes are got over", lambda: not self._pending or self._over)
             if not to_the_end and not self._over:
@@ -124,7 +126,7 @@ class Play:
         moment = self._random.choice(moments.for_target(target))
         name, moment = self._await(moment)
         self._strike(target, name, moment)
-        if self._random.random() > _ON_TOP:
+        if self._random.random() > _ON_TOP or len(self._pending) >= _AT_ONCE:
             self._until("the strike is got over", lambda: not self._pending or self._over)
             if not self._over:
                 self._watch.check()
@@ -133,7 +135,8 @@ class Play:
         """The name of the actor that the moment happens to, and the moment; `any` for one that does not come."""
         if moment not in moments.MOMENTS:
             return "", moment
-        seen = moments.MOMENTS[moment].watch(self._subject, self._judged, self._random)
+        scene = moments.Scene(self._subject, self._watch.shadow, self._judged, self._random)
+        seen = moments.MOMENTS[moment].watch(scene)
         ends = time.monotonic() + _MOMENT
         looked = 0.0
         while time.monotonic() < ends and not self._over:
@@ -142,6 +145,7 @@ class Play:
             if time.monotonic() - looked > _SLOW:
                 self._look()
                 looked = time.monotonic()
+            self._watch.follow_store()
             time.sleep(_FAST)
         return "", moments.ANY
 
@@ -149,6 +153,10 @@ class Play:
         victim = chosen(self._subject, target, name, self._random)
         if victim is None or self._over or any(strike.victim == victim for strike in self._pending):
             return
+        if target == "page":
+            if self._pages >= _PAGES:
+                return
+            self._pages += 1
         signals = self._wish.signals
         sent: Sent = self._random.choices(signals, [2 if each == "kill" else 1 for each in signals])[0]
         self._send(Strike(victim, sent, moment, self._held() if sent == "stop" else 0.0))
@@ -218,6 +226,7 @@ class Play:
             raise GivenUp(f"the run could not be gone on with {self._failed_starts} times in a row")
         self._log.say(f"   the driver has ended ({code}); resume")
         self._log.resumed += 1
+        self._pages = 0
         self._subject.go_on()
         if self._random.random() < _AT_START and not self._enough:
             self._disturb_start()

@@ -52,6 +52,10 @@ class Shadow:
         self.forks: dict[int, At] = {}
         self.states: dict[int, str] = {}
         """What every entry says of itself."""
+        self.ahead: set[int] = set()
+        """Prompts beyond the cursor that were issued before a fall back, and are not issued again."""
+        self.pins: list[str] = []
+        """Who pinned a version to read it, in the order in which they did."""
         self.leased_again = 0
         """How often a group that had been returned was given to a worker."""
         self.delivered_again = 0
@@ -70,10 +74,15 @@ class Shadow:
         """The prompts in these."""
         return {index for index, places in self.places.items() if any(queue in places for queue in queues)}
 
+    @property
+    def cursor(self) -> int:
+        """Every prompt before this one has been issued."""
+        return int(self.meta.get("issued", 0)) - len(self.ahead)
+
     def missing(self) -> set[int]:
         """Prompts that were issued and are nowhere now."""
-        issued = range(int(self.meta.get("cursor", 0)))
-        return set(issued) - self.committed.keys() - self.dropped - {i for i, there in self.places.items() if there}
+        issued = {*range(self.cursor), *self.ahead}
+        return issued - self.committed.keys() - self.dropped - {i for i, there in self.places.items() if there}
 
     # --- what happens -----------------------------------------------------------------------------
 
@@ -106,6 +115,10 @@ class Shadow:
             self._meta(name, command[2:], changes)
         elif key == "drops":
             self._drops(name, command[2:], changes)
+        elif key == "ahead":
+            self._ahead(name, command[2:])
+        elif key == "pins" and name == "ZADD":
+            self.pins.append(command[3].decode())
         elif key == "forks":
             self.forks |= {int(one): At.of(other.decode()) for one, other in _pairs(command[2:])}
 
@@ -154,6 +167,14 @@ class Shadow:
         elif name == "HINCRBY":
             reason = words[0].decode()
             self.drops[reason] = self.drops.get(reason, 0) + int(words[1])
+
+    def _ahead(self, name: str, words: Command) -> None:
+        if name in ("DEL", "UNLINK"):
+            self.ahead.clear()
+        elif name == "SADD":
+            self.ahead |= {int(word) for word in words}
+        elif name == "SREM":
+            self.ahead -= {int(word) for word in words}
 
     # --- an ordinary transaction ------------------------------------------------------------------
 
@@ -232,7 +253,7 @@ class Shadow:
             if before in ("taken", "applied") and index in there:
                 self.delivered_again += 1
         if changes.recounted:  # the checkpoint's view of what was dropped replaces the store's
-            self.dropped = set(range(int(self.meta["cursor"]))) - there - self.committed.keys()
+            self.dropped = {*range(self.cursor), *self.ahead} - there - self.committed.keys()
             for index in sorted(self.dropped - self.ever_dropped):
                 self._say("lost", f"prompt {index} counts as dropped after a fall back, and nobody has dropped it")
         else:

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import psutil
-import redis
 
 from chaos.subject import Subject
 from chaos.targets import Victim
@@ -79,16 +78,8 @@ def _back(subject: Subject, strike: Strike) -> bool:
     if victim.target == "driver":
         return subject.status.get("at", 0.0) > strike.at and (unharmed or subject.driver.pid != victim.pid)
     if victim.target == "store":
-        client = subject.redis()
         facts = subject.store()
-        with contextlib.suppress(redis.RedisError, OSError):
-            return (
-                client is not None
-                and facts is not None
-                and bool(client.ping())
-                and (unharmed or facts["pid"] != victim.pid)
-            )
-        return False
+        return facts is not None and (unharmed or facts["pid"] != victim.pid) and subject.serves()
     if victim.target == "page":
         return subject.page() != (None if unharmed else victim.pid) and _serves(subject)
     if unharmed:

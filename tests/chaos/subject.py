@@ -20,6 +20,7 @@ from penstock.services.contracts import PenstockError
 from penstock.services.control import Command
 from penstock.services.mailbox import MailboxControl
 from penstock.services.rundir import RunDir
+from penstock.services.weights.config import default_folder
 
 MARK = "PENSTOCK_RUN_ID"
 PENSTOCK = Path(sys.executable).parent / "penstock"
@@ -39,7 +40,6 @@ class Subject:
         self.path = self._find()
         self.run_id = self._wait_for(self.path / ".run-id")
         self._births: dict[Path, tuple[int, int]] = {}
-        self._quiet: int | None = None
 
     def _launch(self, *words: str) -> None:
         with self._said.open("ab") as out:
@@ -187,26 +187,24 @@ class Subject:
             return facts
         return None
 
-    def redis(self) -> redis.Redis | None:
-        """A connection that waits for nothing; None where no server has left word. The server is asked, once in its
-        life, not to compact its file, which is read from outside."""
+    def serves(self) -> bool:
+        """Whether the server answers; that it wants a password is an answer."""
         facts = self.store()
         if facts is None:
-            return None
-        client = redis.Redis.from_url(facts["url"], password=facts["password"], socket_timeout=0.5, protocol=2)
-        with contextlib.suppress(redis.RedisError):
-            if self._quiet != facts["pid"]:
-                client.config_set("auto-aof-rewrite-percentage", 0)
-                self._quiet = facts["pid"]
-        return client
-
-    def key(self, name: str) -> str:
-        return f"penstock:{{{self.run_id}}}:{name}"
+            return False
+        client = redis.Redis.from_url(facts["url"], socket_timeout=0.5, protocol=2)
+        try:
+            with client:
+                return bool(client.ping())
+        except redis.exceptions.AuthenticationError:
+            return True
+        except (redis.ConnectionError, redis.TimeoutError):
+            return False
 
     @property
     def weights(self) -> Path:
         """Where versions are published."""
-        return Path("/dev/shm") / f"penstock-{self.run_id}" / "weights"
+        return default_folder("shm", self.run_id, self.path)
 
     @property
     def checkpoints(self) -> Path:

@@ -41,7 +41,7 @@ def test_a_step_that_comes_again_goes_back_jumps_or_belongs_to_nobody_is_found(w
 def shadow() -> Shadow:
     """Two steps of two groups each, a third is in hand and one was dropped."""
     made = Shadow("run")
-    made.meta = {"lineage": "0", "step": "2", "issued": "6", "cursor": "6"}
+    made.meta = {"lineage": "0", "step": "2", "issued": "6"}
     made.steps = {At(0, 1): frozenset({0, 1}), At(0, 2): frozenset({2, 3})}
     made.committed = {0: At(0, 1), 1: At(0, 1), 2: At(0, 2), 3: At(0, 2)}
     made.dropped = {4}
@@ -96,7 +96,7 @@ def summary(**changes) -> dict:
 
 def test_the_end_of_a_run_that_kept_its_promises(shadow):
     shadow.places.clear()
-    shadow.meta["cursor"] = "5"
+    shadow.meta["issued"] = "5"
     assert checks.end(summary(), shadow, groups_per_step=2) == []
 
 
@@ -111,12 +111,12 @@ def test_the_end_of_a_run_that_kept_its_promises(shadow):
 )
 def test_an_end_that_breaks_a_promise_is_found(shadow, changes, promises):
     shadow.places.clear()
-    shadow.meta["cursor"] = "5"
+    shadow.meta["issued"] = "5"
     assert [violation.promise for violation in checks.end(summary(**changes), shadow, 2)] == promises
 
 
 def test_what_has_no_end_what_is_missing_and_what_was_used_twice_is_found_at_the_end(shadow):
-    shadow.meta["cursor"] = "7"
+    shadow.meta["issued"] = "7"
     shadow.steps[At(0, 2)] = frozenset({1, 3})
     found = [violation.promise for violation in checks.end(summary(), shadow, 2)]
     assert found == ["lost", "lost", "twice"]

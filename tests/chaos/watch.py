@@ -14,6 +14,9 @@ from chaos.subject import Subject
 from chaos.versions_seen import At
 from chaos.violations import Violation
 
+_MOST = 40 * 1024 * 1024
+"""Bytes; Redis compacts from 64 MB on."""
+
 
 class Watch:
     """Everything that is known of one run, and what was found wrong. `tell` is called with each violation once."""
@@ -35,8 +38,8 @@ class Watch:
                 self._told.add(violation)
                 self._tell(violation)
 
-    def follow(self) -> None:
-        """The store, checkpoint by checkpoint; cheap, and done all the time."""
+    def follow_store(self) -> None:
+        """What the server has done since; takes microseconds."""
         try:
             for transaction in self._aof.new():
                 self.shadow.feed(transaction)
@@ -45,6 +48,10 @@ class Watch:
         new = self.shadow.violations[self._shadowed :]
         self._shadowed += len(new)
         self.say(*new)
+
+    def follow(self) -> None:
+        """The store, every checkpoint, every worker; cheap, and done all the time."""
+        self.follow_store()
         for manifest in self._subject.checkpoints.glob("step-*/manifest.json"):
             if manifest not in self._manifests:
                 with contextlib.suppress(FileNotFoundError):  # pruned at this moment
@@ -71,6 +78,11 @@ class Watch:
             if (at := At(int(lineage), int(step))) not in self._batches:
                 with contextlib.suppress(FileNotFoundError), safe_open(file, framework="np") as batch:
                     self._batches[at] = frozenset(int(index) for index in batch.get_tensor("groups"))
+
+    @property
+    def full(self) -> bool:
+        """The server's file is near the size at which the server compacts it; what it has done would be lost then."""
+        return self._aof.read > _MOST
 
     def end(self, groups_per_step: int) -> None:
         """After the run has come to its end."""
