@@ -27,6 +27,7 @@ def common(silence: float, ranks: int) -> tuple[str, ...]:
     return (
         "name=chaos",
         "rollout.max_restarts=1000",
+        "learner.max_restarts=1000",
         "archive.every=1",
         "archive.keep_last=100000",
         "recording.plots=false",

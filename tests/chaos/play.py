@@ -157,6 +157,8 @@ class Play:
             if self._pages >= _PAGES:
                 return
             self._pages += 1
+        if self._subject.phase != "training":
+            moment = moments.START
         signals = self._wish.signals
         sent: Sent = self._random.choices(signals, [2 if each == "kill" else 1 for each in signals])[0]
         self._send(Strike(victim, sent, moment, self._held() if sent == "stop" else 0.0))
@@ -217,8 +219,9 @@ class Play:
             self._failed_starts = 0
         if code is None or code in (0, 3):
             return
-        struck = any(strike.victim.pid == self._subject.driver.pid for strike in self._pending)
-        if not struck and not self._pending_on("learner"):
+        # A start has nobody to mend it: who loses a part of it tries again. A run that goes on mends everything else.
+        excused = any(s.victim.pid == self._subject.driver.pid or s.moment == moments.START for s in self._pending)
+        if not excused:
             why = (self._subject.summary or {}).get("why", "it has left no summary")
             self._watch.say(Violation("ended", f"the driver ended with code {code}: {why}"))
         self._failed_starts += 1
