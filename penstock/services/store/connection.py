@@ -44,6 +44,10 @@ class ForksChanged(Exception):
     """The client's picture of the lineages is older than the store's; internal to this package."""
 
 
+class Away(StoreError):
+    """The server has not answered within the deadline."""
+
+
 class Unattached(StoreError):
     """No learner has opened this run in the store yet."""
 
@@ -196,7 +200,7 @@ class Connection:
                 reason = error
             waited = time.monotonic() - began
             if waited + pause > self._deadline:
-                raise StoreError(
+                raise Away(
                     f"{name}: the Redis server at {self._url} did not answer for {waited:.1f} s "
                     f"(store.deadline is {self._deadline:g} s): {reason}"
                 ) from reason
