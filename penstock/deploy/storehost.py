@@ -18,10 +18,6 @@ if TYPE_CHECKING:
     from penstock.services.store.ledger import RedisStore
 
 T = TypeVar("T")
-MOST_RESTARTS = 10
-"""A private server that dies more often has a cause that restarting does not mend, such as a full disk."""
-
-
 _GLANCE = 2.0
 """Seconds for a look at the ledger."""
 _WORTH_TELLING = 3.0
@@ -37,7 +33,7 @@ class StoreHost:
 
     def __init__(self, section: StoreSection, directory: RunDir, run_id: str, host: str | None) -> None:
         self._server: PrivateServer | None = None
-        self.restarts = 0
+        self.restarts, self._most_restarts = 0, section.max_restarts
         self._deadline, self._answered, self._told = section.deadline, time.monotonic(), False
         self._frozen = ""
         if section.url is None:
@@ -80,8 +76,11 @@ class StoreHost:
             return None
         cause, self._frozen = self._frozen or self._server.cause_of_death() or "redis-server ended", ""
         self.restarts += 1
-        if self.restarts > MOST_RESTARTS:
-            raise StoreError(f"the private store has died {self.restarts} times; the last time: {cause}")
+        if self.restarts > self._most_restarts:
+            raise StoreError(
+                f"the private store has died {self.restarts} times (store.max_restarts is {self._most_restarts}); the "
+                f"last time: {cause}"
+            )
         self._server.start()
         self.answers()
         return cause

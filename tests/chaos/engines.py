@@ -28,6 +28,8 @@ def common(silence: float, ranks: int) -> tuple[str, ...]:
         "name=chaos",
         "rollout.max_restarts=1000",
         "learner.max_restarts=1000",
+        "reward.max_restarts=1000",
+        "store.max_restarts=1000",
         "archive.every=1",
         "archive.keep_last=100000",
         "recording.plots=false",

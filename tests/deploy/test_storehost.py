@@ -88,3 +88,20 @@ def test_a_call_that_is_refused_is_refused_at_once(tmp_path):
         assert time.monotonic() - began < 15
     finally:
         opened.close()
+
+
+def test_a_server_that_dies_more_often_than_is_allowed_ends_the_run_with_its_cause(tmp_path):
+    section = StoreSection(deadline=5, max_restarts=1)
+    opened = StoreHost(section, RunDir.create(tmp_path, "run", "name: run\n"), "run", None)
+    try:
+        for _ in range(2):
+            assert opened._server is not None and opened._server.pid is not None
+            os.kill(opened._server.pid, signal.SIGKILL)
+            while opened._server.alive:
+                time.sleep(0.01)
+            if opened.restarts == 0:
+                assert "SIGKILL" in str(opened.revive())
+        with pytest.raises(StoreError, match=r"has died 2 times \(store.max_restarts is 1\); the last time: .*SIGKILL"):
+            opened.revive()
+    finally:
+        opened.close()
