@@ -16,7 +16,7 @@ export TORCH_EXTENSIONS_DIR ?= $(HOME)/.cache/penstock/torch_extensions
 export DS_ACCELERATOR ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu)
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help setup programs demo test engines runs stories check exact proofs unit lint types imports curve grafana constraints constraints-cuda alerts manifests audit clean
+.PHONY: help setup programs demo test engines runs stories chaos check exact proofs unit lint types imports curve grafana constraints constraints-cuda alerts manifests audit clean
 
 help: ## list these commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -39,10 +39,13 @@ engines:
 	@echo "[test] rollout on vLLM" && $(BIN)/python -m pytest -q -m "engine and not slow" --ignore=tests/learner
 
 runs:
-	@echo "[test] whole runs" && $(BIN)/python -m pytest -q -m "slow and not story" tests/runs
+	@echo "[test] whole runs" && $(BIN)/python -m pytest -q -m "slow and not story" tests/runs tests/chaos
 
 stories: setup programs ## whole runs with people and accidents in them, too long for every change (about five minutes)
 	@$(BIN)/python -m pytest -q -m story
+
+chaos: setup ## kill the parts of a run at random and check its books: docs/chaos.md (CHAOS_ARGS="--kills 200 --seed 0")
+	@PYTHONPATH=tests:. $(BIN)/python -m chaos $(CHAOS_ARGS)
 
 check: setup programs lint types imports unit ## lint, strict types, import contracts, unit tests
 

@@ -34,8 +34,8 @@ from penstock.rollout.config import MOST_WORKERS
 from penstock.rollout.ends import sampling_of
 from penstock.rollout.evaluation import EvaluationJob
 from penstock.services.contracts import PenstockError
-from penstock.services.replay import LedgerRules
 from penstock.services.files import closed_folder, own_folder
+from penstock.services.replay import LedgerRules
 from penstock.services.rundir import RunDir
 from penstock.services.weights.config import choose, default_folder
 
@@ -273,7 +273,8 @@ class Parts:
         tokenizer = load_tokenizer(run_file.model)
         prompts = build_stream(run_file.data, tokenizer, run_file.seed).length
         self._rules = plans.ledger_rules(run_file, prompts)
-        (self.host.store.attach if self._resume is None else self.host.store.amend)(self._rules)
+        new = self._resume is None
+        self.host.surely(lambda store: (store.attach if new else store.amend)(self._rules))
         training = sampling_of(run_file.rollout.sampling, tokenizer)
         self.evaluation = held_out_job(run_file.evaluation, self._reward, training, tokenizer)
 

@@ -188,8 +188,8 @@ class Conductor:
             self._journal.event("warning", f"{', '.join(late)} did not drain in time (deadlines.drain) and is ended")
         self._supervisor.mending.store()
         if not self._interrupted:
-            parts.host.store.drain(ENDED_BY_LIMIT)
-        self._supervisor.ledger = parts.host.store.counts()
+            parts.host.surely(lambda store: store.drain(ENDED_BY_LIMIT))
+        self._supervisor.ledger = parts.host.surely(lambda store: store.counts())
         self._journal.show(parts.members, self._supervisor.ledger)
 
     # --- the summary --------------------------------------------------------------------------------

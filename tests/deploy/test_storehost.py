@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 
 import pytest
 
 from penstock.deploy import storehost
 from penstock.deploy.storehost import StoreHost
+from penstock.services.contracts import StoreError
 from penstock.services.replay import LedgerRules
 from penstock.services.rundir import RunDir
 from penstock.services.store.config import StoreSection
@@ -46,3 +48,48 @@ def test_after_half_the_deadline_a_frozen_server_is_ended_and_what_it_had_acknow
     assert host.restarts == 1 and host.store.counts().issued == issued
     host.is_silent()
     assert host.revive() is None
+
+
+def test_whoever_revives_the_server_is_answered_although_it_is_dead_when_he_asks(tmp_path):
+    """The end of a run, and its start, ask once; nobody else would start the server again meanwhile."""
+    opened = StoreHost(StoreSection(deadline=5), RunDir.create(tmp_path, "run", "name: run\n"), "run", None)
+    try:
+        opened.surely(lambda store: store.attach(LedgerRules(2, 4, None, 10**8)))
+        opened.store.reconcile(FIRST, 0, "start")
+        assert opened._server is not None and opened._server.pid is not None
+        os.kill(opened._server.pid, signal.SIGKILL)
+        assert opened.surely(lambda store: store.drain("run_ended")) == 0
+        assert opened.surely(lambda store: store.gate()) == "draining"
+        told = opened.revive()
+        assert told is not None and "was killed by SIGKILL" in told and opened.restarts == 1
+        assert opened.revive() is None
+    finally:
+        opened.close()
+
+
+def test_a_call_that_is_refused_is_refused_at_once(tmp_path):
+    began = time.monotonic()
+    opened = StoreHost(StoreSection(deadline=30), RunDir.create(tmp_path, "run", "name: run\n"), "run", None)
+    try:
+        with pytest.raises(StoreError, match="does not know this run yet"):
+            opened.surely(lambda store: store.counts())
+        assert time.monotonic() - began < 15
+    finally:
+        opened.close()
+
+
+def test_a_server_that_dies_more_often_than_is_allowed_ends_the_run_with_its_cause(tmp_path):
+    section = StoreSection(deadline=5, max_restarts=1)
+    opened = StoreHost(section, RunDir.create(tmp_path, "run", "name: run\n"), "run", None)
+    try:
+        for _ in range(2):
+            assert opened._server is not None and opened._server.pid is not None
+            os.kill(opened._server.pid, signal.SIGKILL)
+            while opened._server.alive:
+                time.sleep(0.01)
+            if opened.restarts == 0:
+                assert "SIGKILL" in str(opened.revive())
+        with pytest.raises(StoreError, match=r"has died 2 times \(store.max_restarts is 1\); the last time: .*SIGKILL"):
+            opened.revive()
+    finally:
+        opened.close()

@@ -83,6 +83,10 @@ class StoreSection(Section):
     and what was used since the last checkpoint: (max_lag + 1 + steps between checkpoints) × groups per step × size of
     a group. At least 1 MiB, below which hardly one step's groups fit."""
 
+    max_restarts: int = on_resume(10, ge=0)
+    """How often the private server is started again after it died. One that dies more often has a cause that starting
+    again does not mend, such as a full disk, and ends the run with it."""
+
     deadline: float = on_resume(30.0, ge=1.0, le=3600.0)
     """Seconds that a call keeps trying while the server is away or restarts, before it is an error. At least 1, the
     time a server needs to come back."""

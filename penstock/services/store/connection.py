@@ -49,6 +49,10 @@ class StoreRefused(StoreError):
     """The server does not let us in."""
 
 
+class Away(StoreError):
+    """The server has not answered within the deadline."""
+
+
 class Unattached(StoreError):
     """No learner has opened this run in the store yet."""
 
@@ -209,6 +213,6 @@ class Connection:
             if waited + pause > self._deadline:
                 limit = f"{self._limit} is {self._deadline:g} s"
                 said = f": {reason}" if isinstance(reason, _AWAY) else ""
-                raise StoreError(f"{name}: {state} {waited:.1f} s ({limit}){said}") from reason
+                raise Away(f"{name}: {state} {waited:.1f} s ({limit}){said}") from reason
             time.sleep(pause)
             pause = min(2 * pause, 0.5)
