@@ -19,7 +19,7 @@ from ledger_steps import RULES, payload
 
 from penstock.services import staleness
 from penstock.services.contracts import Fenced, StoreError
-from penstock.services.replay import LedgerMemo, ReplayStore, Ticket
+from penstock.services.replay import Finished, LedgerMemo, ReplayStore, Ticket
 from penstock.services.store.lineages import Tree
 from penstock.services.store.memory import MemoryStore
 from penstock.services.store.server import PrivateServer
@@ -101,6 +101,15 @@ class Walk(RuleBasedStateMachine):
         pair = data.draw(st.sampled_from(self.tickets))
         binding = self.versions[max(0, len(self.versions) - 1 - back)]
         self.same(lambda store, which: store.put(pair[which], payload(pair[0].index, size), binding))
+
+    @precondition(lambda self: self.tickets)
+    @rule(data=st.data(), size=st.integers(1, 40), back=st.integers(0, 3))
+    def put_all(self, data: st.DataObject, size: int, back: int) -> None:
+        """Several at once, of any state and some of them twice."""
+        pairs = data.draw(st.lists(st.sampled_from(self.tickets), max_size=5))
+        binding = self.versions[max(0, len(self.versions) - 1 - back)]
+        groups = [[Finished(pair[which], payload(pair[0].index, size), binding) for pair in pairs] for which in (0, 1)]
+        self.same(lambda store, which: store.put_all(groups[which]))
 
     @precondition(lambda self: self.tickets)
     @rule(data=st.data(), partial=st.none() | st.binary(min_size=1, max_size=20))
