@@ -132,11 +132,12 @@ end
 -- End entries; no key of them stays.
 local function forget(indices, from)
   leave(indices, from)
-  local size = 0
-  for _, index in ipairs(indices) do
-    size = size + redis.call('HSTRLEN', entry(index), 'payload')
-    redis.call('UNLINK', entry(index))
+  local size, keys = 0, {}
+  for i, index in ipairs(indices) do
+    keys[i] = entry(index)
+    size = size + redis.call('HSTRLEN', keys[i], 'payload')
   end
+  for i = 1, #keys, 4000 do redis.call('UNLINK', unpack(keys, i, math.min(i + 3999, #keys))) end
   if size > 0 then redis.call('HINCRBY', META, 'bytes', -size) end
 end
 
