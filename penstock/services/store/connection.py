@@ -6,7 +6,7 @@ Every script may be repeated, so a call whose reply was lost is simply made agai
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from hashlib import sha1
@@ -140,6 +140,19 @@ class Connection:
         if None in found:
             raise self._unattached("published")
         return int(found[0]), int(found[1])
+
+    def payloads(self, indices: Sequence[int]) -> list[bytes | None]:
+        """What these groups carry, on one trip; None for one that carries nothing, or is gone."""
+        if not indices:
+            return []
+
+        def ask() -> list[bytes | None]:
+            asked = self._redis.pipeline(transaction=False)
+            for index in indices:
+                asked.hget(f"{self._prefix}entry:{index}", "payload")
+            return cast(list[bytes | None], asked.execute())
+
+        return self._until_deadline("payloads", ask)
 
     def version(self) -> tuple[int, ...]:
         """Version of the server."""

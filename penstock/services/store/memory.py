@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from penstock.services.contracts import StoreError
-from penstock.services.replay import Closed, LedgerMemo, LedgerRules, Reservation, Stored, Taken, Ticket
+from penstock.services.contracts import Fenced, StoreError
+from penstock.services.replay import Closed, Finished, LedgerMemo, LedgerRules, Reservation, Stored, Taken, Ticket
 from penstock.services.staleness import Forks
 from penstock.services.store.book import OUTSTANDING, Book, Entry, atomic
 from penstock.services.store.lineages import Tree
@@ -160,6 +160,16 @@ class MemoryStore(Book):
         if entry.leased:
             entry.lapsed, entry.payload, entry.binding = False, payload, binding
             entry.store(self._clock())
+
+    @atomic
+    def put_all(self, groups: Sequence[Finished]) -> tuple[int, ...]:
+        fenced = []
+        for ticket, payload, binding in groups:
+            try:
+                self.put(ticket, payload, binding)
+            except Fenced:
+                fenced.append(ticket.index)
+        return tuple(fenced)
 
     @atomic
     def release(self, ticket: Ticket, partial: bytes | None) -> None:
