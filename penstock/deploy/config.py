@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from penstock.rollout.config import EvaluationSection
 from penstock.services.data_config import DataSection
-from penstock.services.settings import Section, on_resume
+from penstock.services.settings import Section, form, on_resume
 
 
 class LimitsSection(Section):
@@ -34,7 +34,7 @@ class LimitsSection(Section):
 class GoalSection(Section):
     """What a run must have reached when it ends; otherwise it exits with code 3."""
 
-    metric: str = Field(pattern=r"^[^/]+(/[^/]+)+$")
+    metric: str = Field(pattern=form(r"^[^/]+(/[^/]+)+$", "the name of a metric, as reward/mean"))
     """Name of a metric of metrics.jsonl, for example `eval/sampled/accuracy`."""
     at_least: float | None = on_resume(None)
     """Smallest value that is good enough."""

@@ -7,7 +7,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from penstock.deploy.catalogue import newest
 from penstock.deploy.config import LimitsSection, RecordingSection
@@ -24,6 +24,19 @@ from penstock.services.versions import FIRST, Version
 
 _RECENT = 20
 """Steps over which the time per step is averaged for the estimate of what is left."""
+
+
+class Page(Protocol):
+    """The part of `page.Page` that is needed here."""
+
+    @property
+    def address(self) -> str:
+        """Empty when nothing is served any more."""
+        ...
+
+    def look(self) -> str:
+        """Serve it again when it has ended; what there is to say of that, often nothing."""
+        ...
 
 
 class Journal:
@@ -58,8 +71,7 @@ class Journal:
         self.message = ""
         self.controls = Controls()
         """As shown next."""
-        self.page = ""
-        """Address of the run's page."""
+        self._page: Page | None = None
         self._lanes = LanesLog(directory.activity, directory.activity_before)
         self.standing: dict[str, float] = {}
         """Metrics of this moment, by name, whether there is a step or not; exported and not recorded."""
@@ -67,11 +79,11 @@ class Journal:
         """Tells Prometheus, once there is a cluster."""
         self._stepped_at = self.started
 
-    def serve_at(self, page: str) -> None:
-        """The run's page is at this address, which is shown at once; an empty one says nothing."""
-        if page:
-            self.page = page
-            self.tell("dashboard", f"watch the run at {page}", address=page)
+    def serve(self, page: Page | None) -> None:
+        """The run has this page, whose address is shown at once, and which is looked after from now on."""
+        if page is not None:
+            self._page = page
+            self.tell("dashboard", f"watch the run at {page.address}", address=page.address)
             self.show((), None)
 
     @property
@@ -146,6 +158,8 @@ class Journal:
         members = list(members)
         self._lanes.write({member.name: member.take_spans() for member in members})
         self._warn_of_trackers()
+        if self._page is not None and (trouble := self._page.look()):
+            self.warn(trouble, name="dashboard")
         view = RunView(
             phase=self.phase,
             step=self.version.step,
@@ -162,7 +176,7 @@ class Journal:
             pid=os.getpid(),
             at=time.time(),
             controls=self.controls,
-            page=self.page,
+            page=self._page.address if self._page else "",
             scrape=self.exporter.endpoints if self.exporter else (),
         )
         self._directory.write_status(view)

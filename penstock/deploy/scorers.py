@@ -22,9 +22,6 @@ from penstock.services.codec import decode, encode
 from penstock.services.model_config import ModelSection
 from penstock.services.trajectory import Completion, Prompt
 
-RESTARTS = 5
-"""How often Ray starts a scorer again; the next death is for good."""
-
 
 class ScorerActor:
     """`GroupScorer` in a process of its own. All calls are asynchronous: groups are judged side by side."""
@@ -79,8 +76,9 @@ class ScorerActor:
 
 
 def start_scorer(name: str, log: Path, options: dict[str, Any], arguments: dict[str, Any]) -> Any:
-    """A scorer's handle; it is still starting."""
-    actor = ray.remote(ScorerActor).options(max_restarts=RESTARTS, max_concurrency=64, **options)
+    """A scorer's handle; it is still starting. Ray starts it again as often as the section allows."""
+    again = arguments["section"].max_restarts
+    actor = ray.remote(ScorerActor).options(max_restarts=again, max_concurrency=64, **options)
     return actor.remote(name, log, **arguments)
 
 
