@@ -69,9 +69,7 @@ class Scaling:
         """One that joined and died again and again: the run goes on without it."""
         self._want(self.wanted - 1)
         member.leaving = True
-        self._journal.warn(
-            f"{member.name} is given up; wanted now: {self._crew.many(self.wanted)}: {member.cause}"
-        )
+        self._journal.warn(f"{member.name} is given up; wanted now: {self._crew.many(self.wanted)}: {member.cause}")
 
     def may_give_up(self, member: Member) -> bool:
         """Whether the run can go on without it: it joined later, and enough others stay."""
