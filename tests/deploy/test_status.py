@@ -10,6 +10,7 @@ import pytest
 from views import view
 
 from penstock.deploy.status import duration, status
+from penstock.deploy.view import Controls
 from penstock.services.rundir import RunDir, RunDirError
 
 
@@ -35,6 +36,21 @@ def test_a_run_that_is_locked_is_alive(run: RunDir) -> None:
     run.unlock()
     assert facts.alive
     assert facts.verdict == "training"
+
+
+@pytest.mark.parametrize(
+    ("controls", "said"),
+    [
+        (Controls(paused_by="pause by ada@lab-3"), "training, paused by pause by ada@lab-3; `penstock go` lets it go on"),
+        (Controls(gate_open=False), "training, its gate closed by hand; `penstock gate open` opens it"),
+    ],
+)
+def test_a_run_that_somebody_holds_says_so_and_how_it_goes_on(run: RunDir, controls: Controls, said: str) -> None:
+    run.write_status(view(phase="training", controls=controls))
+    run.lock()
+    verdict = status(run.path).verdict
+    run.unlock()
+    assert verdict == said
 
 
 def test_a_driver_that_died_without_a_word_is_told_with_the_way_on(run: RunDir) -> None:
