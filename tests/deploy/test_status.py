@@ -41,7 +41,7 @@ def test_a_run_that_is_locked_is_alive(run: RunDir) -> None:
 @pytest.mark.parametrize(
     ("controls", "said"),
     [
-        (Controls(paused_by="pause by ada@lab-3"), "training, paused by pause by ada@lab-3; `penstock go` lets it go on"),
+        (Controls(paused_by="guard kl"), "training, paused by guard kl; `penstock go` lets it go on"),
         (Controls(gate_open=False), "training, its gate closed by hand; `penstock gate open` opens it"),
     ],
 )
