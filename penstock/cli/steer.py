@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import cast, get_args
@@ -69,7 +70,7 @@ def _setting_of(word: str) -> SetCoefficient | SetMaxLag:
         value = float(number)
     except ValueError:
         equals = ""
-    if not equals or not name:
+    if not equals or not name or not math.isfinite(value):
         raise Refused(
             f"{word!r} does not set anything; allowed: the name of a coefficient and a number, as kl.coef=0.01"
         )

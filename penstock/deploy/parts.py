@@ -34,6 +34,7 @@ from penstock.rollout.config import MOST_WORKERS
 from penstock.rollout.ends import sampling_of
 from penstock.rollout.evaluation import EvaluationJob
 from penstock.services.contracts import PenstockError
+from penstock.services.files import closed_folder, own_folder
 from penstock.services.replay import LedgerRules
 from penstock.services.rundir import RunDir
 from penstock.services.weights.config import choose, default_folder
@@ -150,9 +151,10 @@ class Parts:
             in_shm = chosen == "shm" and given is None
             if in_shm:
                 claim(folder.parent)
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            ours = folder.parent if in_shm else folder
-            self._stack.callback(shutil.rmtree, ours, ignore_errors=True)
+            elif chosen == "shm":  # where everybody may write
+                own_folder(folder)
+            closed_folder(folder)
+            self._stack.callback(shutil.rmtree, folder.parent if in_shm else folder, ignore_errors=True)
         return Route(chosen, folder, run_file.weights.deadline)
 
     def _start_actors(self) -> None:
@@ -271,7 +273,8 @@ class Parts:
         tokenizer = load_tokenizer(run_file.model)
         prompts = build_stream(run_file.data, tokenizer, run_file.seed).length
         self._rules = plans.ledger_rules(run_file, prompts)
-        (self.host.store.attach if self._resume is None else self.host.store.amend)(self._rules)
+        new = self._resume is None
+        self.host.surely(lambda store: (store.attach if new else store.amend)(self._rules))
         training = sampling_of(run_file.rollout.sampling, tokenizer)
         self.evaluation = held_out_job(run_file.evaluation, self._reward, training, tokenizer)
 

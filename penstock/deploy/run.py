@@ -14,7 +14,7 @@ from penstock.deploy.around import token_account
 from penstock.deploy.ending import Ending, ending, tenure
 from penstock.deploy.fleet import wait_until_ready
 from penstock.deploy.journal import Journal
-from penstock.deploy.page import beside
+from penstock.deploy.page import Page, beside
 from penstock.deploy.parts import Parts
 from penstock.deploy.runfile import RunFile
 from penstock.deploy.signals import Interruption
@@ -58,15 +58,17 @@ class Conductor:
         display: Display | None,
         asked: Interruption,
         resume: bool,
-        page: str = "",
+        page: Page | None = None,
     ) -> None:
-        """`page`: address at which people watch the run; empty when nothing is served."""
+        """`page`: at which people watch the run; None when nothing is served."""
         self._run_file, self._directory, self._asked = run_file, directory, asked
         feeds = Feeds(list(trackers(run_file.tracking, directory, run_id_of(directory))))
         self._journal = Journal(directory, run_file.name, run_file.recording, run_file.limits, display, feeds)
-        self._journal.serve_at(page)
+        self._journal.serve(page)
         self._phases = Phases()
         self._checkpoint = _latest(directory) if resume else None
+        if self._checkpoint is not None:
+            self._journal.stand_at(checkpoints.read(self._checkpoint).version)
         self._resumed = resume
         self._supervisor: Supervisor
         self._peaks: dict[str, int] = {}
@@ -186,8 +188,8 @@ class Conductor:
             self._journal.event("warning", f"{', '.join(late)} did not drain in time (deadlines.drain) and is ended")
         self._supervisor.mending.store()
         if not self._interrupted:
-            parts.host.store.drain(ENDED_BY_LIMIT)
-        self._supervisor.ledger = parts.host.store.counts()
+            parts.host.surely(lambda store: store.drain(ENDED_BY_LIMIT))
+        self._supervisor.ledger = parts.host.surely(lambda store: store.counts())
         self._journal.show(parts.members, self._supervisor.ledger)
 
     # --- the summary --------------------------------------------------------------------------------

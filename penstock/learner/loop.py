@@ -123,7 +123,8 @@ class LearnerLoop:
             trained = self._trainer.train(work)
             times = {"time/wait": waited, "time/forward_backward": time.monotonic() - began - waited}
             if trained.applied == 0:
-                self._skip(fed, NONFINITE)
+                folder, failed = self._trainer.spoiled
+                self._skip(fed, NONFINITE, folder=folder, failed=failed)
                 self._count_nonfinite()
                 continue
             self._nonfinite = 0
@@ -238,11 +239,11 @@ class LearnerLoop:
             fed = self._feed.next(self.version, self._while_waiting, fed)
         return fed, stopped
 
-    def _skip(self, fed: Fed, why: str) -> None:
+    def _skip(self, fed: Fed, why: str, **facts: Any) -> None:
         """Nothing was learned: the groups go, the version stands still."""
         self._store.discard(self.version, fed.indices, why)
         self._skipped += fed.dropped + Counter({why: len(fed.indices)})
-        self._tell("skipped", groups=fed.indices, why=why)
+        self._tell("skipped", groups=fed.indices, why=why, **facts)
 
     def _count_nonfinite(self) -> None:
         self._nonfinite += 1
@@ -250,7 +251,7 @@ class LearnerLoop:
             raise NonFinite(
                 f"{self._nonfinite} train steps in a row from version {self.version} had infinite or undefined "
                 "gradients (learner.max_nonfinite); the weights were not changed. Lower learner.learning_rate, or "
-                "look at the rewards and the sampler's log-probs of the groups in the archive"
+                f"look at the rewards and the sampler's log-probs of their batches, in {self._settings.nonfinite}"
             )
 
     def _publish(self) -> dict[str, float]:

@@ -84,7 +84,7 @@ def _answer(path: Path, execute: Callable[[Asked], Answer]) -> Answer:
         asked = _DECODER.decode(path.read_bytes())
     except OSError as error:
         return Answer(False, f"not a command that can be read: {error.strerror}")
-    except msgspec.MsgspecError as error:
+    except ValueError as error:  # msgspec's own, and that of bytes that are no text
         return Answer(False, f"not a command of this version of Penstock: {error}")
     return execute(asked)
 

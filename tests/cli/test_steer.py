@@ -34,7 +34,9 @@ def test_a_word_that_scales_nothing_is_told_with_what_is_allowed(word: str, said
     assert said in str(refused.value)
 
 
-@pytest.mark.parametrize("word", ["kl.coef", "kl.coef=", "kl.coef=much", "=0.1", "max_lag=1.5", "max_lag=-1"])
+@pytest.mark.parametrize(
+    "word", ["kl.coef", "kl.coef=", "kl.coef=much", "kl.coef=nan", "kl.coef=1e999", "=0.1", "max_lag=1.5", "max_lag=-1"]
+)
 def test_a_word_that_sets_nothing_is_told_with_an_example(word: str) -> None:
     with pytest.raises(Refused, match=r"kl\.coef=0\.01|max_lag=4"):
         steer.settings([word])

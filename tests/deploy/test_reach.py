@@ -111,6 +111,12 @@ def test_a_folder_that_is_no_run_says_what_it_lacks(tmp_path: Path):
         found(tmp_path / "notes", tmp_path)
 
 
+def test_a_path_that_leads_nowhere_names_the_run_nearest_to_it(tmp_path: Path):
+    run = a_run(tmp_path / "elsewhere", "carry")
+    with pytest.raises(RunDirError, match=f"does not exist; nearest: {run.path}"):
+        found(run.path.with_name("cary"), tmp_path)
+
+
 def test_names_on_the_cluster_are_those_of_directories_run_files_and_ids_and_must_mean_one_run(tmp_path: Path, far):
     first, second, third = far
     for name, meant in ((first, first), (second[:-9], second), ("sort", third)):

@@ -120,6 +120,7 @@ def test_what_was_left_for_an_earlier_start_is_refused_and_not_carried_out(run_d
         (b'{"id": "1", "by": "x", "at": 1, "command": {"type": "explode"}}', "explode"),
         (b'{"id": "1", "by": "x", "at": 1, "command": {"type": "scale", "role": "learner", "count": 2}}', "learner"),
         (b'{"id": "1", "by": "x", "at": 1, "command": {"type": "pause", "why": 1}}', "why"),
+        (b'{"id": "1", "by": "x", "at": 1, "command": {"type": "stop", "why": "\xff"}}', "utf-8"),
         (b" " * (LONGEST + 1), f"at most {LONGEST}"),
     ],
 )
