@@ -30,7 +30,7 @@ let asked = 0;
 let ended = false;
 let failures = 0;
 let wake = () => {};
-let runDir = "RUN_DIR";
+let runDir = "";
 
 document.getElementById("overview").append(overview.element);
 
@@ -72,7 +72,7 @@ async function follow() {
         await poll();
       } catch (error) {
         failures++;
-        if (failures > 1) banner(`${error.message || "The server does not answer"}; trying again. A page that was served beside a run ends with it: penstock dashboard ${runDir}`, "lost");
+        if (failures > 1) banner(`${error.message || "The server does not answer"}; trying again. A page that was served beside a run ends with it: penstock dashboard ${runDir || "RUN_DIR"}`, "lost");
       }
     }
     if (question !== asked && !failures) continue;
@@ -90,6 +90,10 @@ document.addEventListener("visibilitychange", () => wake());
 
 function show(answer, lanesFrom, question) {
   const facts = answer.status.facts;
+  if (runDir && facts.run_dir !== runDir) {
+    location.reload(); // another run is served here now: nothing of the one before may stay
+    return;
+  }
   runDir = facts.run_dir;
   const changed = question === asked && series.merge(answer.metrics);
   if (answer.events.length) {
