@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import cast, get_args
 
@@ -23,8 +23,9 @@ _MAX_LAG = ("max_lag", "staleness.max_lag")
 """A coefficient for people, and a command of its own, since the ledger keeps it too."""
 
 
-def send(verb: str, commands: Sequence[Command], run: str | None, runs_dir: Path, address: str | None) -> list[str]:
-    """What the run answered to each. `verb`: what was typed, for the run's events.
+def send(verb: str, commands: Sequence[Command], run: str | None, runs_dir: Path, address: str | None) -> Iterator[str]:
+    """What the run answered to each, as it answers: one that is refused ends it, and those before it are done. `verb`:
+    what was typed, for the run's events.
 
     Raises RunDirError and ClusterAway where there is no such run, Refused, and NoAnswer.
     """
@@ -32,7 +33,8 @@ def send(verb: str, commands: Sequence[Command], run: str | None, runs_dir: Path
     from penstock.services.mailbox import whoami
 
     with reach(run, runs_dir, address) as found:
-        return [found.control.send(command, f"{verb} by {whoami()}") for command in commands]
+        for command in commands:
+            yield found.control.send(command, f"{verb} by {whoami()}")
 
 
 def scales(words: Sequence[str]) -> list[Command]:

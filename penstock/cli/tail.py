@@ -29,7 +29,7 @@ _ENDED_LOOKS = 4
 _STYLES = {
     "red": ("died", "failed", "damaged"),
     "yellow": ("warning", "skipped", "refused", "stopped", "restarted", "rolled_back"),
-    "green": ("finished", "joined", "checkpoint", "published"),
+    "green": ("finished", "joined", "checkpoint", "published", "store_back"),
     "cyan": ("steered", "guard", "reopened", "joining", "leaving", "left", "autoscaling", "max_lag"),
 }
 _STYLE_OF = {kind: style for style, kinds in _STYLES.items() for kind in kinds}

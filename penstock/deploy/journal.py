@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from penstock.deploy.catalogue import newest
 from penstock.deploy.config import LimitsSection, RecordingSection
 from penstock.deploy.fleet import Member
 from penstock.deploy.shown import without_password
@@ -95,6 +96,10 @@ class Journal:
         """What to type when the run has failed."""
         return f"go on from the last checkpoint with: penstock resume {self.run_dir}"
 
+    def stand_at(self, version: Version) -> None:
+        """The run will go on from the checkpoint of `version`, and stands there until the learner begins."""
+        self.version, self.first_step = version, version.step
+
     def begin(self, version: Version) -> None:
         """The learner goes on at `version`."""
         self.version, self.first_step, self.began = version, version.step, time.time()
@@ -115,7 +120,7 @@ class Journal:
         """One train step is done."""
         self.version = version
         self._pace.append((time.monotonic(), version.step))
-        self.latest |= metrics
+        self.latest = newest(self.latest, metrics)
         self._stepped_at = at
         self._log.write(version, metrics, at)
         self._trackers.step(version, metrics, at)
@@ -124,7 +129,7 @@ class Journal:
 
     def evaluated(self, version: Version, metrics: Mapping[str, float]) -> None:
         """An evaluation of `version` is done; it may be older than the newest step."""
-        self.latest |= metrics
+        self.latest = newest(self.latest, metrics)
         self._log.write(version, metrics, time.time())
         self._trackers.step(version, metrics, time.time())
 

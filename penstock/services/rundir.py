@@ -116,6 +116,11 @@ class RunDir:
         return self.path / "archive"
 
     @property
+    def nonfinite(self) -> Path:
+        """Batches of steps that were skipped for infinite or undefined gradients, with their groups."""
+        return self.path / "nonfinite"
+
+    @property
     def logs(self) -> Path:
         return self.path / "logs"
 
@@ -175,8 +180,18 @@ class RunDir:
     def create(cls, runs_dir: Path, name: str, config_text: str) -> RunDir:
         """A fresh folder `<runs_dir>/<name>-<date>-<n>` with its sub-folders and config.yaml.
 
-        `n` counts up until the name is free, so two runs that start together never share a folder.
+        `n` counts up until the name is free, so two runs that start together never share a folder. Raises RunDirError
+        where it cannot be written.
         """
+        try:
+            return cls._create(runs_dir, name, config_text)
+        except OSError as error:
+            raise RunDirError(
+                f"no run directory can be made in {runs_dir}: {error.strerror}; make room, or choose another runs_dir"
+            ) from error
+
+    @classmethod
+    def _create(cls, runs_dir: Path, name: str, config_text: str) -> RunDir:
         runs_dir.mkdir(parents=True, exist_ok=True)
         stem = f"{name}-{time.strftime('%Y%m%d')}"
         number = 1

@@ -247,3 +247,17 @@ def test_a_run_that_is_found_here_and_on_the_cluster_is_listed_once(tmp_path: Pa
     (tmp_path / "far" / first[:-9] / ".run-id").write_text(first)
     rows = listing(tmp_path / "far", "head:6379")
     assert len([row for row in rows if row.name == first[:-9]]) == 1
+
+
+def test_a_desk_that_is_started_again_and_again_is_not_waited_for_without_end(monkeypatch, tmp_path: Path, far):
+    def away(*_, **__):
+        raise ray.exceptions.ActorUnavailableError("starting again", None)
+
+    handle = next(iter(far.values()))
+    card = Card("carry", "/far/carry", "lab-3", 4711)
+    copy = Mirror(handle, card, tmp_path)
+    monkeypatch.setattr(mirror.ray, "get", away)
+    monkeypatch.setattr(mirror, "_ANSWER", 0.1)
+    with pytest.raises(NoAnswer, match=r"waited 0\.1 s for the desk of carry on lab-3"):
+        copy.refresh(STORY)
+    copy.close()

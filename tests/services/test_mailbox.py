@@ -133,11 +133,13 @@ def test_a_file_that_is_no_command_is_answered_and_harms_nothing(run_dir: RunDir
     assert said in answer
 
 
-def test_what_is_no_file_is_left_alone(run_dir: RunDir) -> None:
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
+def test_what_is_no_plain_file_is_answered_without_being_read(run_dir: RunDir, make) -> None:
     box = Mailbox(run_dir)
-    (run_dir.control / "1.json").mkdir()
-    (run_dir.control / "2.json").symlink_to("nowhere")
-    assert box.serve(lambda _: pytest.fail("carried out")) == 0
+    make(run_dir.control / "1.json")
+    assert box.serve(lambda _: pytest.fail("carried out")) == 1
+    assert "no plain file" in (run_dir.control / "1.answer").read_text()
+    assert [path.name for path in run_dir.control.iterdir()] == ["1.answer"]
 
 
 def test_answers_that_nobody_reads_are_forgotten(run_dir: RunDir) -> None:

@@ -4,6 +4,8 @@
   another one. Otherwise a foreign page could make its own name mean 127.0.0.1 and then read this one as if it were its
   own.
 - **Token**, where there is one: in the cookie that the sign-in sets, or as `Authorization: Bearer …`.
+- **User**, where there is none: the page answers to programs of the user who serves it, and to root. This machine's own
+  address is open to all of its users.
 - **Origin**: what changes anything must come from the page itself, also on this machine, and say so in JSON; a form or
   a script of another site can do neither.
 """
@@ -13,8 +15,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
+import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -22,7 +25,8 @@ from starlette.requests import HTTPConnection, Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from penstock.services.dashboard.config import is_local
+from penstock.services.dashboard.config import TOKEN_ENV, is_local
+from penstock.services.dashboard.peer import Address, user_of
 
 _HOST = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[^\[\]:@/]+)(:\d{1,5})?")
 READING = frozenset({"GET", "HEAD"})
@@ -56,11 +60,20 @@ _HEADERS = {
 }
 
 
+_STRANGER = (
+    "this page answers only to the user who serves it; for others it is served with a token in the environment variable "
+    f"{TOKEN_ENV}, and they sign in with that"
+)
+
+
 class Access:
     """The rules of one page."""
 
-    def __init__(self, host: str, port: int, token: str | None) -> None:
-        self._token, self._local = token, is_local(host)
+    def __init__(
+        self, host: str, port: int, token: str | None, user_of: Callable[[Address, Address], int | None] = user_of
+    ) -> None:
+        """`user_of`: who is at the other end of a connection, by its two ends; see `peer`."""
+        self._token, self._local, self._user_of = token, is_local(host), user_of
         names = {"localhost", "127.0.0.1", "[::1]", f"[{host}]" if ":" in host else host}
         self._names = names
         self._home = f"{f'[{host}]' if ':' in host else host}:{port}"
@@ -99,12 +112,19 @@ class Access:
             refused = _foreign(request, host)
             if refused is not None:
                 return refused
+        if self._token is None and not self._is_own(request):
+            return _error(403, _STRANGER)
         path = request.url.path
         if path in OPEN or path.startswith(OPEN_FOLDERS) or self.signed_in(request):
             return None
         if path == "/":
             return Response(status_code=303, headers={"location": "/sign-in"})
         return _error(401, "a token is needed: sign in at /, or send it as `Authorization: Bearer TOKEN`")
+
+    def _is_own(self, request: Request) -> bool:
+        """Whether it comes from a program of this process's user, or of root. What is not known is somebody else's."""
+        client, server = request.scope.get("client"), request.scope.get("server")
+        return bool(client and server) and self._user_of(tuple(client), tuple(server)) in (0, os.geteuid())
 
 
 def _same(given: str, wanted: str) -> bool:
