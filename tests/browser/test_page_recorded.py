@@ -40,7 +40,7 @@ def painted(browser: WebDriver) -> str | None:
 
 
 def text(browser: WebDriver, element: str) -> str:
-    return str(browser.execute_script("return document.getElementById(arguments[0]).textContent", element))
+    return str(browser.execute_script("return document.getElementById(arguments[0])?.textContent", element))
 
 
 def press(browser: WebDriver, key: str) -> None:
@@ -153,7 +153,7 @@ def test_a_guard_that_is_exhausted_is_no_firing(browser: WebDriver, address: str
     chart = browser.find_element(By.CSS_SELECTOR, "[aria-label^='Entropy']")
     chart.send_keys(Keys.END, *[Keys.PAGE_UP] * 4, *[Keys.ARROW_LEFT] * 9)
     until("it is told", lambda: "· guard, exhausted: guard kl: " in text(browser, "readout"))
-    chart.send_keys(*[Keys.PAGE_UP] * 2, Keys.ARROW_RIGHT, Keys.ARROW_RIGHT)
+    chart.send_keys(Keys.PAGE_UP, Keys.ARROW_LEFT, Keys.ARROW_LEFT)
     until("a firing is told as one", lambda: "· guard: kl/reference > 0.1" in text(browser, "readout"))
 
 
