@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import os
@@ -31,6 +32,8 @@ _HOST = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[^\[\]:@/]+)(:\d{1,5})?")
 READING = frozenset({"GET", "HEAD"})
 LARGEST = 64 * 1024
 """Bytes of a request's body."""
+WRONG_TOKEN_PAUSE = 0.5
+"""Seconds before a wrong token is answered; who tries many needs long."""
 OPEN = frozenset({"/sign-in", "/api/sign-in"})
 """What is answered without a token; the page's own style and scripts are too."""
 OPEN_FOLDERS = ("/static/", "/library/")
@@ -169,7 +172,10 @@ class Guarded:
                     headers[name] = value
             await send(message)
 
-        refusal = self._access.refusal(Request(scope))
+        request = Request(scope)
+        refusal = self._access.refusal(request)
+        if refusal is not None and refusal.status_code == 401 and "authorization" in request.headers:
+            await asyncio.sleep(WRONG_TOKEN_PAUSE)
         await (refusal or self._app)(scope, receive, strict)
 
 
