@@ -6,10 +6,11 @@ import contextlib
 import os
 import re
 import signal
-import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from disks import fill, small_disk
 
 from penstock.reward import wire
 from penstock.reward.config import RewardSection, RuleSection
@@ -19,9 +20,6 @@ from penstock.services.replay import LedgerRules, ReplayStore
 from penstock.services.store.connection import StoreAddress
 from penstock.services.store.server import PrivateServer
 from penstock.services.versions import FIRST
-
-SPACE = 3 * 2**20
-"""Bytes of the small disk."""
 
 # --- rewards --------------------------------------------------------------------------------------
 
@@ -81,28 +79,6 @@ def refusals(folder: Path) -> Iterator[tuple[str, str]]:
 
 
 # --- the store ------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def small_disk(folder: Path) -> Iterator[Path]:
-    """A disk of its own in memory. Raises OSError where this process may not mount one."""
-    folder.mkdir()
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={SPACE}", "tmpfs", str(folder)], capture_output=True)
-    if made.returncode:
-        raise OSError(f"no disk can be mounted here: {made.stderr.decode().strip()}")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
-def fill(folder: Path) -> Path:
-    """A file that takes all the room there is."""
-    ballast = folder / "ballast"
-    with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
-        while True:
-            file.write(b"x" * 4096)
-    return ballast
 
 
 def store_on(server: PrivateServer, deadline: float, run: str = "run") -> ReplayStore:

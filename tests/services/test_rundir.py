@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from disks import fill, small_disk
 
 from penstock.services.rundir import RunDir, RunDirError
 from penstock.services.versions import Version
@@ -122,3 +123,15 @@ def test_a_damaged_summary_is_named(tmp_path: Path) -> None:
     run.summary.write_text("{")
     with pytest.raises(RunDirError, match=r"summary\.json is damaged"):
         run.read_summary()
+
+
+def test_a_run_directory_that_cannot_be_made_is_an_error_of_the_users(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(
+        RunDirError, match=r"no run directory can be made in .*/file/runs: Not a directory; make room, or"
+    ):
+        RunDir.create(tmp_path / "file" / "runs", "sort", "name: sort\n")
+    with small_disk(tmp_path / "disk") as disk:
+        fill(disk)
+        with pytest.raises(RunDirError, match="No space left on device"):
+            RunDir.create(disk, "sort", "name: sort\n" + "# long\n" * 1000)

@@ -205,8 +205,8 @@ class Connection:
             except _REFUSED as error:
                 why = str(error).rstrip(".")
                 raise StoreRefused(
-                    f"{name}: the Redis server at {self._url} refuses the connection: {why}. The password comes from the "
-                    "environment variable that store.password_env names"
+                    f"{name}: the Redis server at {self._url} refuses the connection: {why}. The password comes from "
+                    "the environment variable that store.password_env names"
                 ) from error
             except ResponseError as error:
                 answer = _said(error)

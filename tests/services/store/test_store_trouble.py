@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from disks import small_disk
 from ledger_steps import RULES, payload
 
 from penstock.services.contracts import StoreError
@@ -76,21 +75,6 @@ def test_a_call_to_a_frozen_server_returns_when_it_goes_on(frozen):
     assert put(store, 1) == 0
     thaw.join()
     assert store.counts().balanced
-
-
-@contextmanager
-def small_disk(folder: Path) -> Iterator[Path]:
-    """Three megabytes in memory; skips where this process may not mount a disk."""
-    folder.mkdir()
-    made = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(folder)], capture_output=True, text=True
-    )
-    if made.returncode:
-        pytest.skip(f"no disk can be mounted here: {made.stderr}")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 def test_a_full_disk_is_waited_for_and_named_and_what_was_acknowledged_survives_it(tmp_path):
