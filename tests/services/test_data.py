@@ -400,7 +400,7 @@ def test_a_source_whose_name_fits_no_metric_is_refused_with_one_that_does(name):
 def open_folder():
     """One that everybody may enter, unlike those of pytest."""
     with tempfile.TemporaryDirectory() as name:
-        os.chmod(name, 0o755)
+        pathlib.Path(name).chmod(0o755)
         yield pathlib.Path(name)
 
 
