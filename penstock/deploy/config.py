@@ -146,7 +146,7 @@ class DeadlinesSection(Section):
     """A clean end: workers hand back what they have."""
     silence: float = on_resume(600.0, gt=0)
     """An actor whose loop has not moved for so long, or that does not answer, is taken for dead: a worker is replaced,
-    a learner ends the run. Longer than any compilation, save or single micro-batch."""
+    a learner begins again from its newest checkpoint. Longer than any compilation, save or single micro-batch."""
 
     @property
     def for_an_end(self) -> float:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from penstock.deploy.keys import direct_sections, dotted, names_at, nearest_key, sections_at, type_at, why_left_out
-from penstock.deploy.shown import SECRET_KEY, USERINFO, shown, without_password
+from penstock.deploy.shown import SECRET_KEY, has_secret, shown, without_password
 from penstock.deploy.yaml_source import KeyPath, YamlSource
 from penstock.services.settings import FORMS, WrongValue
 
@@ -281,7 +281,7 @@ def secrets_in_clear(source: YamlSource) -> list[Finding]:
             where=source.place(path),
         )
         for path, value in _leaves(source.values, ())
-        if isinstance(value, str) and (USERINFO.search(value) or SECRET_KEY.search(str(path[-1])))
+        if isinstance(value, str) and (has_secret(value) or SECRET_KEY.search(str(path[-1])))
     ]
 
 

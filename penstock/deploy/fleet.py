@@ -176,6 +176,11 @@ class Member:
         """Seconds since its loop moved, or since the process was heard of at all, whichever is longer."""
         return max(float(self.stats.get("silent", 0.0)), time.monotonic() - self.heard)
 
+    def excuse(self, seconds: float) -> None:
+        """So long nobody could have heard of it: that counts neither as silence nor as time to start in."""
+        self.heard += seconds
+        self._since += seconds
+
     def read_inbox(self) -> list[dict[str, Any]]:
         """The reports since the last call."""
         read, self.inbox = self.inbox, []

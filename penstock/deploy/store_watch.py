@@ -6,10 +6,11 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from penstock.services.contracts import StoreError
-from penstock.services.replay import Closed, LedgerCounts, ReplayStore
+from penstock.services.replay import Closed, LedgerCounts
 
 if TYPE_CHECKING:
     from penstock.deploy.journal import Journal
+    from penstock.deploy.storehost import StoreHost
 
 
 class Seen(NamedTuple):
@@ -20,24 +21,27 @@ class Seen(NamedTuple):
 
 
 class StoreWatch:
-    """Looks by `glance`, whose deadline is short. A store that is away is not waited for here, and told of once, at
-    once; whoever needs it waits for `deadline` seconds."""
+    """Looks by the host's `glance`, whose deadline is short. A store that is away is not waited for here, and told of
+    once, at once; whoever needs it waits for `deadline` seconds. The host is told of every look."""
 
-    def __init__(self, glance: ReplayStore, journal: Journal, deadline: float) -> None:
-        self._glance, self._journal, self._deadline = glance, journal, deadline
+    def __init__(self, host: StoreHost, journal: Journal, deadline: float) -> None:
+        self._host, self._journal, self._deadline = host, journal, deadline
         self._away: float | None = None
 
     def look(self) -> Seen | None:
         """None while the store does not answer."""
+        glance = self._host.glance
         try:
-            self._glance.expire()
-            seen = Seen(self._glance.counts(), self._glance.gate())
+            glance.expire()
+            seen = Seen(glance.counts(), glance.gate())
         except StoreError as error:
+            self._host.is_silent()
             if self._away is None:
                 self._away = time.monotonic()
                 patience = f"{self._deadline:g} s (store.deadline)"
                 self._journal.warn(f"the store is away: {error}. Whoever needs it waits for {patience}")
             return None
+        self._host.answers()
         if self._away is not None:
             away, self._away = time.monotonic() - self._away, None
             self._journal.tell("store_back", f"the store answers again, after {away:.1f} s")

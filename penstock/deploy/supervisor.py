@@ -78,7 +78,7 @@ class Supervisor:
         self.lag = self._lag_steering()
         self.guardian = Guardian(run_file.guards, directory, journal, self.steering)
         self._live = Live()
-        self._store = StoreWatch(parts.host.glance, journal, run_file.store.deadline)
+        self._store = StoreWatch(parts.host, journal, run_file.store.deadline)
 
     @property
     def learner(self) -> Member:
@@ -267,11 +267,12 @@ class Supervisor:
     def _keep_for_evaluation(self, version: Version) -> None:
         """The first weights must still be there when the last worker joins to evaluate them."""
         if self._parts.evaluation is not None:
-            self._parts.host.store.pin(version, "evaluation", self._parts.evaluation.deadline)
+            seconds = self._parts.evaluation.deadline
+            self._parts.host.surely(lambda store: store.pin(version, "evaluation", seconds))
 
     def release_from_evaluation(self, version: Version) -> None:
         """The evaluation of `version` is over."""
-        self._parts.host.store.unpin(version, "evaluation")
+        self._parts.host.surely(lambda store: store.unpin(version, "evaluation"))
 
     # --- ends ---------------------------------------------------------------------------------------
 

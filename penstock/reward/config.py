@@ -62,6 +62,9 @@ class RewardSection(Section):
     max_scorers: int | None = on_resume(None, ge=1, le=MOST_SCORERS)
     """Most scorers that the run may be scaled to. By default as many as the cluster has room for; a cluster that is
     started for the run and ends with it has room for twice `scorers` and two more."""
+    max_restarts: int = on_resume(5, ge=0)
+    """How often one scorer is started again after it died; the next death of one that the run began with ends the
+    run."""
     workers: int = on_resume(1, ge=1, le=256)
     """Processes that run rules, for every scorer; so many groups are judged by it at a time."""
     folder: str = "."
@@ -69,6 +72,10 @@ class RewardSection(Section):
     environment: tuple[str, ...] = ()
     """Names of environment variables that rules may see, for example the key of a judge; all but a few harmless
     ones are hidden from them."""
+    confine: bool = on_resume(True)
+    """Shut rule processes in, where the kernel has Landlock: they cannot look into other processes, where the store's
+    password is, nor signal them, and root has rights over files alone. `false` for rules that need more, such as a
+    sandbox of their own that needs setuid programs or mounts."""
     memory_gb: float | None = on_resume(None, gt=0)
     """Address space one rule process may use, in GiB; a rule that wants more fails with MemoryError. By default
     there is no limit."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
 import os
@@ -49,7 +50,7 @@ class RunEvent(NamedTuple):
         try:
             facts = msgspec.json.decode(line, type=dict[str, Any])
             return cls(facts.pop("time"), facts.pop("kind"), facts.pop("message"), facts)
-        except (msgspec.MsgspecError, KeyError) as error:
+        except (ValueError, KeyError) as error:  # msgspec's own, and that of bytes that are no text
             raise RunDirError(f"not a line of events: {line[:200]!r}: {error}") from error
 
 
@@ -225,8 +226,12 @@ class RunDir:
         return max(runs, key=RunDir.touched)
 
     def touched(self) -> float:
-        """Unix seconds at which the run was last written to."""
-        return max(p.stat().st_mtime for p in (self.config, self.status, self.metrics) if p.exists())
+        """Unix seconds at which the run was last written to; 0 for one that is being deleted."""
+        times = [0.0]
+        for path in (self.config, self.status, self.metrics):
+            with contextlib.suppress(FileNotFoundError):
+                times.append(path.stat().st_mtime)
+        return max(times)
 
     def beside(self) -> list[RunDir]:
         """The other runs in the same folder, the one that was written to last first."""

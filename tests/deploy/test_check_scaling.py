@@ -19,7 +19,11 @@ FOLLOWS = "staleness.max_lag={min: 1, max: 8}"
         ([AUTO, "rollout.max_workers=3"], "rollout.autoscale", "autoscale.max is 4, more than max_workers, which is 3"),
         ([AUTO, "staleness.max_lag=0"], "rollout.autoscale", "at staleness.max_lag 0 learner and workers take turns"),
         (["rollout.autoscale.min=2"], "rollout.autoscale.max", "is required and missing"),
-        (["reward.scorers=3", "reward.max_scorers=2"], "reward.scorers", "scorers is 3, more than max_scorers"),
+        (
+            ["reward.scorers=3", "reward.max_scorers=2"],
+            "reward.scorers",
+            "scorers is 3, more than max_scorers, which is 2",
+        ),
         (["staleness.max_lag={min: 4, max: 2}"], "staleness.max_lag.min", "min is 4, more than max, which is 2"),
         (["staleness.max_lag={max: 8, target_ess: 1.2}"], "staleness.max_lag.target_ess", "does not fit"),
         (["staleness.max_lag={max: 8, target_es: 0.9}"], "staleness.max_lag.target_es", "there is no such key"),

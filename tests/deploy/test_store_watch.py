@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from penstock.deploy.store_watch import StoreWatch
-from penstock.services.replay import LedgerRules
+from penstock.services.replay import LedgerRules, ReplayStore
 from penstock.services.store.server import PrivateServer
 from penstock.services.versions import FIRST
 
@@ -25,6 +25,18 @@ class Journal:
         self.told.append((kind, message))
 
 
+class Host:
+    def __init__(self, glance: ReplayStore) -> None:
+        self.glance = glance
+        self.told: list[str] = []
+
+    def is_silent(self) -> None:
+        self.told.append("silent")
+
+    def answers(self) -> None:
+        self.told.append("answers")
+
+
 def test_a_frozen_store_is_told_of_within_seconds_and_once(tmp_path: Path) -> None:
     journal = Journal()
     with PrivateServer(tmp_path / "store", tmp_path / "store.log") as server:
@@ -32,7 +44,8 @@ def test_a_frozen_store_is_told_of_within_seconds_and_once(tmp_path: Path) -> No
         store = address.connect()
         store.attach(LedgerRules(max_lag=0, groups_per_step=4, prompts=None, max_bytes=10**6))
         store.reconcile(FIRST, 0, "start")
-        watch = StoreWatch(replace(address, deadline=0.3).connect(), journal, deadline=30.0)
+        host = Host(replace(address, deadline=0.3).connect())
+        watch = StoreWatch(host, journal, deadline=30.0)
         seen = watch.look()
         assert seen is not None and seen.counts.issued == 0 and seen.closed == ""
         os.kill(server.pid, signal.SIGSTOP)
@@ -48,3 +61,4 @@ def test_a_frozen_store_is_told_of_within_seconds_and_once(tmp_path: Path) -> No
             os.kill(server.pid, signal.SIGCONT)
         assert watch.look() == seen
     assert [kind for kind, _ in journal.told] == ["warning", "store_back"]
+    assert host.told == ["answers", "silent", "silent", "answers"]

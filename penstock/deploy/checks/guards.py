@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterator
+from dataclasses import replace
 from urllib.parse import urlsplit
 
 from penstock.deploy.checks.context import Context, all_rules, rule
@@ -133,6 +135,13 @@ def there_is_a_checkpoint_to_go_back_to(ctx: Context) -> Iterator[Finding]:
             )
 
 
+_SECRET_ADDRESS = re.compile(
+    r"//hooks\.slack\.com/|//discord(app)?\.com/api/webhooks/|\.webhook\.office\.com/|//chat\.googleapis\.com/|"
+    r"//api\.telegram\.org/bot"
+)
+"""Services whose addresses are passwords."""
+
+
 @rule("guards")
 def addresses_of_webhooks_are_there(ctx: Context) -> Iterator[Finding]:
     for key, _, action in _actions(ctx):
@@ -143,6 +152,10 @@ def addresses_of_webhooks_are_there(ctx: Context) -> Iterator[Finding]:
             yield ctx.error(f"{key}.webhook", f"the variable {name} is not set here", remedy=f"export {name}=…")
         elif urlsplit(address).scheme not in ("http", "https"):
             yield ctx.error(f"{key}.webhook", f"the variable {name} holds no address of http or https")
+        elif not action.webhook.startswith("$") and _SECRET_ADDRESS.search(address):
+            problem = "whoever knows an address of this kind may use it, and config.yaml and logs repeat it"
+            remedy = "put it into an environment variable, and write $NAME here"
+            yield replace(ctx.error(f"{key}.webhook", problem, remedy=remedy), found="***")
 
 
 def _guards(ctx: Context) -> Iterator[tuple[str, GuardSection]]:

@@ -152,6 +152,14 @@ def the_environment_of_rules_is_set(ctx: Context) -> Iterator[Finding]:
             yield ctx.warning("reward.environment", f"the variable {name} is not set here", remedy=f"export {name}=…")
 
 
+@rule("reward", "store")
+def rules_are_not_handed_the_store(ctx: Context) -> Iterator[Finding]:
+    name = ctx.run_file.store.password_env
+    if ctx.run_file.reward and name in ctx.run_file.reward.environment:
+        problem = f"hands {name}, which store.password_env names, to reward functions, and with it the ledger"
+        yield ctx.error("reward.environment", problem, remedy=f"leave {name} out")
+
+
 @rule("evaluation", "data", stages=STAGES)
 def held_out_prompts_are_held_out(ctx: Context) -> Iterator[Finding]:
     held_out = ctx.run_file.evaluation.data

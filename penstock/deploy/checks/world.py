@@ -12,6 +12,7 @@ import psutil
 from penstock.deploy.checks.context import STAGES, Context, all_rules, existing_folder, rule
 from penstock.deploy.findings import Finding
 from penstock.learner.checkpoints import UNRATED
+from penstock.reward import confinement
 from penstock.services.contracts import PenstockError
 from penstock.services.dashboard import listener
 
@@ -24,6 +25,17 @@ ENGINE_BYTES = 1.2 * GIB
 """A vLLM engine on CPU without its weights and KV cache, measured with a 0.8M-parameter model."""
 LEARNER_BYTES = 0.8 * GIB
 """A DeepSpeed rank on CPU without its model."""
+
+
+@rule("reward")
+def rules_can_be_shut_in(ctx: Context) -> Iterator[Finding]:
+    why = confinement.lacking() if ctx.run_file.reward and ctx.run_file.reward.confine else ""
+    if why:
+        problem = (
+            f"reward functions cannot be shut in here: {why}; they can read other processes' environment and memory"
+        )
+        remedy = "run on such a kernel, or set reward.confine to false if every reward function is trusted"
+        yield ctx.warning("reward.confine", problem, remedy=remedy)
 
 
 @rule("store")

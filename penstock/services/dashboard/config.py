@@ -30,7 +30,7 @@ class DashboardSection(Section):
     """Port to listen on; 0 takes one that is free."""
     token_env: str = on_resume(TOKEN_ENV, pattern=VARIABLE)
     """Name of the environment variable that holds the token which the page asks for. Where `host` is this machine's
-    own, no token is asked for when the variable is unset."""
+    own and the variable is unset, the page answers without one, to the user who serves it and to root only."""
 
 
 def is_local(host: str) -> bool:

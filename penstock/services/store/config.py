@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from typing import Annotated, Literal
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 from pydantic import AfterValidator, Field
 
@@ -34,7 +34,13 @@ def check_url(url: str | None) -> str | None:
     if url is None:
         return url
     parts = urlsplit(url)
-    if parts.password is not None:
+    if (
+        parts.password is not None
+        or "password" in parse_qs(parts.query)
+        or (
+            parts.scheme != "unix" and "@" in parts.path  # a password with a slash in it
+        )
+    ):
         raise ValueError(
             "a password does not belong in the url, it would reach config.yaml and logs; put it into the environment "
             "variable that store.password_env names (PENSTOCK_STORE_PASSWORD)"
@@ -76,6 +82,10 @@ class StoreSection(Section):
     """The gate closes while the payloads in the store are larger than this (bytes). It must hold what is outstanding
     and what was used since the last checkpoint: (max_lag + 1 + steps between checkpoints) × groups per step × size of
     a group. At least 1 MiB, below which hardly one step's groups fit."""
+
+    max_restarts: int = on_resume(10, ge=0)
+    """How often the private server is started again after it died. One that dies more often has a cause that starting
+    again does not mend, such as a full disk, and ends the run with it."""
 
     deadline: float = on_resume(30.0, ge=1.0, le=3600.0)
     """Seconds that a call keeps trying while the server is away or restarts, before it is an error. At least 1, the

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from hashlib import sha1
@@ -48,6 +48,10 @@ class ForksChanged(Exception):
 
 class StoreRefused(StoreError):
     """The server does not let us in."""
+
+
+class Away(StoreError):
+    """The server has not answered within the deadline."""
 
 
 class Unattached(StoreError):
@@ -147,6 +151,19 @@ class Connection:
             raise self._unattached("published")
         return int(found[0]), int(found[1])
 
+    def payloads(self, indices: Sequence[int]) -> list[bytes | None]:
+        """What these groups carry, on one trip; None for one that carries nothing, or is gone."""
+        if not indices:
+            return []
+
+        def ask() -> list[bytes | None]:
+            asked = self._redis.pipeline(transaction=False)
+            for index in indices:
+                asked.hget(f"{self._prefix}entry:{index}", "payload")
+            return cast(list[bytes | None], asked.execute())
+
+        return self._until_deadline("payloads", ask)
+
     def version(self) -> tuple[int, ...]:
         """Version of the server."""
         info = self._until_deadline("asking for its version", lambda: self._redis.info("server"))
@@ -221,6 +238,6 @@ class Connection:
             if waited + pause > self._deadline:
                 limit = f"{self._limit} is {self._deadline:g} s"
                 said = f": {reason}" if isinstance(reason, _AWAY) else ""
-                raise StoreError(f"{name}: {state} {waited:.1f} s ({limit}){said}") from reason
+                raise Away(f"{name}: {state} {waited:.1f} s ({limit}){said}") from reason
             time.sleep(pause)
             pause = min(2 * pause, 0.5)
