@@ -115,7 +115,7 @@ def full_memory(folder: Path) -> str:
 
     with PrivateServer(folder / "store", folder / "store.log") as server:
         store = store_on(server, deadline=1.0)
-        with redis.Redis.from_url(server.url) as client:
+        with redis.Redis.from_url(server.url, password=server.address("run").password) as client:
             client.config_set("maxmemory", 1)
         return _told(lambda: put(store, "one"))
 
