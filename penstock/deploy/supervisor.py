@@ -25,10 +25,11 @@ from penstock.deploy.runfile import RunFile
 from penstock.deploy.scaling import Scaling
 from penstock.deploy.signals import Interruption
 from penstock.deploy.steering import Levers, Steering
+from penstock.deploy.store_watch import StoreWatch
 from penstock.learner.config import AdaptiveLag
 from penstock.learner.dials import MAX_LAG, Dials
 from penstock.learner.requests import NONFINITE, WAITING
-from penstock.services.contracts import PenstockError, StoreError
+from penstock.services.contracts import PenstockError
 from penstock.services.control import ScalableRole
 from penstock.services.replay import Closed, LedgerCounts
 from penstock.services.rundir import RunDir
@@ -77,8 +78,7 @@ class Supervisor:
         self.lag = self._lag_steering()
         self.guardian = Guardian(run_file.guards, directory, journal, self.steering)
         self._live = Live()
-        self._store_away: float | None = None
-        """Since when (monotonic) the store has not answered."""
+        self._store = StoreWatch(parts.host, journal, run_file.store.deadline)
 
     @property
     def learner(self) -> Member:
@@ -221,25 +221,9 @@ class Supervisor:
             self._journal.warn(f"{what} (recording.mismatch_warning is {limit:g})", step=version.step)
 
     def _look_at_ledger(self) -> None:
-        """A store that is away now is mended at the next tick, not waited for; a person is told at once."""
-        if not self.started:
-            return
-        host = self._parts.host
-        try:
-            host.glance.expire()
-            self.ledger = host.glance.counts()
-            self._closed = host.glance.gate()
-        except StoreError as error:
-            host.is_silent()
-            if self._store_away is None:
-                self._store_away = time.monotonic()
-                limit = self._run_file.store.deadline
-                self._journal.warn(f"{error}. Whoever needs the store waits for it, {limit:g} s (store.deadline)")
-            return
-        host.answers()
-        if self._store_away is not None:
-            away, self._store_away = time.monotonic() - self._store_away, None
-            self._journal.tell("store_back", f"the store answers again, after {away:.1f} s")
+        """A store that is away now is mended at the next tick, not waited for."""
+        if self.started and (seen := self._store.look()) is not None:
+            self.ledger, self._closed = seen
 
     # --- evaluation ---------------------------------------------------------------------------------
 

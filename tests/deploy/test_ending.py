@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 
 import pytest
 import ray.exceptions
+from disks import fill, small_disk
 
 from penstock.deploy.ending import ending, tenure
 from penstock.deploy.signals import Interruption
@@ -25,6 +27,13 @@ class Lost(ray.exceptions.RayError):
         (Lost("gone"), PenstockError, "failed", "a call to an actor failed: Lost: gone"),
         (ZeroDivisionError("by zero"), ZeroDivisionError, "failed", "ZeroDivisionError: by zero"),
         (KeyboardInterrupt(), KeyboardInterrupt, "stopped", "interrupted by SIGINT"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "metrics.jsonl"),
+            PenstockError,
+            "failed",
+            "metrics.jsonl could not be written: No space left on device; make room",
+        ),
+        (OSError(errno.EPIPE, "Broken pipe"), OSError, "failed", "BrokenPipeError: [Errno 32] Broken pipe"),
     ],
 )
 def test_an_error_is_the_reason_and_goes_on(error, raised, outcome, why):
@@ -32,6 +41,20 @@ def test_an_error_is_the_reason_and_goes_on(error, raised, outcome, why):
     with pytest.raises(raised), ending(ends.append, Interruption()):
         raise error
     assert [(end.outcome, end.why) for end in ends] == [(outcome, why)]
+
+
+def test_on_a_full_disk_the_reason_is_said_though_neither_it_nor_the_summary_can_be_written(tmp_path):
+    with small_disk(tmp_path / "disk") as disk:
+        directory = RunDir.create(disk, "run", "name: run\n")
+        fill(disk)
+        said = r"events\.jsonl could not be written: No space left on device; make room\. This could not be written"
+        with pytest.raises(PenstockError, match=said), ending(lambda end: directory.write_summary(vars(end)), ASKED):
+            for number in range(10_000):
+                directory.add_event("warning", "x" * 1000, number=number)
+        assert all(event.message == "x" * 1000 for event in directory.read_events()), "lines are whole, or not there"
+
+
+ASKED = Interruption()
 
 
 def test_a_run_that_comes_to_its_end_says_itself_how():
