@@ -34,8 +34,8 @@ from penstock.rollout.config import MOST_WORKERS
 from penstock.rollout.ends import sampling_of
 from penstock.rollout.evaluation import EvaluationJob
 from penstock.services.contracts import PenstockError
-from penstock.services.replay import LedgerRules
 from penstock.services.files import closed_folder, own_folder
+from penstock.services.replay import LedgerRules
 from penstock.services.rundir import RunDir
 from penstock.services.weights.config import choose, default_folder
 

@@ -9,7 +9,9 @@ from typing import Any
 
 _USERINFO = re.compile(r"(\w+://[^/@\s:]*:)\S+@")
 """The password before the last @, which may have an @ or a slash of its own where nobody has encoded it."""
-_QUERY = re.compile(r"([?&](?:\w*(?:password|passwd|secret|token|api_?key)|key|sig|signature)=)[^&\s'\"]+", re.IGNORECASE)
+_QUERY = re.compile(
+    r"([?&](?:\w*(?:password|passwd|secret|token|api_?key)|key|sig|signature)=)[^&\s'\"]+", re.IGNORECASE
+)
 SECRET_KEY = re.compile(
     r"(passwords?|passwd|secrets?|credentials?|(api|access|private|secret)_?keys?|(access|auth|bearer|hub|hf)_?tokens?)$",
     re.IGNORECASE,

@@ -33,8 +33,12 @@ def check_url(url: str | None) -> str | None:
     if url is None:
         return url
     parts = urlsplit(url)
-    if parts.password is not None or "password" in parse_qs(parts.query) or (
-        parts.scheme != "unix" and "@" in parts.path  # a password with a slash in it
+    if (
+        parts.password is not None
+        or "password" in parse_qs(parts.query)
+        or (
+            parts.scheme != "unix" and "@" in parts.path  # a password with a slash in it
+        )
     ):
         raise ValueError(
             "a password does not belong in the url, it would reach config.yaml and logs; put it into the environment "
