@@ -35,7 +35,7 @@ test: setup programs unit engines runs ## all tests: units, real engines, whole 
 
 # One process for each engine: vLLM and DeepSpeed both own what torch knows of distributed processes.
 engines:
-	@echo "[test] the learner on DeepSpeed" && $(BIN)/python -m pytest -q -m "engine and not slow" tests/learner
+	@echo "[test] the learner on DeepSpeed" && $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "engine and not slow" tests/learner
 	@echo "[test] rollout on vLLM" && $(BIN)/python -m pytest -q -m "engine and not slow" --ignore=tests/learner
 
 runs:
@@ -55,8 +55,9 @@ types:
 imports:
 	@echo "[check] import contracts" && $(BIN)/lint-imports
 
+# Three processes on two cores: many of these tests wait, for leases and deadlines to end.
 unit:
-	@echo "[check] unit tests" && $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not engine and not slow"
+	@echo "[check] unit tests" && $(BIN)/python -m pytest -q -n 3 --dist loadfile -m "not engine and not slow"
 
 exact: setup ## compare every estimator's expectation with the exact gradient: docs/exact-gradients.md
 	@$(BIN)/python -m benchmarks.exact

@@ -78,6 +78,11 @@ class Journal:
         """The directory that is written into."""
         return self._directory.path
 
+    @property
+    def how_to_go_on(self) -> str:
+        """What to type when the run has failed."""
+        return f"go on from the last checkpoint with: penstock resume {self.run_dir}"
+
     def begin(self, version: Version) -> None:
         """The learner goes on at `version`."""
         self.version, self.first_step, self.began = version, version.step, time.time()

@@ -277,16 +277,22 @@ class Parts:
 
     def begin_learning(self) -> None:
         """Let the ranks meet and load; rank 0 publishes the first weights, then trains."""
-        prepare_ranks(
+        ray.get(self.prepare_learning(self._resume), timeout=self._run_file.deadlines.start)
+        for member in self.learners:
+            member.run()
+
+    def prepare_learning(self, checkpoint: Path | None) -> list[Any]:
+        """Tell ranks that are ready to go on from a checkpoint, or to begin; returns the answers to wait for."""
+        for worker in self.workers if self.route.backend is not None else ():
+            if worker.state in ("starting", "ready", "running"):
+                worker.handle.use_learner.remote(self.learners[0].handle)
+        return prepare_ranks(
             [member.handle for member in self.learners],
-            plans.learner_plan(self._run_file, self._directory, self._resume),
+            plans.learner_plan(self._run_file, self._directory, checkpoint),
             self.host.address,
             self.route,
             plans.step_limits(self._run_file),
-            self._run_file.deadlines.start,
         )
-        for member in self.learners:
-            member.run()
 
     # --- end ----------------------------------------------------------------------------------------
 

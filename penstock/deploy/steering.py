@@ -104,6 +104,15 @@ class Steering:
         self._unsettled = True
         self._settle()
 
+    def tell_again(self) -> None:
+        """The learner was started again and knows nothing of what was asked of the one before."""
+        learner = self._learner()
+        if self._wishes.paused_by:
+            learner.handle.request_pause.remote(True, self._wishes.numbered())
+        changes, number = self._wishes.again()
+        if changes:
+            learner.handle.request_turn.remote(changes, number)
+
     def _settle(self) -> None:
         """Tell the ledger again what holds. A store that is away is told at the next look."""
         if not self._unsettled:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 import uuid
 from dataclasses import replace
 
@@ -17,6 +18,8 @@ MOST_RESTARTS = 10
 _GLANCE = 2.0
 """Seconds for a look at the ledger."""
 _RUN_ID = re.compile(r"[^./\x00-\x1f][^/\x00-\x1f]{0,99}")
+_WORTH_TELLING = 3.0
+"""Seconds without an answer of the store after which people are told."""
 
 
 class StoreHost:
@@ -29,6 +32,8 @@ class StoreHost:
     def __init__(self, section: StoreSection, directory: RunDir, run_id: str, host: str | None) -> None:
         self._server: PrivateServer | None = None
         self.restarts = 0
+        self._deadline, self._answered, self._told = section.deadline, time.monotonic(), False
+        self._frozen = ""
         if section.url is None:
             self._server = PrivateServer(directory.store, directory.log("redis"), fsync=section.fsync, host=host)
             self._server.start()
@@ -44,12 +49,33 @@ class StoreHost:
         again. What was acknowledged is in its append-only file."""
         if self._server is None or self._server.alive:
             return None
-        cause = self._server.cause_of_death() or "redis-server ended"
+        cause, self._frozen = self._frozen or self._server.cause_of_death() or "redis-server ended", ""
         self.restarts += 1
         if self.restarts > MOST_RESTARTS:
             raise StoreError(f"the private store has died {self.restarts} times; the last time: {cause}")
         self._server.start()
+        self.answers()
         return cause
+
+    def answers(self) -> None:
+        """A look at the ledger was answered."""
+        self._answered, self._told = time.monotonic(), False
+
+    def is_silent(self, error: StoreError) -> str:
+        """A look at the ledger was not answered. Returns what there is to tell people about it, once; ends a private
+        server that lives and says nothing, while its clients still wait for it: `revive` starts it again."""
+        silent = time.monotonic() - self._answered
+        if self._server is not None and self._server.alive and silent > self._deadline / 2:
+            self._frozen = f"it had not answered for {silent:.0f} s, half of store.deadline, and was ended"
+            self._server.kill()
+            return ""
+        if self._told or silent < _WORTH_TELLING:
+            return ""
+        self._told = True
+        return (
+            f"the store has not answered for {silent:.0f} s; workers and learner wait for it, up to "
+            f"{self._deadline:g} s (store.deadline): {error}"
+        )
 
     def close(self) -> None:
         """Close the connections and end the private server."""

@@ -67,7 +67,9 @@ class Supervisor:
             "rollout": Scaling(parts.rollout, journal),
             "scorer": Scaling(parts.scoring, journal),
         }
-        self.mending = Mending(parts, run_file, journal, self.scaling["rollout"], self.scaling["scorer"])
+        self.mending = Mending(
+            parts, run_file, journal, self.scaling["rollout"], self.scaling["scorer"], self._tell_learner_again
+        )
         dials = Dials(run_file.algorithm, run_file.learner, run_file.staleness.first_lag)
         levers = Levers(self.stop, parts.hold_gate, parts.bound_lag)
         self.steering = Steering(directory, journal, self.scaling, lambda: self.learner, levers, dials)
@@ -139,7 +141,10 @@ class Supervisor:
         for report in self.learner.read_inbox():
             version = Version.parse(report["version"])
             kind = report["kind"]
-            if kind == "started":
+            if kind == "started" and self.started:
+                self._goes_on(version, report)
+                self.mending.learner.begun()
+            elif kind == "started":
                 self.started, self.began_at = True, report["at"]
                 self._live.stepped()
                 self.guardian.begin_again(version.step)
@@ -174,11 +179,20 @@ class Supervisor:
                 self._journal.event(kind, f"{kind} at version {version}", **facts)
 
     def _rolled_back(self, version: Version, report: Mapping[str, Any]) -> None:
+        self._goes_on(version, report)
+        what = f"gone back from version {report['left']} to a checkpoint; the run goes on as {version}"
+        self._journal.tell("rolled_back", what, version=str(version), left=report["left"], folder=report["folder"])
+
+    def _tell_learner_again(self) -> None:
+        """A fresh learner is about to run."""
+        self.steering.tell_again()
+        if self._stopping:
+            self.learner.handle.request_stop.remote(self._stopping)
+
+    def _goes_on(self, version: Version, report: Mapping[str, Any]) -> None:
         """The learner goes on from a checkpoint, in a lineage of its own."""
         self._journal.go_back(version)
         self._live.stepped()
-        what = f"gone back from version {report['left']} to a checkpoint; the run goes on as {version}"
-        self._journal.tell("rolled_back", what, version=str(version), left=report["left"], folder=report["folder"])
         self._evaluated_at = min(self._evaluated_at, version.step)
         self.guardian.begin_again(version.step)
         self.steering.begun(report["coefficients"], report["heard"])
@@ -206,11 +220,17 @@ class Supervisor:
 
     def _look_at_ledger(self) -> None:
         """A store that is away now is mended at the next tick, not waited for."""
-        if self.started:
-            with contextlib.suppress(StoreError):
-                self._parts.host.glance.expire()
-                self.ledger = self._parts.host.glance.counts()
-                self._closed = self._parts.host.glance.gate()
+        if not self.started:
+            return
+        host = self._parts.host
+        try:
+            host.glance.expire()
+            self.ledger = host.glance.counts()
+            self._closed = host.glance.gate()
+            host.answers()
+        except StoreError as error:
+            if doubt := host.is_silent(error):
+                self._journal.warn(doubt)
 
     # --- evaluation ---------------------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ class Wishes:
         """Who keeps the gate closed by hand, each by a reason of his own."""
         self._said: Mapping[str, float] = {}
         self._turned: dict[int, Mapping[str, float]] = {}
+        self._by_hand: set[str] = set()
         self._number = 0
 
     @property
@@ -38,7 +39,15 @@ class Wishes:
         """These were asked for; returns the number of the request."""
         number = self.numbered()
         self._turned[number] = dict(changes)
+        self._by_hand |= set(changes)
         return number
+
+    def again(self) -> tuple[dict[str, float], int]:
+        """The learner was started again from a checkpoint: what was turned on purpose is turned once more, to where it
+        is now; with the number of that request."""
+        changes = {name: value for name, value in self.coefficients.items() if name in self._by_hand}
+        self._turned.clear()
+        return changes, self.turn(changes)
 
     def learned(self, said: Mapping[str, float], heard: int) -> None:
         """The learner says where its coefficients are, and up to which request it has heard."""

@@ -71,6 +71,9 @@ class TrainingSection(Section):
 class LearnerSection(TrainingSection):
     """The learner: its batch, the model over the ranks, the update rule."""
 
+    max_restarts: int = on_resume(3, ge=0)
+    """How often in a row, without a new checkpoint in between, the ranks are started again from the newest checkpoint
+    when one has died, fallen silent or lost contact. 0 ends the run at the first death."""
     groups_per_step: int = Field(32, ge=1)
     """Groups with signal in the batch of one train step."""
     mini_batches: int = Field(1, ge=1)

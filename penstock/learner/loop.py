@@ -59,8 +59,9 @@ class LearnerLoop:
         beat: Callable[[str], None] = lambda _: None,
         auditor: Auditor | None = None,
         texts: Texts | None = None,
+        requests: Requests | None = None,
     ) -> None:
-        """`texts` names the tokens of the samples."""
+        """`texts` names the tokens of the samples; `requests` may have been asked for already."""
         self._crew, self._store = crew, store
         self._settings = settings
         self._save_model, self._report = save_model, report
@@ -84,7 +85,7 @@ class LearnerLoop:
         )
         self._trainer = Trainer(crew, store, algorithm, settings, self._coefficients, self._evidence, beat, texts)
         self._keeper = Keeper(crew, store, settings, self._coefficients, save_model, beat)
-        self.requests = Requests()
+        self.requests = requests or Requests()
         """What may be asked of the loop from other threads."""
         self.version = FIRST
         """The weights that the engine holds now."""

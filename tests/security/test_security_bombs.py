@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+import views
 import yaml
 from bombs import NAMES, Trap, forms
 from starlette.testclient import TestClient
@@ -83,7 +84,7 @@ def a_run(folder: Path) -> RunDir:
     log.write(Version(0, 1), {"reward/mean": 0.5}, 1001.0)
     log.close()
     run.add_event("finished", "all is well")
-    run.write_status({"phase": "training", "step": 1})
+    run.write_status(views.view())
     run.write_summary({"outcome": "finished"})
     run.write_samples(Version(0, 1), [{"prompt": "1+1=", "answers": []}])
     for path in (run.activity, run.activity_before, run.guards, run.whatif, run.path / ".run-id", run.log("learner-0")):

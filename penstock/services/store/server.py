@@ -120,6 +120,12 @@ class PrivateServer:
             self._port.release()
             self._port = None
 
+    def kill(self) -> None:
+        """End a server that does not answer any more, so that `start` can begin again from its file."""
+        if self._process is not None and self._holder is not None and self.alive:
+            self._process.kill()
+            self._holder.join(self._deadline)
+
     def _ask_to_end(self) -> bool:
         """Whether it will: it has written what it knows, and closes its file."""
         client = redis.Redis.from_url(self.url, password=self._password, socket_timeout=_LAST_WORDS, protocol=2)
