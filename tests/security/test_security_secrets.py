@@ -102,11 +102,9 @@ def heard(onlooker: Onlooker) -> list[str]:
         with urllib.request.urlopen(request, timeout=30) as answer:
             text = answer.read().decode()
         found += [f"page {path}: {word}" for word in WORDS if word in text]
-    told = subprocess.run(
-        [sys.executable, "-m", "penstock.cli.main", "status", str(onlooker.directory.path), "--json"],
-        capture_output=True,
-        text=True,
-    )
+    command = [str(Path(sys.executable).parent / "penstock"), "status", str(onlooker.directory.path), "--json"]
+    told = subprocess.run(command, capture_output=True, text=True)
+    assert "drill-secret" in told.stdout
     return found + [f"status: {word}" for word in WORDS if word in told.stdout + told.stderr]
 
 
