@@ -61,8 +61,8 @@ _HEADERS = {
 
 
 _STRANGER = (
-    "this page answers only to the user who serves it; for others it is served with a token in the environment variable "
-    f"{TOKEN_ENV}, and they sign in with that"
+    "this page answers only to the user who serves it; for others it is served with a token in the environment "
+    f"variable {TOKEN_ENV}, and they sign in with that"
 )
 
 
@@ -124,7 +124,10 @@ class Access:
     def _is_own(self, request: Request) -> bool:
         """Whether it comes from a program of this process's user, or of root. What is not known is somebody else's."""
         client, server = request.scope.get("client"), request.scope.get("server")
-        return bool(client and server) and self._user_of(tuple(client), tuple(server)) in (0, os.geteuid())
+        if not client or not server:
+            return False
+        user = self._user_of((client[0], client[1]), (server[0], server[1]))
+        return user is not None and user in (0, os.geteuid())
 
 
 def _same(given: str, wanted: str) -> bool:
