@@ -122,8 +122,8 @@ class LedgerMemo:
     forks: Forks
     """The lineages known by then."""
     ahead: tuple[int, ...] = ()
-    """Indices beyond the cursor that had been issued nevertheless: what was alive when an earlier learner went back to a
-    checkpoint. Bounded as `outstanding` is."""
+    """Indices beyond the cursor that had been issued nevertheless: what was alive when a learner went back to a
+    checkpoint before. Bounded as `outstanding` is."""
 
     @property
     def cursor(self) -> int:

@@ -11,6 +11,7 @@ import signal
 import socket
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from importlib.resources import files
@@ -188,10 +189,8 @@ class Network:
 
 
 def _end(end: socket.socket) -> None:
-    try:
+    with suppress(OSError):  # it has ended already
         end.shutdown(socket.SHUT_RDWR)
-    except OSError:  # it has ended already
-        pass
     end.close()
 
 

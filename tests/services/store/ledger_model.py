@@ -190,7 +190,7 @@ class Model:
             for index, (state, reason) in states.items():
                 self.prompts[index] = Prompt("dropped", "store_lost") if state == "open" else Prompt(state, reason)
         elif self.knows(checkpoint.lineage):
-            self.back_to(checkpoint, self.now, states)
+            self.back_to(checkpoint, self.now, None if memo is None else states)
         else:
             self.forks = before
             raise RefusedCall
@@ -203,7 +203,7 @@ class Model:
         self.draining = self.held = False
         return version
 
-    def back_to(self, checkpoint: Version, now: Version, states: States) -> None:
+    def back_to(self, checkpoint: Version, now: Version, states: States | None) -> None:
         for index in self.indices("taken", "applied"):
             prompt = self.prompts[index]
             if prompt.state == "applied" and self.contains(checkpoint, Version(now.lineage, prompt.step)):
@@ -211,7 +211,7 @@ class Model:
             else:
                 prompt.state, prompt.since = "stored", self.clock
         rolled_back = self.last_commit is not None and not self.contains(checkpoint, self.last_commit)
-        if states and (rolled_back or not self.contains(now, checkpoint)):
+        if states is not None and (rolled_back or not self.contains(now, checkpoint)):
             self.see_as(states)
 
     def see_as(self, states: States) -> None:
@@ -361,7 +361,8 @@ class Model:
         states = self.states(version)
         counts = Counter(state for state, _ in states.values())
         still = tuple(sorted(index for index, (state, _) in states.items() if state == "open"))
-        return LedgerMemo(len(states), counts["committed"], dict(self.dropped()), still, dict(self.forks))
+        ahead = tuple(index for index in sorted(states) if index > self.next_prompt())
+        return LedgerMemo(len(states), counts["committed"], dict(self.dropped()), still, dict(self.forks), ahead)
 
     # --- looking on ---------------------------------------------------------------------------------
 

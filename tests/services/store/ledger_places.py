@@ -144,7 +144,7 @@ class RedisPlace:
     def __init__(self, folder: Path, fsync: str = "never") -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._data = folder / "store"
-        self.server = PrivateServer(self._data, folder / "store.log", fsync=fsync)  # type: ignore[arg-type]
+        self.server = PrivateServer(self._data, folder / "store.log", fsync=fsync)
         self._wipe()
         self.network = Network(self.server, Path(self.server.url.removeprefix("unix://")).parent)
         self.raw = redis.Redis.from_url(self.server.url, protocol=2)
@@ -312,4 +312,4 @@ class RedisPlace:
         }
 
     def _keys(self, pattern: str) -> list[bytes]:
-        return self.raw.keys(self._prefix + pattern)  # type: ignore[return-value]
+        return self.raw.keys(self._prefix + pattern)

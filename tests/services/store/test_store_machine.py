@@ -40,12 +40,18 @@ from ledger_places import TICK, MemoryPlace, RedisPlace
 from penstock.services.replay import LedgerMemo, LedgerRules, Reservation, Taken, Ticket
 from penstock.services.versions import FIRST, Version
 
-ACCIDENTS = [*[Fault.NONE] * 40, *[fault for fault in Fault if fault.value <= Fault.LATE.value] * 3, *Fault]
+ACCIDENTS = [
+    *[Fault.NONE] * 30,
+    Fault.REPLY_LOST,
+    Fault.REPLY_LOST,
+    *[fault for fault in Fault if fault.value <= Fault.LATE.value] * 3,
+    *Fault,
+]
 LUCK = st.builds(Luck, st.sampled_from(ACCIDENTS), st.sampled_from([0, 0, 0, 1]), st.booleans())
 LEASES = st.sampled_from([2.5 * TICK, 0.5 * TICK, 0.0])
 """Seconds; 0 has ended at once."""
 WORKER = st.sampled_from("abc")
-MISHAPS = ["", "", "killed", "killed", "drained", "power", "power", "disk"]
+MISHAPS = ["", "", "", "", "killed", "killed", "power", "power", "power", "drained", "disk"]
 WHICH = st.integers(0, 9)
 """One of several, the newest first. What is drawn never depends on what has happened: a server that is killed while it
 executes makes no two walks alike."""
@@ -174,34 +180,26 @@ class Run(Driven):
 
     # --- the supervisor -----------------------------------------------------------------------------
 
-    @rule(max_lag=st.integers(0, 3), max_bytes=st.sampled_from([10**9, 60]), more=st.integers(0, 5), luck=LUCK)
+    @rule(what=st.sampled_from(["expire", "attach", "hold", "pin", "announce"]), which=WHICH, seconds=LEASES, luck=LUCK)
+    def the_supervisor_does_its_work(self, what: str, which: int, seconds: float, luck: Luck) -> None:
+        arguments: dict[str, tuple[Any, ...]] = {
+            "expire": (),
+            "attach": (self.rules if which < 6 else replace(self.rules, groups_per_step=9),),
+            "hold": (which in (3, 4),),
+            "pin": (self.version(which), "ab"[which % 2], seconds),
+            "unpin": (self.version(which), "ab"[which % 2]),
+            "announce": ("ab"[which % 2], {"tokens": which, "at": "0.1"}, seconds),
+        }
+        if what == "pin" and which > 4:
+            what = "unpin"
+        if what != "attach" or self.model.rules is not None:  # else these would be the run's
+            self.call(self.supervisor, what, *arguments[what], luck=luck)
+
+    @rule(max_lag=st.integers(0, 3), max_bytes=st.sampled_from([10**9] * 4 + [60]), more=st.integers(0, 5), luck=LUCK)
     def the_rules_are_changed(self, max_lag: int, max_bytes: int, more: int, luck: Luck) -> None:
         prompts = None if self.rules.prompts is None else self.rules.prompts + more
         self.rules = replace(self.rules, max_lag=max_lag, max_bytes=max_bytes, prompts=prompts)
         self.call(self.supervisor, "amend", self.rules, luck=luck)
-
-    @rule(change=st.booleans(), luck=LUCK)
-    def the_run_is_attached_again(self, change: bool, luck: Luck) -> None:
-        rules = replace(self.rules, groups_per_step=self.rules.groups_per_step + 1) if change else self.rules
-        if self.model.rules is not None:  # else these would be the run's
-            self.call(self.supervisor, "attach", rules, luck=luck)
-
-    @rule(held=st.booleans(), luck=LUCK)
-    def the_gate_is_held(self, held: bool, luck: Luck) -> None:
-        self.call(self.supervisor, "hold", held, luck=luck)
-
-    @rule(luck=LUCK)
-    def leases_are_looked_through(self, luck: Luck) -> None:
-        self.call(self.supervisor, "expire", luck=luck)
-
-    @rule(which=WHICH, reader=WORKER, off=st.booleans(), seconds=LEASES, luck=LUCK)
-    def weights_are_pinned(self, which: int, reader: str, off: bool, seconds: float, luck: Luck) -> None:
-        what, more = ("unpin", ()) if off else ("pin", (seconds,))
-        self.call(self.supervisor, what, self.version(which), reader, *more, luck=luck)
-
-    @rule(worker=WORKER, tokens=st.integers(0, 9), seconds=LEASES, luck=LUCK)
-    def a_worker_announces_itself(self, worker: str, tokens: int, seconds: float, luck: Luck) -> None:
-        self.call(self.workers[worker], "announce", worker, {"tokens": tokens, "at": "0.1"}, seconds, luck=luck)
 
     # --- nothing goes wrong for a while -------------------------------------------------------------
 
@@ -215,6 +213,31 @@ class Run(Driven):
             for ticket in answer.tickets if isinstance(answer, Reservation) else ():
                 self.call(self.workers["a"], "put", ticket, b"group %d" % ticket.index, version)
             self.the_learner_makes_a_step(GOOD)
+
+    @rule(seconds=st.sampled_from([0.0, 0.5 * TICK]), partial=st.booleans(), luck=LUCK, then=WHICH, payload=PAYLOADS)
+    def a_group_is_given_to_another_worker(
+        self, seconds: float, partial: bool, luck: Luck, then: int, payload: bytes
+    ) -> None:
+        """A lease ends, or a group is handed back; another worker gets it; then both come, in any order."""
+        version = self.versions[-1]
+        asked = (version, 1, seconds, f"slow-{next(self.requests)}")
+        answer = self.call(self.workers["b"], "reserve", "b", *asked)
+        first = answer.tickets if isinstance(answer, Reservation) else ()
+        if partial:
+            for ticket in first:
+                self.call(self.workers["b"], "release", ticket, payload, luck=luck)
+        elif seconds:
+            self.time_passes(1)
+        asked = (version, 1, 2.5 * TICK, f"next-{next(self.requests)}")
+        answer = self.call(self.workers["c"], "reserve", "c", *asked, luck=luck)
+        second = answer.tickets if isinstance(answer, Reservation) else ()
+        for ticket in (*first, *second) if then % 2 else (*second, *first):
+            if then < 7:
+                self.call(self.workers["b"], "put", ticket, payload + b"%d" % ticket.fence, version)
+            elif then < 8:
+                self.call(self.workers["b"], "release", ticket, payload)
+            else:
+                self.call(self.workers["b"], "refuse", ticket, "quorum")
 
     # --- accidents ----------------------------------------------------------------------------------
 
