@@ -22,6 +22,8 @@ SCRIPTS = {"amend": "attach", "pin": "pins", "unpin": "pins", "announce": "prese
 """The calls whose script has another name."""
 OF_ONE_LIFE = ("reserve", "reconcile", "drain", "hold")
 """Calls that must change nothing when they arrive after another learner has taken over."""
+NO_LINEAGE = 99
+"""Of a learner that has not reconciled."""
 _PATIENT = 60.0
 
 
@@ -112,7 +114,7 @@ class Driven(RuleBasedStateMachine):
         """The processes of the run end; nobody remembers a ticket. New ones know what the store and the disk know."""
         self.workers = {name: self.place.connect() for name in ("a", "b", "c")}
         self.supervisor: ReplayStore = self.place.connect()
-        self.learner = self.former = Learner(self.place.connect(), 0)  # they know nothing yet
+        self.learner = self.former = Learner(self.place.connect(), NO_LINEAGE)
         self.tickets: list[Ticket] = []
         self.said: list[Call] = []
         self.late: list[Call] = []

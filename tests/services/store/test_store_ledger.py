@@ -9,6 +9,7 @@ import pytest
 from ledger_steps import RULES, indices, payload, play, reserve, states, step, taken
 
 from penstock.services.contracts import Fenced, StoreError
+from penstock.services.store.memory import MemoryStore
 from penstock.services.versions import FIRST, Version
 
 ONE, TWO, THREE = FIRST.next(), FIRST.next().next(), FIRST.next().next().next()
@@ -97,6 +98,31 @@ def test_the_same_request_again_gives_the_same_answer(opened):
     assert store.reserve("w", FIRST, 3, 60.0, "r") == first
     assert states(store) == {"reserved": 3}
     assert indices(store.reserve("w", FIRST, 1, 60.0, "another").tickets) == [3]
+
+
+def test_the_same_answer_again_carries_the_partial_while_its_ticket_is_good(opened):
+    store = opened()
+    (ticket,) = reserve(store, 1)
+    store.release(ticket, b"half")
+    (again,) = store.reserve("w", FIRST, 1, 0.0, "r").tickets
+    assert store.expire() == 1
+    # The lease has ended and nobody else has the group: who heard the answer only now may still go on from the partial.
+    (heard,) = store.reserve("w", FIRST, 1, 0.0, "r").tickets
+    assert (heard.fence, heard.partial) == (again.fence, b"half")
+    store.put(heard, b"whole", FIRST)
+    assert store.reserve("w", FIRST, 1, 0.0, "r").tickets[0].partial is None
+
+
+def test_an_answer_is_kept_for_five_minutes():
+    now = [0.0]
+    store = MemoryStore(clock=lambda: now[0])
+    store.attach(RULES)
+    store.reconcile(FIRST, 0, "start")
+    assert indices(store.reserve("w", FIRST, 1, 1.0, "r").tickets) == [0]
+    now[0] = 299.0
+    assert store.reserve("w", FIRST, 1, 1.0, "r").tickets[0].fence == 1
+    now[0] = 300.0
+    assert store.reserve("w", FIRST, 1, 1.0, "r").tickets[0].fence == 2
 
 
 def test_two_workers_may_use_the_same_request_id(opened):
