@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from penstock.deploy.runfile import load
 from penstock.deploy.variants import asked
 from penstock.services.bar_plots import Bars, bars
-from penstock.services.rundir import RunDir, write_atomically
+from penstock.services.files import write_atomically
+from penstock.services.rundir import RunDir
 
 if TYPE_CHECKING:
     from penstock.learner.whatif import At, Comparison

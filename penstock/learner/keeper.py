@@ -15,7 +15,7 @@ from penstock.services.replay import ReplayStore
 from penstock.services.versions import Version
 
 if TYPE_CHECKING:
-    from penstock.learner.loop import LoopSettings
+    from penstock.learner.loop_settings import LoopSettings
 
 
 class Keeper:

@@ -5,65 +5,28 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from penstock.learner import checkpoints, deal, report
+from penstock.learner import checkpoints, report
 from penstock.learner.algorithms.bound import BoundAlgorithm
-from penstock.learner.assemble import Moment, assemble
 from penstock.learner.audit import Auditor
 from penstock.learner.batch import Batch
-from penstock.learner.checkpoints import Checkpoint
 from penstock.learner.coefficients import Coefficients
-from penstock.learner.config import (
-    AlgorithmSection,
-    ArchiveSection,
-    CheckpointSection,
-    LearnerSection,
-    StalenessSection,
-)
 from penstock.learner.crew import Crew, Trained
-from penstock.learner.dials import MAX_LAG, Dials
+from penstock.learner.dials import Dials
 from penstock.learner.evidence import Evidence
 from penstock.learner.feed import Fed, Feed
 from penstock.learner.keeper import Keeper
+from penstock.learner.loop_settings import LoopSettings
 from penstock.learner.publisher import Publisher
 from penstock.learner.requests import NONFINITE, WAITING, Requests
-from penstock.learner.showcase import Showcase
+from penstock.learner.trainer import Trainer
 from penstock.services.contracts import PenstockError, WeightSender
 from penstock.services.replay import ReplayStore
 from penstock.services.samples import Texts
 from penstock.services.versions import FIRST, Version
-
-
-@dataclass(frozen=True)
-class LoopSettings:
-    """What the loop is to do and where its files go."""
-
-    learner: LearnerSection
-    algorithm: AlgorithmSection
-    staleness: StalenessSection
-    checkpoint: CheckpointSection
-    archive: ArchiveSection
-    checkpoints: Path
-    archives: Path
-    model: Path
-    """Where the trained model goes at the end, in Hugging Face format."""
-    config_hash: str
-    request: str
-    """Names this start of the learner, so that a repeated `reconcile` gives the same answer."""
-    resume: Checkpoint | None = None
-    samples: int = 4
-    """Trajectories per step that are reported for people to read."""
-    samples_every: int = 1
-    """Of every so many steps."""
-    sample_tokens: int = 512
-    """Tokens of each that are reported with their numbers."""
-    seed: int = 0
-    """Of the order of mini-batches, and of which samples are shown."""
-
 
 ROLL_BACK = "roll_back"
 """Why the wait for groups ends where the run is to go back."""
@@ -96,10 +59,11 @@ class LearnerLoop:
         beat: Callable[[str], None] = lambda _: None,
         auditor: Auditor | None = None,
         texts: Texts | None = None,
+        requests: Requests | None = None,
     ) -> None:
-        """`texts` names the tokens of the samples."""
+        """`texts` names the tokens of the samples; `requests` may have been asked for already."""
         self._crew, self._store = crew, store
-        self._algorithm, self._settings = algorithm, settings
+        self._settings = settings
         self._save_model, self._report = save_model, report
         self._should_stop, self._beat = should_stop, beat
         keeps = auditor.keeps(settings.staleness.largest_lag) if auditor is not None else 0
@@ -113,19 +77,15 @@ class LearnerLoop:
             aged.refill_attempts,
             aged.take_deadline,
             warn=self._warn,
-            max_lag=lambda: None if aged.outlived == "mask" else self.max_lag,
+            max_lag=lambda: None if aged.outlived == "mask" else self._trainer.max_lag,
         )
         resume, turnable = settings.resume, Dials(settings.algorithm, settings.learner, aged.first_lag).start
-        self._showcase = Showcase(
-            settings.samples, settings.samples_every, settings.sample_tokens, settings.seed, texts
-        )
-        self._samples: Callable[[], list[dict[str, Any]]] = list
-        """Of the step that was made last."""
         self._coefficients = Coefficients(
             algorithm.adaptive, resume.coefficients if resume else {}, turnable, resume.began if resume else {}
         )
+        self._trainer = Trainer(crew, store, algorithm, settings, self._coefficients, self._evidence, beat, texts)
         self._keeper = Keeper(crew, store, settings, self._coefficients, save_model, beat)
-        self.requests = Requests()
+        self.requests = requests or Requests()
         """What may be asked of the loop from other threads."""
         self.version = FIRST
         """The weights that the engine holds now."""
@@ -136,7 +96,6 @@ class LearnerLoop:
         """Those of `version`, as copied for its publication, for a checkpoint or the end right after it. Let go before
         the next step, so that no copy but the one being published takes memory while the learner waits or trains."""
         self._metrics: dict[str, float] = {}
-        self._minis: list[list[int]] = []
         self._skipped: Counter[str] = Counter()
         self._nonfinite, self._gate_seen = 0, 0.0
 
@@ -151,34 +110,33 @@ class LearnerLoop:
             self._weights = {}
             began = time.monotonic()
             self._beat(WAITING)
-            fed = self._feed.next(self.version, self._while_waiting)
-            stopped = self._stand_while_paused()
+            fed, stopped = self._fill()
             waited = time.monotonic() - began
             if self._wants_back:
                 continue
             if why := fed.ended or stopped:
                 break
-            batch, moment = self._assemble(fed)
-            if len(batch) == 0:
-                # Every action lay beyond the bound, or no answer had one.
+            work = self._trainer.assemble(tuple(fed.groups), self.version)
+            if len(work.batch) == 0:
                 self._skip(fed, "no_tokens")
                 continue
-            trained = self._train(fed, batch, moment)
+            trained = self._trainer.train(work)
             times = {"time/wait": waited, "time/forward_backward": time.monotonic() - began - waited}
             if trained.applied == 0:
-                self._skip(fed, NONFINITE)
+                folder, failed = self._trainer.spoiled
+                self._skip(fed, NONFINITE, folder=folder, failed=failed)
                 self._count_nonfinite()
                 continue
             self._nonfinite = 0
-            self._adapt(trained)
+            self._trainer.adapt(trained, self.version)
             self.version = self.version.next()
-            self.tokens += int(batch.lengths.sum())
+            self.tokens += int(work.batch.lengths.sum())
             times |= self._publish()
             times |= self._evidence.audit(self.version)
-            metrics = self._metrics = self._step_metrics(fed, batch, trained) | times
+            metrics = self._metrics = self._step_metrics(fed, work.batch, trained) | times
             if self._checkpoint_due():
                 metrics["time/checkpoint"] = self._checkpoint()
-            self._step_report(fed, batch, metrics, time.monotonic() - began)
+            self._step_report(fed, work.batch, metrics, time.monotonic() - began)
         self._finish(why)
         return why
 
@@ -192,6 +150,7 @@ class LearnerLoop:
         else:
             self.version = self._store.reconcile(resume.version, resume.memo.issued, request, resume.memo)
             self._keeper.resumed(self.version)
+        self._hold_where_paused()
         self._feed.refusals.begin()
         self._beat("publishing the first weights")
         self._publish_afresh()
@@ -220,13 +179,17 @@ class LearnerLoop:
         self.version = self._store.reconcile(found.version, found.memo.issued, request, found.memo)
         self.tokens, self._metrics, self._nonfinite = found.tokens, dict(found.metrics), 0
         self._coefficients.fall_back(found.coefficients)
-        if self.requests.paused:
-            self._store.hold(True)  # the ledger begins with an open gate; whoever paused the run has not heard of it
+        self._hold_where_paused()
         self._feed.refusals.begin()
         self._beat("publishing the weights of a checkpoint")
         self._publish_afresh()
         self._tell("rolled_back", left=str(left), folder=str(found.folder), **self._turned())
         self._checkpoint()
+
+    def _hold_where_paused(self) -> None:
+        """The ledger begins with an open gate, and so do its lineages; whoever paused the run does not hear of it."""
+        if self.requests.paused:
+            self._store.hold(True)
 
     @property
     def _wants_back(self) -> bool:
@@ -263,57 +226,24 @@ class LearnerLoop:
         self._tell("ended", why=why)
         self._beat("ended")
 
-    # --- one step -----------------------------------------------------------------------------------
+    # --- after a step ---------------------------------------------------------------------------------
 
-    @property
-    def max_lag(self) -> int:
-        """The bound as it is now."""
-        return int(self._coefficients.at(MAX_LAG, self._settings.staleness.first_lag))
+    def _fill(self) -> tuple[Fed, str]:
+        """What one step is made of, by the bound on the lag that holds when it begins, and why the run ends instead.
+        What is held already was perhaps taken under a wider one."""
+        fed = self._feed.next(self.version, self._while_waiting)
+        while not ((stopped := self._stand_while_paused()) or fed.ended or self._wants_back):
+            self._turned()
+            if not self._feed.drop_outlived(fed):
+                break
+            fed = self._feed.next(self.version, self._while_waiting, fed)
+        return fed, stopped
 
-    def _assemble(self, fed: Fed) -> tuple[Batch, Moment]:
-        """Whole groups with their advantages; every mini-batch's denominators in the weights; when that was."""
-        learner, staleness = self._settings.learner, self._settings.staleness
-        self._beat("assembling the batch")
-        self._turned()
-        moment = Moment(self.version, self._store.forks(), self.max_lag, staleness.outlived == "mask")
-        batch = assemble(fed.groups, self._algorithm.at(self._coefficients.values), moment)
-        self._minis = deal.split_groups(batch, learner.mini_batches, self._seed())
-        return deal.weigh(batch, self._minis, self._algorithm.reduction), moment
-
-    def _train(self, fed: Fed, batch: Batch, moment: Moment) -> Trained:
-        """Shares balanced by tokens, one train step on all ranks."""
-        learner, ranks = self._settings.learner, self._crew.team.size
-        picked = self._showcase.pick(fed.groups, self.version.next())
-        rows = self._showcase.rows(picked, batch)
-        shares = deal.deal(batch, self._minis, ranks, learner.micro_batch_tokens, learner.epochs, self._seed(), rows)
-        keep = self._evidence.wanted(self.version.next())
-        trained = self._crew.train(shares, keep, self._coefficients.values, self._warming_up)
-        trained = replace(trained, metrics=trained.metrics | self._coefficients.metrics())
-        self._samples = partial(self._showcase.samples, picked, moment, shares, trained)
-        if keep:
-            self._evidence.trained(moment, fed.groups, shares, trained, self._coefficients.values)
-        return trained
-
-    def _adapt(self, trained: Trained) -> None:
-        """Move the adaptive coefficients; while the policy stands still there is nothing that they could follow."""
-        if not self._warming_up:
-            self._coefficients.move(trained.metrics)
-
-    @property
-    def _warming_up(self) -> bool:
-        """Whether the values alone are trained, since they are not yet good enough to judge the policy by."""
-        value = self._algorithm.value
-        return value is not None and self.version.step < value.warmup_steps
-
-    def _seed(self) -> str:
-        """Follows from the run's seed and the step alone, so that a resumed run shuffles alike."""
-        return f"{self._settings.seed} {self.version.step}"
-
-    def _skip(self, fed: Fed, why: str) -> None:
+    def _skip(self, fed: Fed, why: str, **facts: Any) -> None:
         """Nothing was learned: the groups go, the version stands still."""
         self._store.discard(self.version, fed.indices, why)
         self._skipped += fed.dropped + Counter({why: len(fed.indices)})
-        self._tell("skipped", groups=fed.indices, why=why)
+        self._tell("skipped", groups=fed.indices, why=why, **facts)
 
     def _count_nonfinite(self) -> None:
         self._nonfinite += 1
@@ -321,7 +251,7 @@ class LearnerLoop:
             raise NonFinite(
                 f"{self._nonfinite} train steps in a row from version {self.version} had infinite or undefined "
                 "gradients (learner.max_nonfinite); the weights were not changed. Lower learner.learning_rate, or "
-                "look at the rewards and the sampler's log-probs of the groups in the archive"
+                f"look at the rewards and the sampler's log-probs of their batches, in {self._settings.nonfinite}"
             )
 
     def _publish(self) -> dict[str, float]:
@@ -330,7 +260,7 @@ class LearnerLoop:
         self._beat("publishing")
         self._wait_for_publication()
         self._publisher.start(self.version, self._snapshot(), self._crew.probe(), advance=True)
-        if self.max_lag == 0:
+        if self._trainer.max_lag == 0:
             self._wait_for_publication()
         return {"time/publish_blocked": time.monotonic() - began, "time/publish": self._publisher.seconds}
 
@@ -396,7 +326,7 @@ class LearnerLoop:
         dropped, self._skipped = self._skipped + fed.dropped, Counter()
         seen = report.group_metrics(fed) | report.batch_metrics(batch, fed.groups) | report.dropped_metrics(dropped)
         own = {
-            "off_policy/bound": float(self.max_lag),
+            "off_policy/bound": float(self._trainer.max_lag),
             "actor/skipped_updates": float(trained.skipped),
             "learner/updates": float(self._crew.engine.updates),
             "learner/tokens": float(self.tokens),
@@ -411,5 +341,5 @@ class LearnerLoop:
 
     def _step_report(self, fed: Fed, batch: Batch, metrics: dict[str, float], seconds: float) -> None:
         metrics |= report.time_metrics(batch, metrics["time/forward_backward"], seconds)
-        told = report.step(self.version, fed, metrics, self._samples())
+        told = report.step(self.version, fed, metrics, self._trainer.samples())
         self._report(told | self._turned())

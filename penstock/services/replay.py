@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from penstock.services.staleness import Forks
 from penstock.services.versions import Version
@@ -40,6 +40,16 @@ class Reservation:
     published: Version
     """The newest version the learner has published: swap to it when behind."""
     closed: Closed = ""
+
+
+class Finished(NamedTuple):
+    """One group that is to be stored."""
+
+    ticket: Ticket
+    payload: bytes
+    """An encoded Group."""
+    binding: Version
+    """`staleness.binding_version` of the group."""
 
 
 @dataclass(frozen=True)
@@ -173,6 +183,11 @@ class ReplayStore(Protocol):
 
     def put(self, ticket: Ticket, payload: bytes, binding: Version) -> None:
         """reserved → stored. `binding` is `staleness.binding_version` of the group. Raises Fenced."""
+        ...
+
+    def put_all(self, groups: Sequence[Finished]) -> tuple[int, ...]:
+        """`put` of every one of them in fewer trips; returns the indices whose lease is no longer current, where `put`
+        would raise Fenced. Each group is stored or not by itself."""
         ...
 
     def release(self, ticket: Ticket, partial: bytes | None) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-import fcntl
 import json
 import os
 import re
@@ -16,6 +16,8 @@ import msgspec
 import yaml
 
 from penstock.services.contracts import PenstockError
+from penstock.services.file_lock import FileLock
+from penstock.services.files import append_line, whole_lines, write_atomically
 from penstock.services.versions import Version
 
 _STEP_NAME = "step-{step:06d}-lineage-{lineage}"
@@ -48,7 +50,7 @@ class RunEvent(NamedTuple):
         try:
             facts = msgspec.json.decode(line, type=dict[str, Any])
             return cls(facts.pop("time"), facts.pop("kind"), facts.pop("message"), facts)
-        except (msgspec.MsgspecError, KeyError) as error:
+        except (ValueError, KeyError) as error:  # msgspec's own, and that of bytes that are no text
             raise RunDirError(f"not a line of events: {line[:200]!r}: {error}") from error
 
 
@@ -57,7 +59,7 @@ class RunDir:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._lock: int | None = None
+        self._lock = FileLock(path / ".lock")
 
     def __repr__(self) -> str:
         return f"RunDir({str(self.path)!r})"
@@ -112,6 +114,11 @@ class RunDir:
     def archive(self) -> Path:
         """Whole encoded batches of every N-th step, each in a folder called `step_name`."""
         return self.path / "archive"
+
+    @property
+    def nonfinite(self) -> Path:
+        """Batches of steps that were skipped for infinite or undefined gradients, with their groups."""
+        return self.path / "nonfinite"
 
     @property
     def logs(self) -> Path:
@@ -173,8 +180,18 @@ class RunDir:
     def create(cls, runs_dir: Path, name: str, config_text: str) -> RunDir:
         """A fresh folder `<runs_dir>/<name>-<date>-<n>` with its sub-folders and config.yaml.
 
-        `n` counts up until the name is free, so two runs that start together never share a folder.
+        `n` counts up until the name is free, so two runs that start together never share a folder. Raises RunDirError
+        where it cannot be written.
         """
+        try:
+            return cls._create(runs_dir, name, config_text)
+        except OSError as error:
+            raise RunDirError(
+                f"no run directory can be made in {runs_dir}: {error.strerror}; make room, or choose another runs_dir"
+            ) from error
+
+    @classmethod
+    def _create(cls, runs_dir: Path, name: str, config_text: str) -> RunDir:
         runs_dir.mkdir(parents=True, exist_ok=True)
         stem = f"{name}-{time.strftime('%Y%m%d')}"
         number = 1
@@ -209,8 +226,12 @@ class RunDir:
         return max(runs, key=RunDir.touched)
 
     def touched(self) -> float:
-        """Unix seconds at which the run was last written to."""
-        return max(p.stat().st_mtime for p in (self.config, self.status, self.metrics) if p.exists())
+        """Unix seconds at which the run was last written to; 0 for one that is being deleted."""
+        times = [0.0]
+        for path in (self.config, self.status, self.metrics):
+            with contextlib.suppress(FileNotFoundError):
+                times.append(path.stat().st_mtime)
+        return max(times)
 
     def beside(self) -> list[RunDir]:
         """The other runs in the same folder, the one that was written to last first."""
@@ -229,37 +250,19 @@ class RunDir:
 
     def lock(self) -> None:
         """Claim the folder for this process until it ends. Raises RunDirError when another one has it."""
-        handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            owner = os.read(handle, 32).decode("ascii", "replace").strip() or "unknown"
-            os.close(handle)
+        owner = self._lock.claim()
+        if owner is not None:
             raise RunDirError(
                 f"{self.path} is in use by process {owner}; wait for it to end, or stop it with: kill {owner}"
-            ) from None
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
-        self._lock = handle
+            )
 
     def unlock(self) -> None:
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        self._lock.release()
 
     @property
     def locked(self) -> bool:
         """True while a driver, here or in another process on this machine, holds the folder."""
-        if self._lock is not None:
-            return True
-        if not (self.path / ".lock").exists():
-            return False
-        with (self.path / ".lock").open("rb") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return True
-        return False
+        return self._lock.held
 
     # --- writing and reading ---
 
@@ -294,10 +297,10 @@ class RunDir:
     def add_event(self, kind: str, message: str, **facts: Any) -> None:
         """Append one whole line to events.jsonl."""
         line = {"time": round(time.time(), 3), "kind": kind, "message": message} | facts
-        _append(self.events, msgspec.json.encode(line) + b"\n")
+        append_line(self.events, msgspec.json.encode(line) + b"\n")
 
     def read_events(self) -> list[RunEvent]:
-        return [RunEvent.of_line(line) for line in _whole_lines(self.events)]
+        return [RunEvent.of_line(line) for line in whole_lines(self.events)]
 
     def write_samples(self, version: Version, samples: Iterable[Mapping[str, Any]]) -> None:
         """A few trajectories of the step that ended in `version`, one readable JSON object per line."""
@@ -313,7 +316,7 @@ class RunDir:
             near = min(steps, key=lambda s: abs(s - step), default=None)
             there = f"recorded are steps {steps[0]} to {steps[-1]}, the nearest is {near}" if steps else "none recorded"
             raise RunDirError(f"{self.path}: no samples of step {step}; {there}")
-        return [msgspec.json.decode(line) for line in _whole_lines(found[-1])]
+        return [msgspec.json.decode(line) for line in whole_lines(found[-1])]
 
     def sampled(self) -> list[Version]:
         """The steps that samples were recorded of, by step and lineage."""
@@ -331,32 +334,6 @@ class RunDir:
         except ValueError as error:
             raise RunDirError(f"{path} is damaged: {error}") from error
         return read
-
-
-def write_atomically(path: Path, content: bytes, sync: bool = True) -> None:
-    """Replace `path` as a whole; with `sync` it also survives a power cut."""
-    fresh = path.with_name(f".{path.name}.new")
-    with fresh.open("wb") as file:
-        file.write(content)
-        if sync:
-            file.flush()
-            os.fsync(file.fileno())
-    fresh.replace(path)
-
-
-def _append(path: Path, line: bytes) -> None:
-    """One write call with O_APPEND: lines of several writers never mix."""
-    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        os.write(handle, line)
-    finally:
-        os.close(handle)
-
-
-def _whole_lines(path: Path) -> Iterator[bytes]:
-    if path.exists():
-        with path.open("rb") as file:
-            yield from (line for line in file if line.endswith(b"\n"))
 
 
 def _versions_in(folder: Path) -> list[Version]:

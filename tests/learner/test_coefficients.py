@@ -23,7 +23,8 @@ from penstock.learner.config import (
     StalenessSection,
 )
 from penstock.learner.crew import Trained
-from penstock.learner.loop import LearnerLoop, LoopSettings
+from penstock.learner.loop import LearnerLoop
+from penstock.learner.loop_settings import LoopSettings
 from penstock.learner.metrics import METRICS
 from penstock.services.metrics import describe
 from penstock.services.replay import LedgerRules
@@ -93,6 +94,7 @@ def run(folder, script, steps, cells=ADAPTIVE_KL, resume=None, change=lambda alg
         archive=ArchiveSection(every=1, weights=False),
         checkpoints=folder / "checkpoints",
         archives=folder / "archive",
+        nonfinite=folder / "nonfinite",
         model=folder / "model",
         config_hash="abc",
         request=f"start-{resume.version if resume else 0}",

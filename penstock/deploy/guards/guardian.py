@@ -6,6 +6,7 @@ import json
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from penstock.deploy.guards.config import ActionSection, GuardSection, named
@@ -26,7 +27,8 @@ from penstock.services.control import (
     SetMaxLag,
     Stop,
 )
-from penstock.services.rundir import RunDir, RunDirError, write_atomically
+from penstock.services.files import write_atomically
+from penstock.services.rundir import RunDir, RunDirError
 
 _AGAIN = 10.0
 """Seconds until a gate that could not be opened is tried again."""
@@ -42,6 +44,15 @@ class Steers(Protocol):
     def paused(self) -> bool: ...
 
     def carry_out(self, asked: Asked) -> Answer: ...
+
+
+@dataclass
+class Reopening:
+    """When a guard lets the gate go that it has closed; sooner when its condition holds no more."""
+
+    at: float
+    again: float = 0.0
+    """Not before, since the last attempt was refused."""
 
 
 class Guardian:
@@ -65,8 +76,8 @@ class Guardian:
         ]
         self._due: list[Firing] = []
         self._webhooks = Webhooks()
-        self._reopen: dict[str, float] = {}
-        """By guard, when it lets the gate go that it has closed."""
+        self._reopen: dict[str, Reopening] = {}
+        """Of the guards that keep the gate closed."""
 
     def seen(self, metrics: Mapping[str, float], step: int) -> None:
         """What the step that ended at `step` has measured, or an evaluation of it."""
@@ -81,12 +92,9 @@ class Guardian:
         else:
             self._see(metrics, step, live=True)
         self._tell_failures()
-        for by, at in list(self._reopen.items()):
-            if self._clock() >= at:
-                done = self._ask(Gate(open=True), by).done
-                self._reopen[by] = self._clock() + _AGAIN
-                if done:
-                    del self._reopen[by]
+        for watch in self._watches:
+            if watch.name in self._reopen and (watch.well or self._clock() >= self._reopen[watch.name].at):
+                self._let_go(watch)
 
     def _tell_failures(self) -> None:
         for failure in self._webhooks.failures():
@@ -137,8 +145,23 @@ class Guardian:
             answer = self._ask(command, by)
             did.append(answer.text if answer.done else f"{action} was refused: {answer.text}")
             if action.gate is not None and answer.done and action.minutes is not None:
-                self._reopen[by] = max(self._reopen.get(by, 0.0), self._clock() + 60 * action.minutes)
+                until = self._clock() + 60 * action.minutes
+                before = self._reopen.get(firing.name)
+                self._reopen[firing.name] = Reopening(max(until, before.at if before else 0.0))
         return did
+
+    def _let_go(self, watch: Watch) -> None:
+        """Of the gate that it keeps closed, since the time for it is over, or its metric is well."""
+        reopening, guard = self._reopen[watch.name], watch.guard
+        if self._clock() < reopening.again:
+            return
+        answer = self._ask(Gate(open=True), f"guard {watch.name}")
+        if not answer.done:
+            reopening.again = self._clock() + _AGAIN
+            return
+        del self._reopen[watch.name]
+        why = f"{guard.when} holds no more" if watch.well else "its minutes are over"
+        self._journal.event("reopened", f"guard {watch.name}: {why}: {answer.text}", name=watch.name)
 
     def _exhausted(self, firing: Firing) -> list[str]:
         times = "once" if firing.guard.most == 1 else f"{firing.guard.most} times"

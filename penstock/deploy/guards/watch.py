@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -34,6 +35,7 @@ class Watch:
         self.fired, self.rest = fired, rest
         """How often it has fired, and how many measurements more are not looked at."""
         self._condition = guard.condition
+        self._well = 0
         self._held, self._since, self._before = 0, 0, 0
         self._told = False
 
@@ -42,11 +44,17 @@ class Watch:
         """Whether its metric is measured all the time, and not once per step."""
         return self._condition.metric.startswith(LIVE)
 
+    @property
+    def well(self) -> bool:
+        """Whether the condition has failed to hold as often in a row as it must hold to fire, cooldown or not."""
+        return self._well >= self.guard.needed
+
     def see(self, value: float | None, step: int) -> Firing | None:
         """One measurement, at `step`; None where there was none, which changes nothing."""
         if value is None:
             return None
         before, self._before = self._before, step
+        self._well = 0 if self._condition.holds(value) or math.isnan(value) else self._well + 1
         if self.rest > 0:
             self.rest -= 1
             self._held = 0
@@ -71,4 +79,4 @@ class Watch:
 
     def begin_again(self, step: int) -> None:
         """The run goes on from another step: what held before says nothing of it."""
-        self._held, self._before = 0, step
+        self._held, self._well, self._before = 0, 0, step

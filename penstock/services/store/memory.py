@@ -10,8 +10,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
-from penstock.services.contracts import StoreError
-from penstock.services.replay import Closed, LedgerMemo, LedgerRules, Reservation, Stored, Taken, Ticket
+from penstock.services.contracts import Fenced, StoreError
+from penstock.services.replay import Closed, Finished, LedgerMemo, LedgerRules, Reservation, Stored, Taken, Ticket
 from penstock.services.staleness import Forks
 from penstock.services.store.book import OUTSTANDING, REPLY_KEPT, Book, Entry, atomic
 from penstock.services.store.lineages import Tree
@@ -166,6 +166,16 @@ class MemoryStore(Book):
         if entry.leased:
             entry.lapsed, entry.payload, entry.binding = False, payload, binding
             entry.store(self._clock())
+
+    @atomic
+    def put_all(self, groups: Sequence[Finished]) -> tuple[int, ...]:
+        fenced = []
+        for ticket, payload, binding in groups:
+            try:
+                self.put(ticket, payload, binding)
+            except Fenced:
+                fenced.append(ticket.index)
+        return tuple(fenced)
 
     @atomic
     def release(self, ticket: Ticket, partial: bytes | None) -> None:

@@ -48,6 +48,15 @@ def test_it_fires_as_often_as_it_may_and_then_says_so_once_or_asks_whenever_it_h
     assert watched.fired == 2
 
 
+def test_it_is_well_when_the_condition_has_failed_to_hold_as_often_in_a_row_as_it_must_hold_even_while_it_rests():
+    watched = watch(cooldown=4, **{"for": 2})
+    well = []
+    for step, value in enumerate([1, 1, 0, 1, 0, math.nan, 0, None, 0, 1], 1):
+        watched.see(value, step)
+        well.append(watched.well)
+    assert well == [False] * 8 + [True, False]
+
+
 def test_how_often_it_has_fired_before_the_run_was_resumed_counts():
     assert fires(watch(times=3, fired=2), [1, 1, 1])[:1] == [1]
     assert watch(times=3, fired=3).see(1, 1).what == "exhausted"

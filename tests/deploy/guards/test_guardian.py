@@ -154,6 +154,20 @@ def test_a_gate_that_a_guard_has_closed_is_opened_when_its_time_is_over(director
     assert scene.ear.asked[1:] == [("guard g", Gate(open=True))]
 
 
+def test_a_gate_that_a_guard_has_closed_is_opened_before_its_time_when_the_condition_holds_no_more(directory):
+    scene = Scene(directory, {"name": "g", "for": 2, "cooldown": 9, "do": {"gate": "close", "minutes": 60}})
+    for number, value in enumerate((2.0, 2.0, 0.5, 2.0, 0.5), 1):
+        scene.step(number, value)
+        scene.guardian.look({}, number)
+    assert scene.ear.commands == [Gate(open=False)]
+    scene.step(6, 0.5)
+    scene.guardian.look({}, 6)
+    scene.guardian.look({}, 6)
+    assert scene.ear.asked[1:] == [("guard g", Gate(open=True))]
+    told = [event.message for event in scene.directory.read_events() if event.kind == "reopened"]
+    assert told == ["guard g: a/b > 1 holds no more: did Gate"]
+
+
 def test_once_it_has_fired_so_often_as_it_may_it_asks_a_person_or_ends_the_run(directory):
     scene = Scene(
         directory,

@@ -6,12 +6,12 @@ carry a call of the ledger are counted and meddled with, not those by which a cl
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
 import threading
 import time
-from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from importlib.resources import files
@@ -126,6 +126,9 @@ class Network:
     def _upstream(self) -> socket.socket:
         upstream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         upstream.connect(self._server.url.removeprefix("unix://"))
+        if password := self._server.address("proxied").password:
+            upstream.sendall(b"AUTH %s\r\n" % password.encode())
+            assert upstream.recv(5) == b"+OK\r\n"
         return upstream
 
     def _serve(self, client: socket.socket) -> None:
@@ -189,7 +192,7 @@ class Network:
 
 
 def _end(end: socket.socket) -> None:
-    with suppress(OSError):  # it has ended already
+    with contextlib.suppress(OSError):  # it has ended already
         end.shutdown(socket.SHUT_RDWR)
     end.close()
 

@@ -11,7 +11,17 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from penstock.services.replay import STATES, LedgerCounts, LedgerMemo, LedgerRules, Reservation, Stored, Taken, Ticket
+from penstock.services.replay import (
+    STATES,
+    Finished,
+    LedgerCounts,
+    LedgerMemo,
+    LedgerRules,
+    Reservation,
+    Stored,
+    Taken,
+    Ticket,
+)
 from penstock.services.versions import FIRST, Version
 
 OUTSTANDING = ("returned", "reserved", "stored", "taken")
@@ -274,6 +284,15 @@ class Model:
         if prompt.leased:
             prompt.state, prompt.lapsed, prompt.payload = "stored", False, payload
             prompt.binding, prompt.since = binding, self.clock
+
+    def put_all(self, groups: Sequence[Finished]) -> tuple[int, ...]:
+        fenced = []
+        for group in groups:
+            try:
+                self.put(*group)
+            except FencedCall:
+                fenced.append(group.ticket.index)
+        return tuple(fenced)
 
     def release(self, ticket: Ticket, partial: bytes | None) -> None:
         prompt = self.mine(ticket)

@@ -185,7 +185,7 @@ class RedisPlace:
         self.server = PrivateServer(self._data, folder / "store.log", fsync=fsync)
         self._wipe()
         self.network = Network(self.server, Path(self.server.url.removeprefix("unix://")).parent)
-        self.raw = redis.Redis.from_url(self.server.url, protocol=2)
+        self.raw = redis.Redis.from_url(self.server.url, password=self.server.address("look").password, protocol=2)
 
     def begin(self) -> None:
         self.run_id = f"machine-{next(_runs)}"
@@ -245,7 +245,7 @@ class RedisPlace:
 
     def _start(self) -> None:
         self.server.start()
-        with redis.Redis.from_url(self.server.url, protocol=2) as client:
+        with redis.Redis.from_url(self.server.url, password=self.server.address("look").password, protocol=2) as client:
             client.config_set("auto-aof-rewrite-percentage", 0)  # offsets in the file shall stay what they are
 
     def _file(self) -> Path:

@@ -3,7 +3,7 @@ compares it after every call with `ledger_model`, and what lies in the store wit
 
 Who takes part, and every call that changes something:
 
-    three workers     reserve, renew, put, release, refuse; with new tickets and with those that are long void
+    three workers     reserve, renew, put, put_all, release, refuse; with new tickets and with those that are long void
     the learner       reconcile, take, discard, advance, memo, commit; its checkpoints stay on a disk; it dies between
                       any two calls, comes back, or falls back to an older checkpoint
     a former learner  take, discard, advance, memo, commit when it has been replaced
@@ -37,7 +37,7 @@ from ledger_faults import Fault
 from ledger_machine import GOOD, NOTHING, Checkpoint, Driven, Learner, Luck
 from ledger_places import TICK, MemoryPlace, RedisPlace
 
-from penstock.services.replay import LedgerMemo, LedgerRules, Reservation, Taken, Ticket
+from penstock.services.replay import Finished, LedgerMemo, LedgerRules, Reservation, Taken, Ticket
 from penstock.services.versions import FIRST, Version
 
 ACCIDENTS = [
@@ -88,6 +88,11 @@ class Run(Driven):
     def a_worker_puts(self, worker: str, ticket: int, payload: bytes, version: int, luck: Luck) -> None:
         for held in self.some_tickets(ticket):
             self.call(self.workers[worker], "put", held, payload, self.version(version), luck=luck)
+
+    @rule(worker=WORKER, tickets=st.lists(WHICH, max_size=3), payload=PAYLOADS, version=WHICH, luck=LUCK)
+    def a_worker_puts_several(self, worker: str, tickets: list[int], payload: bytes, version: int, luck: Luck) -> None:
+        some = tuple(Finished(held, payload, self.version(version)) for held in self.some_tickets(*tickets))
+        self.call(self.workers[worker], "put_all", some, luck=luck)
 
     @rule(worker=WORKER, ticket=WHICH, partial=st.none() | PAYLOADS, luck=LUCK)
     def a_worker_hands_back(self, worker: str, ticket: int, partial: bytes | None, luck: Luck) -> None:

@@ -46,13 +46,13 @@ local function rebase()
       elseif missing[index] then
         missing[index] = nil
       else
-        forget(index, name) -- the checkpoint has counted it as committed or dropped
+        forget({ index }, name) -- the checkpoint has counted it as committed or dropped
       end
     end
   end
   for index, _ in pairs(missing) do
     redis.call('HSET', entry(index), 'fence', 0)
-    enter(index, 'returned', index)
+    enter({ index }, 'returned')
   end
   recount(memo.dropped)
   set('committed', memo.committed, 'issued', memo.issued + #later)
@@ -73,13 +73,13 @@ if not run.lineage then
   if lost > 0 then redis.call('HINCRBY', DROPS, 'store_lost', lost) end
 else
   local ours = common[tostring(run.lineage)]
-  for _, index in ipairs(members('taken')) do move(index, 'taken', 'stored', index) end
+  move(members('taken'), 'taken', 'stored')
   for _, index in ipairs(members('applied')) do
     if tonumber(redis.call('ZSCORE', QUEUES.applied, index)) <= ours then
-      forget(index, 'applied')
+      forget({ index }, 'applied')
       redis.call('HINCRBY', META, 'committed', 1)
     else
-      move(index, 'applied', 'stored', index)
+      move({ index }, 'applied', 'stored')
     end
   end
   local rolled_back = run.commit_step and (common[tostring(run.commit_lineage)] or -1) < run.commit_step
