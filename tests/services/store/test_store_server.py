@@ -175,7 +175,8 @@ def test_a_transition_that_was_not_written_whole_never_happens_not_even_two_star
             assert learner.counts().by_state["stored"] == 1
             learner.hold(True)  # written behind what is left of it
     assert learner.counts().by_state["stored"] == 1
-    assert redis.Redis.from_url(server.url).hget("penstock:{run}:entry:0", "state") == b"stored"
+    raw = redis.Redis.from_url(server.url, password=server.address("run").password)
+    assert raw.hget("penstock:{run}:entry:0", "state") == b"stored"
 
 
 def test_a_new_server_on_the_folder_goes_on_where_the_dead_one_was(make):
