@@ -56,7 +56,7 @@ WHICH = st.integers(0, 9)
 """One of several, the newest first. What is drawn never depends on what has happened: a server that is killed while it
 executes makes no two walks alike."""
 PAYLOADS = st.binary(min_size=1, max_size=30)
-STRANGE = Version(9, 3)
+STRANGE = Version(77, 3)
 """Of a lineage that no ledger here ever opens."""
 
 
@@ -122,15 +122,18 @@ class Run(Driven):
         """A new learner process, with a client that knows nothing."""
         request = f"start-{next(self.requests)}"
         arguments = (checkpoint.version, checkpoint.issued, request, checkpoint.memo)
-        self.call(self.place.connect(), "reconcile", *arguments, luck=luck)
+        # Its first command asks for the lineages, its second is what matters.
+        self.call(self.place.connect(), "reconcile", *arguments, luck=replace(luck, at=int(luck.at == 0)))
 
-    @rule(which=WHICH, luck=LUCK)
-    def a_learner_comes_back(self, which: int, luck: Luck) -> None:
+    @rule(which=WHICH, luck=LUCK, twice=st.booleans())
+    def a_learner_comes_back(self, which: int, luck: Luck, twice: bool) -> None:
         """A store that has lost something is met by the newest checkpoint there is, as `penstock resume` chooses it."""
         newest = sorted(self.disk, key=lambda checkpoint: checkpoint.version)[-1:]
         choice = [*newest * 3, *([] if self.robbed else self.disk[-4:])] or [NOTHING]
         self.call(self.supervisor, "amend", self.rules)
         self.start_from(choice[which % len(choice)], luck)
+        if twice:
+            self.say(self.said[-1], GOOD)
 
     @rule(ahead=st.sampled_from([0, 0, 1, 2]), want=st.integers(0, 4), luck=LUCK)
     def the_learner_takes(self, ahead: int, want: int, luck: Luck) -> None:
@@ -142,11 +145,13 @@ class Run(Driven):
         some = tuple(held[number % len(held)] for number in which)
         self.call(self.learner.store, "discard", self.at(self.learner), some, "no_signal", luck=luck)
 
-    @rule(luck=LUCK)
-    def the_learner_makes_a_step(self, luck: Luck) -> None:
-        """From all that it has taken, and from nothing else."""
+    @rule(luck=LUCK, overlaps=st.booleans())
+    def the_learner_makes_a_step(self, luck: Luck, overlaps: bool) -> None:
+        """From all that it has taken, and from nothing else; the next step may begin before this one is published."""
         now = self.at(self.learner)
         taken = self.call(self.learner.store, "take", now, self.rules.groups_per_step)
+        if overlaps:
+            self.call(self.learner.store, "take", now.next(), self.rules.groups_per_step)
         self.call(self.learner.store, "advance", now.next(), luck=luck)
         if isinstance(taken, Taken) and self.model.now == now.next():
             applied = {index for index, group in self.content.groups.items() if group.state == "applied"}
@@ -208,16 +213,26 @@ class Run(Driven):
 
     # --- nothing goes wrong for a while -------------------------------------------------------------
 
-    @rule(steps=st.integers(1, 2), late=st.booleans())
-    def the_run_goes_well(self, steps: int, late: bool) -> None:
+    @rule(
+        saves=st.sampled_from(["before", "after", ""]),
+        steps=st.integers(1, 3),
+        late=st.booleans(),
+        overlaps=st.booleans(),
+        many=WHICH,
+    )
+    def the_run_goes_well(self, saves: str, steps: int, late: bool, overlaps: bool, many: int) -> None:
         """Workers play what they get, and the learner makes steps of it."""
+        if saves == "before":
+            self.the_learner_writes_a_checkpoint(0, GOOD, many % 2 == 0)
         for _ in range(steps):
             version = self.versions[-2:][0 if late else -1]
-            asked = ("a", version, self.rules.groups_per_step + 1, 2.5 * TICK, f"a-{next(self.requests)}")
+            asked = ("a", version, self.rules.groups_per_step + many // 2, 2.5 * TICK, f"a-{next(self.requests)}")
             answer = self.call(self.workers["a"], "reserve", *asked)
             for ticket in answer.tickets if isinstance(answer, Reservation) else ():
                 self.call(self.workers["a"], "put", ticket, b"group %d" % ticket.index, version)
-            self.the_learner_makes_a_step(GOOD)
+            self.the_learner_makes_a_step(GOOD, overlaps)
+        if saves == "after":
+            self.the_learner_writes_a_checkpoint(0, GOOD, many % 2 == 0)
 
     @rule(seconds=st.sampled_from([0.0, 0.5 * TICK]), partial=st.booleans(), luck=LUCK, then=WHICH, payload=PAYLOADS)
     def a_group_is_given_to_another_worker(
@@ -233,6 +248,10 @@ class Run(Driven):
                 self.call(self.workers["b"], "release", ticket, payload, luck=luck)
         elif seconds:
             self.time_passes(1)
+        if then in (0, 3):  # whoever looks through the leases, nobody else has the group yet
+            self.call(self.supervisor, "expire")
+            for ticket in first:
+                self.call(self.workers["b"], "put" if then else "renew", *self.late_words(ticket, payload, then))
         asked = (version, 1, 2.5 * TICK, f"next-{next(self.requests)}")
         answer = self.call(self.workers["c"], "reserve", "c", *asked, luck=luck)
         second = answer.tickets if isinstance(answer, Reservation) else ()
@@ -243,6 +262,10 @@ class Run(Driven):
                 self.call(self.workers["b"], "release", ticket, payload)
             else:
                 self.call(self.workers["b"], "refuse", ticket, "quorum")
+
+    def late_words(self, ticket: Ticket, payload: bytes, puts: int) -> tuple[Any, ...]:
+        """Of a worker whose lease has ended while nobody else has its group."""
+        return (ticket, payload, self.versions[-1]) if puts else ("b", (ticket,), 2.5 * TICK)
 
     # --- accidents ----------------------------------------------------------------------------------
 
