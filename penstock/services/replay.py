@@ -223,7 +223,7 @@ class ReplayStore(Protocol):
 
     def memo(self, version: Version) -> LedgerMemo:
         """What the checkpoint that holds `version` shall remember; ask for it after `advance(version)`, keep it
-        in the checkpoint, then call `commit(version)`."""
+        in the checkpoint, then call `commit(version)`. Raises StoreError for a version before the last commit."""
         ...
 
     def reconcile(self, checkpoint: Version, issued: int, request: str, memo: LedgerMemo | None = None) -> Version:

@@ -248,7 +248,12 @@ class MemoryStore(Book):
 
     @atomic
     def memo(self, version: Version) -> LedgerMemo:
-        used = self._used("memo", version)
+        used, last = self._used("memo", version), self._last_commit
+        if last is not None and last.lineage == version.lineage and version < last:
+            raise StoreError(
+                f"memo: version {version} is older than the last commit, {last}: what was committed since is no longer "
+                "told apart"
+            )
         self._skip_issued()
         return LedgerMemo(
             issued=self._issued,

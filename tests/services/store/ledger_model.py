@@ -377,7 +377,9 @@ class Model:
         }
 
     def memo(self, version: Version) -> LedgerMemo:
-        states = self.states(version)
+        states, last = self.states(version), self.last_commit
+        if last and last.lineage == version.lineage and version.step < last.step:
+            raise RefusedCall
         counts = Counter(state for state, _ in states.values())
         still = tuple(sorted(index for index, (state, _) in states.items() if state == "open"))
         ahead = tuple(index for index in sorted(states) if index > self.next_prompt())

@@ -472,6 +472,17 @@ def test_a_version_is_committed_only_after_it_was_published(opened):
         store.memo(ONE)
 
 
+def test_no_checkpoint_can_be_made_of_a_version_before_the_last_commit(opened):
+    store = opened(groups_per_step=2)
+    play(store, 4)
+    step(store, step(store, FIRST, 2), 2)
+    assert store.memo(ONE).committed == 2
+    store.commit(TWO)
+    with pytest.raises(StoreError, match=r"0\.1 is older than the last commit, 0\.2"):
+        store.memo(ONE)
+    assert store.memo(TWO).committed == 4
+
+
 def test_waiting_is_pointless_only_when_nothing_is_stored_in_flight_or_to_be_issued(opened):
     store = opened(prompts=2)
     assert not store.take(FIRST, 4).exhausted  # to be issued

@@ -51,7 +51,7 @@ LUCK = st.builds(Luck, st.sampled_from(ACCIDENTS), st.sampled_from([0, 0, 0, 1])
 LEASES = st.sampled_from([2.5 * TICK, 0.5 * TICK, 0.0])
 """Seconds; 0 has ended at once."""
 WORKER = st.sampled_from("abc")
-MISHAPS = ["", "", "", "", "killed", "killed", "power", "power", "power", "drained", "disk"]
+MISHAPS = ["", "", "", "", "killed", "killed", "power", "power", "power", "drained", "disk", "overtaken", "overtaken"]
 WHICH = st.integers(0, 9)
 """One of several, the newest first. What is drawn never depends on what has happened: a server that is killed while it
 executes makes no two walks alike."""
@@ -289,7 +289,13 @@ class Run(Driven):
     @rule(what=st.sampled_from(MISHAPS), back=WHICH, torn=st.floats(0, 1))
     def an_accident(self, what: str, back: int, torn: float) -> None:
         if what == "drained":
-            self.call(self.supervisor, "drain", "run_ended", luck=Luck(Fault.LATE) if back > 6 else GOOD)
+            self.call(self.supervisor, "drain", "run_ended", luck=Luck(Fault.REPLY_LOST) if back > 6 else GOOD)
+        elif what == "overtaken":  # an order of the old run is on its way while a new one begins
+            name, argument = ("drain", "run_ended") if back % 2 else ("hold", True)
+            self.call(self.supervisor, name, argument, luck=Luck(Fault.LATE, patient=False))
+            self.a_learner_comes_back(back, GOOD, False)
+            if self.late:
+                self.arrives_late(len(self.late) - 1)
         elif what == "disk":
             self.lose_disk()
         elif what == "power" and len(self.moments) > 1:
