@@ -139,8 +139,11 @@ class Run(Driven):
     def the_learner_takes(self, ahead: int, want: int, luck: Luck) -> None:
         self.call(self.learner.store, "take", self.at(self.learner, ahead), want, luck=luck)
 
-    @rule(which=st.lists(WHICH, min_size=1, max_size=3), luck=LUCK)
-    def the_learner_discards(self, which: list[int], luck: Luck) -> None:
+    @rule(which=st.lists(WHICH, min_size=1, max_size=3), luck=LUCK, overlaps=st.booleans())
+    def the_learner_discards(self, which: list[int], luck: Luck, overlaps: bool) -> None:
+        """Groups that it has taken for this step; and, by mistake, others, such as those of the next."""
+        if overlaps:
+            self.call(self.learner.store, "take", self.at(self.learner, 1), 2)
         held = [*sorted(self.content.indices("taken")) * 3, 0, 3]
         some = tuple(held[number % len(held)] for number in which)
         self.call(self.learner.store, "discard", self.at(self.learner), some, "no_signal", luck=luck)
