@@ -215,7 +215,7 @@ class VllmGenerator(Recorder):
                 self._load(tensors)
         self._change_to(version)
         loaded = time.perf_counter()
-        held = self._prove(version, manifest)
+        held, gap = self._prove(version, manifest)
         proven = time.perf_counter()
         for output in held:
             self._record(output)
@@ -225,6 +225,7 @@ class VllmGenerator(Recorder):
             pause=loaded - verified,
             probe=proven - loaded,
             in_flight=in_flight,
+            gap=gap,
         )
 
     def _receive(self, receiver: EngineTransferReceiver, version: Version) -> None:
@@ -248,23 +249,25 @@ class VllmGenerator(Recorder):
                 track.older_kv |= track.admitted
         self._version = version
 
-    def _prove(self, version: Version, manifest: Manifest) -> list[Any]:
-        """Run the probe as an ordinary request; returns what other requests sampled meanwhile.
+    def _prove(self, version: Version, manifest: Manifest) -> tuple[list[Any], float | None]:
+        """Run the probe as an ordinary request; returns what other requests sampled meanwhile, and how far the engine
+        and the learner are apart.
 
         Those tokens count only when the probe has passed. Raises WeightsError.
         """
         tokens = manifest.probe.tokens if manifest.probe else probe_tokens(self._calls.vocabulary)
         found, held = self._aside(tokens[: self._section.max_model_len - 1])
+        gap = None
         try:
             if manifest.probe is not None:
-                judge(version, manifest, found, self._section.dtype, self._has_experts)
+                gap = judge(version, manifest, found, self._section.dtype, self._has_experts)
             else:
                 judge_change(version, self._probed, manifest, found)
         except WeightsError as error:
             self._calls.failed = str(error)
             raise
         self._probed = (manifest, found)
-        return held
+        return held, gap
 
     def logprobs_of(self, prompt: Sequence[int], response: Sequence[int]) -> Floats:
         """[T] log-probabilities at temperature 1 of the T response tokens, under the engine's weights.

@@ -72,6 +72,9 @@ class SwapReport:
     pause: float
     probe: float
     in_flight: int
+    gap: float | None = None
+    """Largest difference between the engine's log-probs of the probe and the learner's, in nats; None where the
+    learner has said none."""
 
 
 class Generator(Protocol):
