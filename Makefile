@@ -16,7 +16,7 @@ export TORCH_EXTENSIONS_DIR ?= $(HOME)/.cache/penstock/torch_extensions
 export DS_ACCELERATOR ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu)
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help setup programs demo test engines runs stories check exact proofs unit lint types imports curve grafana constraints constraints-cuda alerts manifests clean
+.PHONY: help setup programs demo test engines runs stories chaos check exact proofs unit lint types imports curve grafana constraints constraints-cuda alerts manifests audit clean
 
 help: ## list these commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -35,14 +35,17 @@ test: setup programs unit engines runs ## all tests: units, real engines, whole 
 
 # One process for each engine: vLLM and DeepSpeed both own what torch knows of distributed processes.
 engines:
-	@echo "[test] the learner on DeepSpeed" && $(BIN)/python -m pytest -q -m "engine and not slow" tests/learner
+	@echo "[test] the learner on DeepSpeed" && $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "engine and not slow" tests/learner
 	@echo "[test] rollout on vLLM" && $(BIN)/python -m pytest -q -m "engine and not slow" --ignore=tests/learner
 
 runs:
-	@echo "[test] whole runs" && $(BIN)/python -m pytest -q -m "slow and not story" tests/runs
+	@echo "[test] whole runs" && $(BIN)/python -m pytest -q -m "slow and not story" tests/runs tests/chaos
 
 stories: setup programs ## whole runs with people and accidents in them, too long for every change (about five minutes)
 	@$(BIN)/python -m pytest -q -m story
+
+chaos: setup ## kill the parts of a run at random and check its books: docs/chaos.md (CHAOS_ARGS="--kills 200 --seed 0")
+	@PYTHONPATH=tests:. $(BIN)/python -m chaos $(CHAOS_ARGS)
 
 check: setup programs lint types imports unit ## lint, strict types, import contracts, unit tests
 
@@ -55,8 +58,9 @@ types:
 imports:
 	@echo "[check] import contracts" && $(BIN)/lint-imports
 
+# Three processes on two cores: many of these tests wait, for leases and deadlines to end.
 unit:
-	@echo "[check] unit tests" && $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not engine and not slow"
+	@echo "[check] unit tests" && $(BIN)/python -m pytest -q -n 3 --dist loadfile -m "not engine and not slow"
 
 exact: setup ## compare every estimator's expectation with the exact gradient: docs/exact-gradients.md
 	@$(BIN)/python -m benchmarks.exact
@@ -85,5 +89,10 @@ alerts: ## write the alerts of deploy/prometheus/rules.yml for the Prometheus op
 manifests: ## render deploy/kubernetes and check it; SCHEMAS=DIR has published schemas, of KubeRay and the Prometheus operator
 	@$(BIN)/python -m scripts.manifests $(addprefix --schemas ,$(SCHEMAS))
 
+# In an environment of its own: what audits the dependencies should not change them.
+audit: ## look the pinned dependencies up among advisories: docs/dependency-audit.md; ADVISORIES=all.zip needs no network
+	@test -n "$(ADVISORIES)" || test -x $(VENV)-audit/bin/pip-audit || { $(PYTHON) -m venv $(VENV)-audit && $(VENV)-audit/bin/pip install -q pip-audit; }
+	@$(BIN)/python -m scripts.audit $(if $(ADVISORIES),--advisories $(ADVISORIES),--pip-audit $(VENV)-audit/bin/pip-audit)
+
 clean: ## remove the virtual environment and caches, keep runs/
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(VENV)-audit .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -3,7 +3,8 @@
 The carry recipe on the real engines, with one worker and the learner at work. Two JSON lines, a run for each:
 
     scale_up     In turns, under that same load, a second worker joins and leaves again, and a bare engine is started: a
-                 process that imports vLLM, loads the same model with the same settings and samples one answer. Median
+                 process that imports vLLM, loads the same model with the same settings and samples one answer, at the
+                 priority that the workers have. Median
                  seconds from the command to the first group of the new worker in the store, over median seconds from
                  the start of the bare engine's process to its answer; the goal is 1.3 at most.
     scale_down   With answers of 64 tokens, so that whoever leaves does so in the middle of them: what the workers that
@@ -21,6 +22,8 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from benchmarks.carry import HERE, demo
 from benchmarks.drills import Onlooker, played
@@ -58,11 +61,12 @@ def overrides_in(folder: Path) -> list[str]:
     return [f"runs_dir={folder}", f"model.path={inputs / 'model'}", *data, *FIXED]
 
 
-def bare_engine(overrides: list[str]) -> float:
-    """Seconds from the start of a process to the first answer of its engine."""
+def bare_engine(overrides: list[str], nice: int) -> float:
+    """Seconds from the start of a process to the first answer of its engine, at the priority `nice`: Ray lowers that of
+    its workers, and a process of a higher one would not feel their load."""
     environment = os.environ | actor_environment(threads=1, device="cpu")
     began = time.monotonic()
-    command = [sys.executable, "-m", "benchmarks.scale_up", "--bare", *overrides]
+    command = ["nice", "-n", str(nice), sys.executable, "-m", "benchmarks.scale_up", "--bare", *overrides]
     with subprocess.Popen(command, cwd=HERE, env=environment, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         for line in process.stdout:
@@ -100,6 +104,12 @@ def answer_once(overrides: list[str]) -> None:
     os._exit(0)  # how long an engine takes to end is not asked
 
 
+def nice_of(onlooker: Onlooker) -> int:
+    """The priority of the run's workers, as `nice` counts it."""
+    assert onlooker.view is not None
+    return next(psutil.Process(member.pid).nice() for member in onlooker.view.workers if member.role == "rollout")
+
+
 def joined_and_left(onlooker: Onlooker, number: int) -> float:
     """Let a second worker join and leave again; seconds from the command to its first group."""
     name = f"rollout-{number}"
@@ -124,7 +134,7 @@ def up(folder: Path, rounds: int) -> dict[str, Any]:
         for number in range(1, rounds + 1):
             joins.append(joined_and_left(onlooker, number))
             time.sleep(CALM)
-            bare.append(bare_engine(overrides))
+            bare.append(bare_engine(overrides, nice_of(onlooker)))
         onlooker.control.send(Stop("measured"), "benchmark")
 
     played(RUN_FILE, overrides, play)

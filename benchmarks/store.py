@@ -132,7 +132,7 @@ class Ledger:
 
 def _calm(server: PrivateServer, deadline: float = 120.0) -> None:
     """Wait until the server has rewritten its file, which filling it makes it do again and again."""
-    look: Any = redis.Redis.from_url(server.url, protocol=2)
+    look: Any = redis.Redis.from_url(server.url, password=server.address("look").password, protocol=2)
     ends = time.monotonic() + deadline
     while look.info("persistence")["aof_rewrite_in_progress"]:
         if time.monotonic() > ends:
@@ -143,7 +143,7 @@ def _calm(server: PrivateServer, deadline: float = 120.0) -> None:
 
 def raw(server: PrivateServer, payloads: list[bytes]) -> Callable[[], float]:
     """Seconds of one batch of plain keys, each time the same ones."""
-    client: Any = redis.Redis.from_url(server.url, protocol=2)
+    client: Any = redis.Redis.from_url(server.url, password=server.address("look").password, protocol=2)
 
     def batch() -> float:
         began = time.perf_counter()

@@ -71,12 +71,12 @@ class Crowd:
         return [self._report(Version(0, step), now) for step in range(first, self._told + 1)]
 
     def _report(self, version: Version, now: float) -> dict[str, Any]:
-        told = {"version": str(version), "at": now}
+        told = {"version": str(version), "at": now, "coefficients": {}, "heard": 0}
         if version == FIRST:
-            return {"kind": "started", "coefficients": {}, **told}
+            return {"kind": "started", **told}
         sample = {"prompt_index": version.step, "prompt": "What is 12+34?", "answer": "46" * 100, "reward": 1.0}
         metrics = self._metrics | {"mismatch/max": 0.0}
-        return {"kind": "step", "metrics": metrics, "samples": [sample] * 4, "damage": [], "coefficients": {}, **told}
+        return {"kind": "step", "metrics": metrics, "samples": [sample] * 4, "damage": [], **told}
 
 
 class _Handle:
@@ -86,6 +86,8 @@ class _Handle:
         self._actor, self._name = actor, name
 
     def __getattr__(self, method: str) -> _Call:
+        if method.startswith("_"):  # pickle asks for methods of its own
+            raise AttributeError(method)
         return _Call(getattr(self._actor, method), self._name)
 
 
@@ -122,8 +124,9 @@ class Simulated(Parts):
     def _start_scorer(self, name: str, _log: Path, _restarts: int) -> Any:
         return _Handle(self._crowd[0], name)
 
-    def begin_learning(self) -> None:
+    def begin_learning(self, tell: Callable[[], object] = lambda: None) -> None:
         """The learner has published its first weights."""
+        tell()
         self.learners[0].run()
 
 

@@ -46,6 +46,8 @@ class Member:
     """What it did, as far as that is not written down yet."""
     cause: str = ""
     """Why it died, when it did."""
+    raised: BaseException | None = None
+    """What it raised, when that is how it died."""
     added: bool = False
     """It joined while the run went on, which goes on without it when it fails for good."""
     delivered: bool = False
@@ -78,7 +80,7 @@ class Member:
         self.restarts += 1
         self.handle = self.start(self.restarts)
         self.state, self.cause, self.result, self._since = "starting", "", None, time.monotonic()
-        self.delivered = False
+        self.delivered, self.raised = False, None
         self._ready, self._running, self._asked = self.handle.ready.remote(), None, None
 
     def run(self) -> None:
@@ -113,6 +115,7 @@ class Member:
         except ray.exceptions.RayError as error:
             self.state = "dead"
             self.cause = explain(self.name, error, self.log, self._oom)
+            self.raised = error.cause if isinstance(error, ray.exceptions.RayTaskError) else None
 
     def _await_ready(self, deadline: float, arrived: Callable[[Any], bool]) -> None:
         if arrived(self._ready):
@@ -172,6 +175,11 @@ class Member:
     def silent(self) -> float:
         """Seconds since its loop moved, or since the process was heard of at all, whichever is longer."""
         return max(float(self.stats.get("silent", 0.0)), time.monotonic() - self.heard)
+
+    def excuse(self, seconds: float) -> None:
+        """So long nobody could have heard of it: that counts neither as silence nor as time to start in."""
+        self.heard += seconds
+        self._since += seconds
 
     def read_inbox(self) -> list[dict[str, Any]]:
         """The reports since the last call."""

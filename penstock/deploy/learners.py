@@ -65,17 +65,20 @@ class LearnerActor:
 
         return facts_of_process()
 
-    def prepare(self, rank: int, plan: LearnerPlan, store: StoreAddress, route: Route, limits: StepLimits) -> None:
+    def prepare(
+        self, rank: int, plan: LearnerPlan, meet_at: str, store: StoreAddress, route: Route, limits: StepLimits
+    ) -> None:
         """Tell the rank what it is to do; `run` then does it. Only rank 0 meets the store and publishes."""
         from penstock.learner.learner import LearnerRank
 
+        plan = replace(plan, meet_at=meet_at)
         if rank > 0:
             self._rank = LearnerRank(rank, plan)
             return
         sender = route.sender()
         self._outlet = Outlet(sender, route.deadline)
         # Audits read versions back, which takes files; that nothing else is asked for has been checked.
-        receiver = route.receiver(0, None) if plan.audit.every and route.backend is None else None
+        receiver = route.receiver(0, lambda: None) if plan.audit.every and route.backend is None else None
         self._rank = LearnerRank(rank, plan, store.connect(), sender, limits, receiver)
 
     def weights_manifest(self, version: Version) -> Any:
@@ -142,12 +145,10 @@ def prepare_ranks(
     store: StoreAddress,
     route: Route,
     limits: StepLimits,
-    deadline: float,
-) -> None:
-    """Give every rank its part, once rank 0 has said where to meet."""
-    plan = replace(plan, meet_at=ray.get(handles[0].meeting_point.remote(), timeout=deadline))
-    calls = [handle.prepare.remote(rank, plan, store, route, limits) for rank, handle in enumerate(handles)]
-    ray.get(calls, timeout=deadline)
+) -> list[Any]:
+    """Give every rank its part, once rank 0 has said where to meet; returns the answers to wait for."""
+    meet_at = handles[0].meeting_point.remote()
+    return [handle.prepare.remote(rank, plan, meet_at, store, route, limits) for rank, handle in enumerate(handles)]
 
 
 def prepare_tuning(handles: list[Any], plan: SftPlan, deadline: float) -> None:

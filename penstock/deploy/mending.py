@@ -3,25 +3,38 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import ray
 
 from penstock.deploy.fleet import ActorLost, Member
 from penstock.deploy.journal import Journal
 from penstock.deploy.parts import Parts
+from penstock.deploy.recovery import Recovery
 from penstock.deploy.runfile import RunFile
 from penstock.deploy.scaling import Scaling
-from penstock.services.contracts import DeadlinePassed
 
 
 class Mending:
-    """Replaces workers and scorers; what cannot be replaced ends the run. Nothing here waits."""
+    """Replaces workers, scorers and the learner; what cannot be replaced ends the run. Nothing here waits."""
 
-    def __init__(self, parts: Parts, run_file: RunFile, journal: Journal, workers: Scaling, scorers: Scaling) -> None:
+    def __init__(
+        self,
+        parts: Parts,
+        run_file: RunFile,
+        journal: Journal,
+        workers: Scaling,
+        scorers: Scaling,
+        anew: Callable[[], object] = lambda: None,
+    ) -> None:
+        """`anew` is called when a fresh learner is about to run, which knows nothing of what was asked of the one
+        before."""
         self._parts, self._run_file, self._journal = parts, run_file, journal
         self._workers, self._scorers = workers, scorers
         self.restarts: dict[str, int] = {}
         """By name, of whoever was started again."""
+        self.learner = Recovery(parts, run_file, journal, self.restarts)
+        self._anew = anew
 
     def store(self) -> None:
         """Start the private store again when it has died."""
@@ -32,19 +45,15 @@ class Mending:
 
     def look(self, started: bool) -> None:
         """At everybody. Raises ActorLost when the run cannot go on. Until the learner has `started` nobody works."""
-        for member in self._parts.learners:
-            if member.state == "dead":
-                self._journal.tell("died", member.cause, name=member.name)
-                raise ActorLost(f"{member.cause}\n  {self._go_on}")
+        if self.learner.look(started):
+            self._anew()
+            for member in self._parts.learners:
+                member.run()
         for member in self._scorers.staying:
             self._scorer(member)
         self._parts.in_use.look()
         for member in self._workers.staying:
             self._worker(member, started)
-
-    @property
-    def _go_on(self) -> str:
-        return f"go on from the last checkpoint with: penstock resume {self._journal.run_dir}"
 
     def _worker(self, member: Member, started: bool) -> None:
         """An engine that failed is replaced, never trusted."""
@@ -83,7 +92,7 @@ class Mending:
         if member.state == "dead":
             self._journal.tell("died", member.cause, name=member.name)
             if not self._scorers.may_give_up(member):
-                raise ActorLost(f"{member.cause}\n  {self._go_on}")
+                raise ActorLost(f"{member.cause}\n  {self._journal.how_to_go_on}")
             self._scorers.give_up(member)
         known = member.facts.get("pid")
         if (pid := int(member.stats.get("process/pid", known or 0))) != (known or 0):
@@ -92,21 +101,20 @@ class Mending:
             self._journal.tell("restarted", f"{member.name} died and was started again by Ray", name=member.name)
 
     def silence(self) -> None:
-        """A process that lives but does not move any more. Engines may compile for long, so the limit is generous.
-        Raises DeadlinePassed for a learner."""
+        """A process that lives but does not move any more. Engines may compile for long, so the limit is generous."""
         limit = self._run_file.deadlines.silence
         for member in self._parts.members:
             if member.state != "running" or member.silent <= limit:
                 continue
+            if member.role == "learner" and self.learner.stage:
+                continue  # what is being loaded again has the deadline of a start
             what = (
                 f"{member.name} has been silent for {member.silent:.0f} s while {member.stats.get('doing', 'scoring')}"
             )
-            if member.role == "learner":
-                raise DeadlinePassed(f"{what} (deadlines.silence is {limit:g} s); its log is {member.log}")
             if member.role == "scorer":
                 self._journal.warn(f"{what}; it was ended, and Ray starts it again", name=member.name)
                 member.away, member.heard = True, time.monotonic()
                 ray.kill(member.handle, no_restart=False)
                 continue
             member.kill()
-            member.state, member.cause = "dead", f"{what}; it was ended"
+            member.state, member.cause = "dead", f"{what} (deadlines.silence is {limit:g} s); it was ended"

@@ -63,11 +63,11 @@ class RolloutActor:
         from penstock.deploy.assemble import build_generator
         from penstock.services.models import load_tokenizer
 
-        self.name, self._plan = name, plan
+        self.name, self._plan, self._learner = name, plan, learner
         number, actors = scorers
         self._scorer = RemoteScorer(actors, number)
         self._tokenizer = load_tokenizer(plan.model)
-        self._receiver: Any = plan.route.receiver(plan.engine.tensor_parallel, learner)
+        self._receiver: Any = plan.route.receiver(plan.engine.tensor_parallel, lambda: self._learner)
         self._worker: RolloutWorker | None = None
         self._begun = threading.Event()
         self._idle = "starting the engine"
@@ -96,6 +96,10 @@ class RolloutActor:
     def relay(self, method: str, arguments: dict[str, Any]) -> None:
         """A call of the learner's sender, executed by the thread that owns the engine while it swaps."""
         self._receiver.relay.call(method, arguments)
+
+    def use_learner(self, learner: Any) -> None:
+        """Rank 0 was started again: weights come from there now."""
+        self._learner = learner
 
     def use_scorers(self, number: int, actors: dict[str, Any]) -> None:
         """Give groups to these scorers from now on; see `RemoteScorer.use`."""

@@ -68,7 +68,9 @@ class Supervisor:
             "rollout": Scaling(parts.rollout, journal),
             "scorer": Scaling(parts.scoring, journal),
         }
-        self.mending = Mending(parts, run_file, journal, self.scaling["rollout"], self.scaling["scorer"])
+        self.mending = Mending(
+            parts, run_file, journal, self.scaling["rollout"], self.scaling["scorer"], self._tell_learner_again
+        )
         dials = Dials(run_file.algorithm, run_file.learner, run_file.staleness.first_lag)
         levers = Levers(self.stop, parts.hold_gate, parts.bound_lag)
         self.steering = Steering(directory, journal, self.scaling, lambda: self.learner, levers, dials)
@@ -79,6 +81,8 @@ class Supervisor:
         self._mismatch: Mismatch | None = None  # a drill's sampler has no model
         if run_file.engine.kind != "paced":
             self._mismatch = Mismatch(journal, run_file.recording.mismatch_warning, run_file.engine.dtype)
+        self._store_away: float | None = None
+        """Since when (monotonic) the store has not answered."""
 
     @property
     def learner(self) -> Member:
@@ -145,7 +149,10 @@ class Supervisor:
         for report in self.learner.read_inbox():
             version = Version.parse(report["version"])
             kind = report["kind"]
-            if kind == "started":
+            if kind == "started" and self.started:
+                self._goes_on(version, report)
+                self.mending.learner.begun()
+            elif kind == "started":
                 self.started, self.began_at = True, report["at"]
                 self._live.stepped()
                 self.guardian.begin_again(version.step)
@@ -178,14 +185,23 @@ class Supervisor:
                     self._live.skipped()
                 self.ended_at = report["at"] if kind == "ended" else self.ended_at
                 facts = {k: v for k, v in report.items() if k not in ("kind", "at")}
-                self._journal.event(kind, f"{kind} at version {version}", **facts)
+                self._journal.event(kind, _said(kind, version, report), **facts)
 
     def _rolled_back(self, version: Version, report: Mapping[str, Any]) -> None:
+        self._goes_on(version, report)
+        what = f"gone back from version {report['left']} to a checkpoint; the run goes on as {version}"
+        self._journal.tell("rolled_back", what, version=str(version), left=report["left"], folder=report["folder"])
+
+    def _tell_learner_again(self) -> None:
+        """A fresh learner is about to run."""
+        self.steering.tell_again()
+        if self._stopping:
+            self.learner.handle.request_stop.remote(self._stopping)
+
+    def _goes_on(self, version: Version, report: Mapping[str, Any]) -> None:
         """The learner goes on from a checkpoint, in a lineage of its own."""
         self._journal.go_back(version)
         self._live.stepped()
-        what = f"gone back from version {report['left']} to a checkpoint; the run goes on as {version}"
-        self._journal.tell("rolled_back", what, version=str(version), left=report["left"], folder=report["folder"])
         self._evaluated_at = min(self._evaluated_at, version.step)
         self.guardian.begin_again(version.step)
         self.steering.begun(report["coefficients"], report["heard"])
@@ -201,12 +217,25 @@ class Supervisor:
         return metrics | self._live.read(self.ledger)
 
     def _look_at_ledger(self) -> None:
-        """A store that is away now is mended at the next tick, not waited for."""
-        if self.started:
-            with contextlib.suppress(StoreError):
-                self._parts.host.glance.expire()
-                self.ledger = self._parts.host.glance.counts()
-                self._closed = self._parts.host.glance.gate()
+        """A store that is away now is mended at the next tick, not waited for; a person is told at once."""
+        if not self.started:
+            return
+        host = self._parts.host
+        try:
+            host.glance.expire()
+            self.ledger = host.glance.counts()
+            self._closed = host.glance.gate()
+        except StoreError as error:
+            host.is_silent()
+            if self._store_away is None:
+                self._store_away = time.monotonic()
+                limit = self._run_file.store.deadline
+                self._journal.warn(f"{error}. Whoever needs the store waits for it, {limit:g} s (store.deadline)")
+            return
+        host.answers()
+        if self._store_away is not None:
+            away, self._store_away = time.monotonic() - self._store_away, None
+            self._journal.tell("store_back", f"the store answers again, after {away:.1f} s")
 
     # --- evaluation ---------------------------------------------------------------------------------
 
@@ -250,11 +279,12 @@ class Supervisor:
     def _keep_for_evaluation(self, version: Version) -> None:
         """The first weights must still be there when the last worker joins to evaluate them."""
         if self._parts.evaluation is not None:
-            self._parts.host.store.pin(version, "evaluation", self._parts.evaluation.deadline)
+            seconds = self._parts.evaluation.deadline
+            self._parts.host.surely(lambda store: store.pin(version, "evaluation", seconds))
 
     def release_from_evaluation(self, version: Version) -> None:
         """The evaluation of `version` is over."""
-        self._parts.host.store.unpin(version, "evaluation")
+        self._parts.host.surely(lambda store: store.unpin(version, "evaluation"))
 
     # --- ends ---------------------------------------------------------------------------------------
 
@@ -293,3 +323,11 @@ def _bytes_in(folder: Path) -> int:
             with contextlib.suppress(OSError):
                 total += (Path(path) / name).stat().st_size
     return total
+
+
+def _said(kind: str, version: Version, report: Mapping[str, Any]) -> str:
+    """A report of the learner in words."""
+    if kind == "skipped" and report["why"] == NONFINITE:
+        where = f"its batch is in {report['folder']}" if report["folder"] else report["failed"]
+        return f"a train step from version {version} was skipped: its gradients were infinite or undefined; {where}"
+    return f"{kind} at version {version}"

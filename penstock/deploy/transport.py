@@ -8,6 +8,7 @@ into the worker's engine; the calls of both go over Ray, the tensors do not. Tha
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,8 +49,8 @@ class Route:
 
         return EngineTransferSender(self.backend, ray.util.get_node_ip_address())
 
-    def receiver(self, gpus: int, learner: Any) -> WeightReceiver:
-        """A worker's end, in the worker's own process; `learner` is the handle of rank 0."""
+    def receiver(self, gpus: int, learner: Callable[[], Any]) -> WeightReceiver:
+        """A worker's end, in the worker's own process; `learner` gives the handle of rank 0 as it is now."""
         if self.backend is None:
             from penstock.services.weights.files import FileReceiver
 
@@ -59,11 +60,11 @@ class Route:
         me = ray.get_runtime_context().current_actor
 
         def manifest(version: Version) -> Manifest:
-            found: Manifest = ray.get(learner.weights_manifest.remote(version), timeout=self.deadline)
+            found: Manifest = ray.get(learner().weights_manifest.remote(version), timeout=self.deadline)
             return found
 
         def ask(version: Version) -> Future[None]:
-            asked: Future[None] = learner.send_weights.remote(version, me, gpus).future()
+            asked: Future[None] = learner().send_weights.remote(version, me, gpus).future()
             return asked
 
         return EngineTransferReceiver(manifest, ask, self.deadline)

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+
+from penstock.services.rundir import RunEvent
 
 GUARD = "guard "
 """How the name of a guard begins, where it asks for something."""
+
+
+def paused_by(events: Sequence[RunEvent]) -> str:
+    """Who has paused a run with these events, oldest first, and has not let it go on; empty where nobody has."""
+    who = ""
+    for event in events:
+        asked = event.facts.get("asked") if event.kind == "steered" else None
+        if isinstance(asked, Mapping) and asked.get("type") in ("pause", "resume"):
+            who = str(event.facts.get("by", "")) if asked["type"] == "pause" else ""
+    return who
 
 
 class Wishes:
@@ -19,6 +31,7 @@ class Wishes:
         """Who keeps the gate closed by hand, each by a reason of his own."""
         self._said: Mapping[str, float] = {}
         self._turned: dict[int, Mapping[str, float]] = {}
+        self._by_hand: set[str] = set()
         self._number = 0
 
     @property
@@ -38,7 +51,15 @@ class Wishes:
         """These were asked for; returns the number of the request."""
         number = self.numbered()
         self._turned[number] = dict(changes)
+        self._by_hand |= set(changes)
         return number
+
+    def again(self) -> tuple[dict[str, float], int]:
+        """The learner was started again from a checkpoint: what was turned on purpose is turned once more, to where it
+        is now; with the number of that request."""
+        changes = {name: value for name, value in self.coefficients.items() if name in self._by_hand}
+        self._turned.clear()
+        return changes, self.turn(changes)
 
     def learned(self, said: Mapping[str, float], heard: int) -> None:
         """The learner says where its coefficients are, and up to which request it has heard."""

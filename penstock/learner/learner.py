@@ -18,6 +18,7 @@ from penstock.learner.config import (
     StalenessSection,
 )
 from penstock.learner.rank import Rank
+from penstock.learner.requests import Requests
 from penstock.services.contracts import PenstockError, WeightReceiver, WeightSender
 from penstock.services.model_config import ModelSection
 from penstock.services.replay import ReplayStore
@@ -44,6 +45,8 @@ class LearnerPlan:
     """`host:port` on rank 0's machine, where the ranks find each other."""
     checkpoints: Path
     archives: Path
+    nonfinite: Path
+    """Where batches of skipped steps go."""
     model_folder: Path
     """Where the trained model goes at the end."""
     config_hash: str
@@ -82,6 +85,7 @@ class LearnerRank(Rank):
         if rank == 0 and (store is None or sender is None):
             raise ValueError("rank 0 of the learner takes from the store and publishes weights: it needs both")
         super().__init__(rank)
+        self._requests = Requests()
         self._plan = plan
         self._store, self._sender = store, sender
         self._limits, self._receiver = should_stop, receiver
@@ -128,6 +132,7 @@ class LearnerRank(Rank):
             archive=plan.archive,
             checkpoints=plan.checkpoints,
             archives=plan.archives,
+            nonfinite=plan.nonfinite,
             model=plan.model_folder,
             config_hash=plan.config_hash,
             request=plan.request,
@@ -149,6 +154,7 @@ class LearnerRank(Rank):
             beat=self._beat,
             auditor=self._auditor(crew),
             texts=partial(texts_by, tokenizer),
+            requests=self._requests,
         )
         return self._loop.run()
 
@@ -175,27 +181,23 @@ class LearnerRank(Rank):
             plan.seed,
         )
 
-    # --- asked from other threads -------------------------------------------------------------------
+    # --- asked from other threads, also before the loop has begun -----------------------------------
 
     def request_checkpoint(self) -> None:
         """Write a checkpoint at the end of this step."""
-        if self._loop is not None:
-            self._loop.requests.checkpoint = True
+        self._requests.checkpoint = True
 
     def request_pause(self, paused: bool, number: int) -> None:
         """Begin no train step until it is asked for again with False."""
-        if self._loop is not None:
-            self._loop.requests.pause(paused, number)
+        self._requests.pause(paused, number)
 
     def request_turn(self, changes: Mapping[str, float], number: int) -> None:
         """Train with these coefficients from the next step on; names as in `dials`, values that were checked there."""
-        if self._loop is not None:
-            self._loop.requests.turn(changes, number)
+        self._requests.turn(changes, number)
 
     def request_roll_back(self, step: int, lineage: int) -> None:
         """Go back to the newest checkpoint of at most `step`, while `lineage` is the one that is trained."""
-        if self._loop is not None:
-            self._loop.requests.roll_back(step, lineage)
+        self._requests.roll_back(step, lineage)
 
     def observe(self, version: Version, metrics: dict[str, float]) -> None:
         """Metrics of `version` measured elsewhere (an evaluation), for `checkpoints.keep_best`."""

@@ -8,7 +8,16 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
+from penstock.services.contracts import DeadlinePassed, PenstockError
 from penstock.services.lanes import Lane, Span
+
+
+class RankLost(PenstockError):
+    """Another rank of the learner is gone; the text says which one was needed and for what."""
+
+
+class RankLate(RankLost, DeadlinePassed):
+    """Another rank of the learner did not come in time."""
 
 
 @dataclass(frozen=True)

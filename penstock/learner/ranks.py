@@ -17,13 +17,10 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 
-from penstock.services.contracts import DeadlinePassed, PenstockError
+from penstock.learner.rank import RankLate, RankLost
+from penstock.services.contracts import PenstockError
 
 Numbers = NDArray[np.float64]
-
-
-class RankLost(PenstockError):
-    """Another rank of the learner is gone; the text says which one was needed and for what."""
 
 
 class Team:
@@ -112,7 +109,7 @@ class Team:
             took = time.monotonic() - began
             text = f"learner rank {self.rank} of {self.size} waited {took:.0f} s for {whom} ({what})"
             if took >= 0.9 * self._timeout:
-                raise DeadlinePassed(f"{text}; collective_timeout is {self._timeout:.0f} s") from error
+                raise RankLate(f"{text}; collective_timeout is {self._timeout:.0f} s") from error
             raise RankLost(f"{text} and lost contact; see that rank's log for the cause") from error
 
 
@@ -139,7 +136,7 @@ def join(rank: int, size: int, meet_at: str, timeout: float) -> Team:
         try:
             dist.init_process_group(backend, init_method=f"tcp://{meet_at}", rank=rank, world_size=size, timeout=limit)
         except (RuntimeError, ValueError) as error:
-            raise DeadlinePassed(
+            raise RankLate(
                 f"learner rank {rank} of {size} waited {time.monotonic() - began:.0f} s for all ranks to meet at "
                 f"{meet_at}: {error}"
             ) from error

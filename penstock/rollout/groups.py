@@ -147,8 +147,10 @@ class Groups:
         group = episode.group(episode.scoring.result(timeout=0))
         if len(group.scored) < self._rules.quorum:
             causes = "; ".join(sorted({t.unscored for t in group.trajectories if t.unscored is not None}))
-            had = f"group {episode.ticket.index} has {len(group.scored)} scores of {self._rules.quorum} that are needed"
-            self._refuse(episode, "unscored", f"{had}: {causes}")
+            prompt = episode.prompt
+            row = f"{prompt.source} row {prompt.row}"
+            had = f"group {episode.ticket.index} ({row}) has {len(group.scored)} scores"
+            self._refuse(episode, "unscored", f"{had} of {self._rules.quorum} that are needed: {causes}")
         elif not group.spans:
             self._refuse(episode, "stale", "every answer was cut before its first token")
         else:

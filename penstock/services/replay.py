@@ -122,7 +122,7 @@ class LedgerMemo:
     """What a checkpoint remembers of the ledger, so that the checkpoint can win over the store at a resume."""
 
     issued: int
-    """The prompt cursor: how many prompts had been issued."""
+    """How many prompts had been issued."""
     committed: int
     """Groups that this checkpoint, or one before it on the same path, contains."""
     dropped: Mapping[str, int]
@@ -131,6 +131,14 @@ class LedgerMemo:
     """Indices that were neither committed nor dropped; bounded by the gate, (max_lag + 1) × groups_per_step."""
     forks: Forks
     """The lineages known by then."""
+    ahead: tuple[int, ...] = ()
+    """Indices beyond the cursor that had been issued nevertheless: what was alive when an earlier learner went back to a
+    checkpoint. Bounded as `outstanding` is."""
+
+    @property
+    def cursor(self) -> int:
+        """The prompts before this one had all been issued, and beyond it those that are `ahead`."""
+        return self.issued - len(self.ahead)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values, for the checkpoint's own file."""
@@ -141,6 +149,7 @@ class LedgerMemo:
             "dropped": dict(self.dropped),
             "outstanding": list(self.outstanding),
             "forks": forks,
+            "ahead": list(self.ahead),
         }
 
     @classmethod
@@ -153,6 +162,7 @@ class LedgerMemo:
             dropped=dict(values["dropped"]),
             outstanding=tuple(values["outstanding"]),
             forks=forks,
+            ahead=tuple(values.get("ahead", ())),
         )
 
 

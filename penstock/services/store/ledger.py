@@ -196,13 +196,16 @@ class RedisStore:
         self._connection.call("advance", version.lineage, version.step)
 
     def memo(self, version: Version) -> LedgerMemo:
-        issued, committed, drops, outstanding, forks = self._connection.call("memo", version.lineage, version.step)
+        issued, committed, drops, outstanding, forks, ahead = self._connection.call(
+            "memo", version.lineage, version.step
+        )
         return LedgerMemo(
             issued=int(issued),
             committed=int(committed),
             dropped=_drops(drops),
             outstanding=tuple(sorted(int(index) for index in outstanding)),
             forks=_forks(forks),
+            ahead=tuple(sorted(int(index) for index in ahead)),
         )
 
     def commit(self, version: Version) -> int:

@@ -5,6 +5,7 @@ local META = prefix .. 'meta' -- rules, counters, the published version
 local DROPS = prefix .. 'drops' -- reason -> how many
 local REFUSED = prefix .. 'refused' -- reason -> how many of the drops were a worker's
 local CAUSES = prefix .. 'causes' -- the same reasons -> why the last one was
+local AHEAD = prefix .. 'ahead' -- set of indices beyond the cursor that have been issued nevertheless, before a rewind
 local FORKS = prefix .. 'forks' -- lineage -> the version it forked from
 local BINDINGS = prefix .. 'bindings' -- binding version -> how many stored groups have it
 local SINCE = prefix .. 'since' -- sorted set of stored indices; score: unix seconds at which each became stored
@@ -27,11 +28,12 @@ end
 -- The run's numbers in one read; fields that were never written are nil.
 local function state()
   local names = {
-    'lineage', 'step', 'max_lag', 'groups_per_step', 'prompts', 'max_bytes', 'issued', 'cursor', 'high',
-    'committed', 'bytes', 'redelivered', 'commit_lineage', 'commit_step',
+    'lineage', 'step', 'max_lag', 'groups_per_step', 'prompts', 'max_bytes', 'issued', 'committed', 'bytes',
+    'redelivered', 'commit_lineage', 'commit_step',
   }
   local found, run = redis.call('HMGET', META, unpack(names)), {}
   for i, name in ipairs(names) do run[name] = tonumber(found[i]) end
+  run.cursor = run.issued and run.issued - redis.call('SCARD', AHEAD)
   run.draining = redis.call('HEXISTS', META, 'draining') == 1
   run.held = redis.call('HEXISTS', META, 'held') == 1
   return run
@@ -63,9 +65,9 @@ local function closed(run, running, behind)
   return ''
 end
 
--- After a rewind the cursor passes over prompts that are still in the store.
-local function skip_living(run)
-  while run.cursor < run.high and redis.call('EXISTS', entry(run.cursor)) == 1 do run.cursor = run.cursor + 1 end
+-- After a rewind the cursor passes over prompts that were issued before it, whatever has become of them.
+local function skip_issued(run)
+  while redis.call('SISMEMBER', AHEAD, run.cursor) == 1 do run.cursor = run.cursor + 1 end
 end
 
 -- A command on a key with many arguments, in pieces that fit on Lua's stack.

@@ -48,7 +48,7 @@ else
   if #again > 0 then redis.call('HINCRBY', META, 'redelivered', #again) end
   local running = outstanding() + #again
   while #tickets < want do
-    skip_living(run)
+    skip_issued(run)
     why = closed(run, running, behind)
     if why ~= '' then break end
     grant(run.cursor)
@@ -56,8 +56,11 @@ else
   end
   queue(granted, 'reserved', expires)
   local new = #tickets - #again
-  redis.call('HSET', META, 'fence', fence, 'cursor', run.cursor, 'high', math.max(run.high, run.cursor))
+  redis.call('HSET', META, 'fence', fence)
   redis.call('HINCRBY', META, 'issued', new)
+  for _, index in ipairs(redis.call('SMEMBERS', AHEAD)) do
+    if tonumber(index) < run.cursor then redis.call('SREM', AHEAD, index) end
+  end
 end
 
 -- The last answer is kept for a repetition, one per worker, and not for ever.

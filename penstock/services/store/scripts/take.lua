@@ -39,7 +39,7 @@ end
 
 local mine = redis.call('ZRANGEBYSCORE', QUEUES.taken, step, step)
 table.sort(mine, function(a, b) return tonumber(a) < tonumber(b) end)
-skip_living(run)
+skip_issued(run)
 local waiting = redis.call('ZCARD', QUEUES.returned) + redis.call('ZCARD', QUEUES.reserved)
   + redis.call('ZCARD', QUEUES.stored)
 local over = run.draining or (run.prompts >= 0 and run.cursor >= run.prompts)

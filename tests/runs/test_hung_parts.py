@@ -1,0 +1,108 @@
+"""Every part of a run hangs in turn, alive and without a word, in a drill: the run says so within the deadline and goes
+on or ends with the right error. A learner's rank that hangs is in `test_learner_recovery`."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import penstock
+from benchmarks.drills import RECIPE, Onlooker, inputs_in, played
+from penstock.deploy.fleet import ActorLost
+from penstock.services.control import Stop
+from penstock.services.store.server import PrivateServer
+
+pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.story]
+
+DRILL = RECIPE / "drill.yaml"
+OVERRIDES = ("limits.steps=100000", "store.deadline=12", "deadlines.silence=10", "rollout.workers=2")
+NEVER = """
+import time
+
+def forever(completions, **columns):
+    time.sleep(3600)
+"""
+
+
+def pid_of(onlooker: Onlooker, name: str) -> int:
+    assert onlooker.view is not None
+    found = next(member.pid for member in onlooker.view.workers if member.name == name)
+    assert found is not None
+    return found
+
+
+def events(onlooker: Onlooker, kind: str, word: str) -> list[str]:
+    return [e.message for e in onlooker.directory.read_events() if e.kind == kind and word in e.message]
+
+
+@pytest.fixture(scope="module")
+def frozen(tmp_path_factory):
+    """(run, seconds until each was told of): the store, a rollout worker and a scorer are stopped with SIGSTOP."""
+    told: dict[str, float] = {}
+
+    def freeze(onlooker: Onlooker, pid: int, name: str, kind: str, word: str) -> None:
+        began, before = time.monotonic(), len(events(onlooker, kind, word))
+        os.kill(pid, signal.SIGSTOP)
+        onlooker.wait(f"{name} is told of", lambda: len(events(onlooker, kind, word)) > before, 60)
+        told[name] = time.monotonic() - began
+        step = onlooker.step
+        onlooker.wait(f"the run goes on without {name}", lambda: onlooker.step >= step + 5, 120)
+
+    def play(onlooker: Onlooker) -> None:
+        server = json.loads((onlooker.directory.store / "live" / "server.json").read_text())["pid"]
+        freeze(onlooker, server, "store", "warning", "Whoever needs the store waits for it")
+        freeze(onlooker, pid_of(onlooker, "rollout-1"), "rollout-1", "died", "rollout-1 has been silent")
+        freeze(onlooker, pid_of(onlooker, "scorer-0"), "scorer-0", "warning", "scorer-0 has been silent")
+        onlooker.control.send(Stop("the story is over"), "story")
+
+    folder: Path = tmp_path_factory.mktemp("hung")
+    return played(DRILL, [*inputs_in(folder), *OVERRIDES, "name=drill-hung"], play), told
+
+
+def test_each_is_told_of_within_its_deadline(frozen):
+    _, told = frozen
+    assert told["store"] < 12 and told["rollout-1"] < 25 and told["scorer-0"] < 25
+
+
+def test_the_store_was_ended_and_began_again_from_its_file_before_anybody_gave_it_up(frozen):
+    run, _ = frozen
+    restarted = [e for e in run.events if e.kind == "restarted" and e.facts["name"] == "store"]
+    assert len(restarted) == 1 and "had not answered for" in restarted[0].facts["cause"]
+    assert run.summary["restarts"] == {"store": 1, "rollout-1": 1, "scorer-0": 1}
+
+
+def test_nothing_is_lost(frozen):
+    run, _ = frozen
+    assert run.summary["outcome"] == "finished" and run.summary["ledger"]["balanced"]
+    assert run.summary["ledger"]["by_state"]["committed"] == 8 * run.summary["steps"]
+    assert set(run.summary["ledger"]["dropped"]) <= {"run_ended", "stale"}
+
+
+def test_a_store_of_somebody_elses_that_hangs_ends_the_run_with_the_address_and_the_deadline(tmp_path):
+    with PrivateServer(tmp_path / "server", tmp_path / "redis.log") as server:
+        os.environ["PENSTOCK_STORE_PASSWORD"] = ""
+
+        def play(onlooker: Onlooker) -> None:
+            assert server.pid is not None
+            os.kill(server.pid, signal.SIGSTOP)
+
+        with pytest.raises(ActorLost, match=r"did not answer for 1\d\.\d s \(store\.deadline is 12 s\)"):
+            played(DRILL, [*inputs_in(tmp_path), *OVERRIDES, f"store.url={server.url}", "name=drill-away"], play)
+        assert server.pid is not None
+        os.kill(server.pid, signal.SIGCONT)
+
+
+def test_a_reward_that_never_returns_is_ended_and_named_and_the_run_says_that_nothing_comes(tmp_path, monkeypatch):
+    (tmp_path / "slow.py").write_text(NEVER)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *sys.path]))
+    rules = "reward.rules={forever: {rule: 'slow:forever', timeout: 1}}"
+    few = "staleness.refill_attempts=2"
+    with pytest.raises(ActorLost, match=r"(?s)starved: .*forever.* 1 s"):
+        penstock.train(DRILL, [*inputs_in(tmp_path), *OVERRIDES, rules, few, "name=drill-judge"])
