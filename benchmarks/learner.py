@@ -1,4 +1,4 @@
-"""What the learner's step costs over bare torch: `python -m benchmarks.learner [--shape demo long-tail large] [--rounds 7]`.
+"""What the learner's step costs over bare torch: `python -m benchmarks.learner [--shape demo long-tail large]`.
 
 One process, one thread, the row `grpo`, the same rows in the same micro-batches, in turns:
 
@@ -13,7 +13,7 @@ one JSON line. The goal is a ratio of 0.95.
 
 from __future__ import annotations
 
-import benchmarks.engines as engines  # isort: skip  (sets what torch reads when it is imported)
+from benchmarks import engines  # isort: skip  (sets what torch reads when it is imported)
 
 import cProfile
 import pstats

@@ -89,7 +89,8 @@ def measure(run: RunDir) -> dict[str, Any]:
     last = max(event.at for event in run.read_events())
 
     def idle_time(counts: Callable[[str], bool]) -> list[Interval]:
-        busy = [(s.begin, s.end) for n, spans in lanes.items() for s in spans if _generates(n, s) or _learns(n, s, counts)]
+        every = ((name, span) for name, spans in lanes.items() for span in spans)
+        busy = [(span.begin, span.end) for name, span in every if _generates(name, span) or _learns(name, span, counts)]
         return gaps(union(busy), first, last)
 
     whole, nobody = last - first, idle_time(works)
@@ -98,7 +99,7 @@ def measure(run: RunDir) -> dict[str, Any]:
     roles: dict[str, list[dict[str, float]]] = defaultdict(list)
     for name, each in shares.items():
         roles[name.rpartition("-")[0]].append(each)
-    idle = {role: statistics.mean(_idle(role, each) for each in several) for role, several in roles.items()}
+    idle = {role: statistics.mean(_idle(each) for each in several) for role, several in roles.items()}
     longest = sorted(nobody, key=lambda gap: gap[0] - gap[1])[:5]
     peaks = (run.read_summary() or {}).get("peak_memory_bytes", {})
     return {
@@ -141,7 +142,7 @@ def _learns(name: str, span: Span, counts: Callable[[str], bool]) -> bool:
     return name.startswith("learner") and counts(span.phase)
 
 
-def _idle(role: str, phases: dict[str, float]) -> float:
+def _idle(phases: dict[str, float]) -> float:
     """A worker has nothing to do unless it generates or swaps; what no span covers is idle, too."""
     return 1 - sum(share for phase, share in phases.items() if works(phase))
 
@@ -170,7 +171,8 @@ def main() -> None:
     directory = args.run or run_demo(args.minutes, args.folder.resolve())
     found = measure(RunDir.open(directory))
     print(directory, file=sys.stderr)
-    line.end({**found, "met": found["nobody"] <= GOAL, "memory_met": found["memory_sum_gb"] <= MEMORY_GOAL / 1e9}, args.keep)
+    fits = found["memory_sum_gb"] <= MEMORY_GOAL / 1e9
+    line.end({**found, "met": found["nobody"] <= GOAL, "memory_met": fits}, args.keep)
 
 
 if __name__ == "__main__":

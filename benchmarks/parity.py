@@ -10,7 +10,7 @@ Prints one JSON line. The goal is 1e-4 at most.
 
 from __future__ import annotations
 
-import benchmarks.engines as engines  # isort: skip  (sets what torch reads when it is imported)
+from benchmarks import engines  # isort: skip  (sets what torch reads when it is imported)
 
 import shutil
 import tempfile

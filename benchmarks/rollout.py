@@ -2,8 +2,8 @@
 
 One engine, in one process with one thread, plays the same prompts with the same sampling in turns:
 
-    worker   the whole of a worker: reservations and puts on a real Redis server, rules judged in a process of their own,
-             answers recorded with a log-prob and a weight version for every token
+    worker   the whole of a worker: reservations and puts on a real Redis server, rules judged in a process of their
+             own, answers recorded with a log-prob and a weight version for every token
     bare     vLLM alone: every request is added at once, `step` until all have ended; the same log-probs are returned
 
 Groups of 8 answers of geometric length, mean about 100 and at most 500 tokens, 64 of them decoded at a time. `ratio` is
@@ -70,7 +70,7 @@ class Play:
         worker = RolloutWorker("w", store, self._generator, self._scorer, self._prompts, self._sampling, rules)
         store.await_groups(count, worker)
         self._generator._version = None  # its first act is to swap to what is published
-        self._generator.swap = lambda version: self._adopt(version)
+        self._generator.swap = self._adopt
         before, began = self._generator.sampled, time.perf_counter()
         worker.run()
         took = time.perf_counter() - began

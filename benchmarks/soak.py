@@ -4,9 +4,9 @@ The parts of a run that hold something, at `times` the demo's rate of 20 groups 
 
     worker       the rollout worker with a paced generator in the engine's place, and rules that answer at once
     store        the run's private Redis server
-    feed         the learner's feed: whole groups in, a step is made of 64 of them; advance, and a commit every tenth step
-    supervisor   the real one, on a Ray cluster, with its journal; it looks at this ledger, and simulated actors answer it
-                 and report train steps
+    feed         the learner's feed: whole groups in, 64 of them a step; advance, and a commit every tenth step
+    supervisor   the real one, on a Ray cluster, with its journal; it looks at this ledger, and simulated actors answer
+                 it and report train steps
 
 Their resident memory is taken once a second. `slope` is that of a straight line through the means of ten seconds each,
 in MiB per hour with twice its standard error; the first fifth of the time, in which pools fill, is left out. `drift` is

@@ -74,8 +74,8 @@ class RecordingSection(Section):
     alone."""
     mismatch_warning: float | None = on_resume(None, gt=0)
     """Warn when sampler and learner differ by more than this on tokens without lag, in nats per token: at the start and
-    after every weight swap on a fixed sequence, at every step on what is trained. By default 1e-4 in float32 and 0.05 in
-    bfloat16, where rounding alone makes 0.01."""
+    after every weight swap on a fixed sequence, at every step on what is trained. By default 1e-4 in float32 and 0.05
+    in bfloat16, where rounding alone makes 0.01."""
     plots: bool = on_resume(True)
     """Draw plots/ when the run ends."""
 

@@ -14,12 +14,8 @@ from penstock.deploy.around import token_account
 from penstock.deploy.ending import Ending, ending, tenure
 from penstock.deploy.fleet import wait_until_ready
 from penstock.deploy.journal import Journal
-<<<<<<< HEAD
 from penstock.deploy.memory import beside_actors
-from penstock.deploy.page import beside
-=======
 from penstock.deploy.page import Page, beside
->>>>>>> main
 from penstock.deploy.parts import Parts
 from penstock.deploy.runfile import RunFile
 from penstock.deploy.signals import Interruption

@@ -67,17 +67,10 @@ class ScorerActor:
 
     async def stats(self) -> dict[str, float]:
         """Counts and times, and which process says so."""
-<<<<<<< HEAD
-        process = resident() | {"process/pid": float(os.getpid())}
-        return self._scorer.stats() | process | {"scorer/in_hand": float(self._in_hand)}
-=======
-        facts = facts_of_process()
-        process = {"process/rss": float(facts["rss"]), "process/pid": float(facts["pid"])}
-        return self._counts() | process
+        return self._counts() | resident() | {"process/pid": float(os.getpid())}
 
     def _counts(self) -> dict[str, float]:
         return self._scorer.stats() | {"scorer/in_hand": float(self._in_hand)}
->>>>>>> main
 
 
 def start_scorer(name: str, log: Path, options: dict[str, Any], arguments: dict[str, Any]) -> Any:

@@ -109,6 +109,11 @@ class Generator(Protocol):
         """End these requests now with finish `stale`."""
         ...
 
+    def prepared(self, version: Version) -> bool:
+        """Whether `swap(version)` need not wait for what can be done beside the generation: fetch and verify. The first
+        call begins with it; while an older version is under way that one comes first."""
+        ...
+
     def swap(self, version: Version) -> SwapReport:
         """Change to the weights of `version`: verify, pause, load, resume, probe. Raises WeightsError, after
         which the generator must not be used any more."""

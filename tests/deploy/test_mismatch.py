@@ -10,6 +10,8 @@ import pytest
 from penstock.deploy.mismatch import Mismatch
 from penstock.services.versions import Version
 
+BOUNDS = [(None, "bfloat16", 0.04, 0.06), (0.5, "float32", 0.4, 0.6)]
+
 
 class Warned(list[str]):
     def warn(self, message: str, **_: Any) -> None:
@@ -38,7 +40,7 @@ def test_a_probe_beyond_the_bound_is_warned_of_once_in_every_life_of_a_worker(wa
     assert len(warned) == 2
 
 
-@pytest.mark.parametrize(("limit", "dtype", "passes", "warns"), [(None, "bfloat16", 0.04, 0.06), (0.5, "float32", 0.4, 0.6)])
+@pytest.mark.parametrize(("limit", "dtype", "passes", "warns"), BOUNDS)
 def test_every_step_beyond_the_bound_is_warned_of(warned: Any, limit: Any, dtype: str, passes: float, warns: float):
     look = Mismatch(warned, limit, dtype)
     look.stepped(Version(0, 1), {})
