@@ -43,7 +43,7 @@ from penstock.services.versions import Version
 GOAL = 0.95
 MEMBERS = 8
 NOW = Version(0, 10)
-BATCHES = {"demo": (32, 5, 6), "long-tail": (8, 12, 85), "large": (2, 12, 85)}
+BATCHES = {"demo": (32, 5, 6), "long-tail": (8, 12, 85), "large": (1, 12, 30)}
 """Groups of a step, tokens of a prompt, mean tokens of an answer."""
 
 

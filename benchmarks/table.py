@@ -23,11 +23,11 @@ WHY: dict[str, str] = json.loads((Path(__file__).parent / "explained.json").read
 
 HEAD = """# Figures
 
-What Penstock costs over what it stands on, and what it takes, as its benchmarks measure it. Each is a command that prints
-a JSON line; ratios compare sides that took turns in one run, with medians, and quartiles in brackets. This page is made
-from the lines that were kept, by `python -m benchmarks.table`; `load` is the machine's load average at the beginning and
-at the end, which on this machine is not the benchmark's alone: other programs had a part of its cores, and both sides of
-a ratio.
+What Penstock costs over what it stands on, and what it takes, as its benchmarks measure it. Each is a command that
+prints a JSON line; ratios compare sides that took turns in one run: medians, with quartiles in brackets. This page is
+made from the lines that were kept, by `python -m benchmarks.table`. `load` is the machine's load average before and
+after a measurement, most of which was other programs' on the machine that this was measured on: they took their part
+of its two cores from both sides of a ratio.
 
 """
 
@@ -49,19 +49,21 @@ def of(ratio: Values) -> str:
 
 
 def store(line: Values) -> Iterator[Figure]:
+    """The ledger over raw Redis, at every number of groups."""
     for count, each in line["stored"].items():
         speed = each["speed"]["ledger"]
         yield Figure(
             f"store: ledger over raw Redis, {int(count):,} groups stored",
             "≥ 0.7",
-            f"{of(each['ratio'])}; {speed['groups_per_second']:,} groups/s, {speed['mb_per_second']:.0f} MB/s; with the "
-            f"codec {of(each['ratio_with_codec'])}",
+            f"{of(each['ratio'])}; {speed['groups_per_second']:,} groups/s, {speed['mb_per_second']:.0f} MB/s; with "
+            f"the codec {of(each['ratio_with_codec'])}",
             each["ratio"]["median"] >= line["goal"],
         )
     yield Figure("store: most stored over least", "flat", f"{line['flat']:.2f}", line["flat"] >= 0.9)
 
 
 def swap(line: Values) -> Iterator[Figure]:
+    """Every model's pause."""
     for name, each in line["models"].items():
         milliseconds, large = each["milliseconds"], name == "large"
         yield Figure(
@@ -75,6 +77,7 @@ def swap(line: Values) -> Iterator[Figure]:
 
 
 def rollout(line: Values) -> Iterator[Figure]:
+    """The worker's speed."""
     speed = line["tokens_per_second"]
     measured = (
         f"{of(line['ratio'])}; {speed['worker']['median']:,.0f} against {speed['bare']['median']:,.0f} tokens/s, "
@@ -84,6 +87,7 @@ def rollout(line: Values) -> Iterator[Figure]:
 
 
 def learner(line: Values) -> Iterator[Figure]:
+    """The step's speed, by shape."""
     for name, each in line["shapes"].items():
         speed = each["tokens_per_second"]
         measured = (
@@ -99,6 +103,7 @@ def learner(line: Values) -> Iterator[Figure]:
 
 
 def parity(line: Values) -> Iterator[Figure]:
+    """By model."""
     each = "; ".join(
         f"{name} {one['largest']:.1e} over {one['tokens']:,} tokens" for name, one in line["models"].items()
     )
@@ -106,6 +111,7 @@ def parity(line: Values) -> Iterator[Figure]:
 
 
 def overhead(line: Values) -> Iterator[Figure]:
+    """When nobody works, and the memory of the same run."""
     idle = ", ".join(f"{role} {100 * share:.0f} %" for role, share in line["idle"].items())
     measured = f"{100 * line['nobody']:.1f} % of {line['seconds']:.0f} s; idle: {idle}"
     yield Figure("overhead: of the demo's time nobody works", "≤ 5 %", measured, line["met"])
@@ -116,6 +122,7 @@ def overhead(line: Values) -> Iterator[Figure]:
 
 
 def recovery(line: Values) -> Iterator[Figure]:
+    """By run and target."""
     for name, targets in line["runs"].items():
         killed = "; ".join(
             f"{target} {of(each['next_step'])} s" + (f" (resumed {each['resumed']} times)" if each["resumed"] else "")
@@ -126,6 +133,7 @@ def recovery(line: Values) -> Iterator[Figure]:
 
 
 def soak(line: Values) -> Iterator[Figure]:
+    """What grew."""
     slopes = ", ".join(
         f"{name} {each['mib_per_hour']:+.1f} ± {each['twice_the_error']:.1f} of {each['mib']:.0f} MiB"
         for name, each in line["memory"].items()
@@ -138,6 +146,7 @@ def soak(line: Values) -> Iterator[Figure]:
 
 
 def peer(line: Values) -> Iterator[Figure]:
+    """One task."""
     goal = f"≥ {line['goal']:g} times" if isinstance(line["goal"], int | float) else str(line["goal"])
     unit = "seconds to 0.90" if line["task"] == "short" else "trained tokens/s"
     ratio = line["ratio"]
@@ -147,12 +156,14 @@ def peer(line: Values) -> Iterator[Figure]:
 
 
 def watching(line: Values) -> Iterator[Figure]:
+    """One run that was watched; one that was not is only for comparison."""
     if line["watched"]:
         measured = f"{line['share']:.2f} %; with all of Ray's agent {line['with_agent']:.2f} %"
         yield Figure(f"watching: CPU over the run's, {line['of']}", "≤ 2 %", measured, line["share"] <= line["goal"])
 
 
 def page(line: Values) -> Iterator[Figure]:
+    """One page."""
     measured = (
         f"first paint {line['first_paint']:.2f} s, cold {line['first_paint_cold']:.2f} s; update "
         f"{1e3 * line['update']:.0f} ms"
@@ -162,21 +173,25 @@ def page(line: Values) -> Iterator[Figure]:
 
 
 def scale_up(line: Values) -> Iterator[Figure]:
+    """Workers that joined."""
     yield Figure("scale up: a worker that joins over a bare engine", "≤ 1.3", f"{line['ratio']:.2f}", line["met"])
 
 
 def scale_down(line: Values) -> Iterator[Figure]:
+    """Workers that left."""
     measured = f"{line['thrown_away']} of {line['sampled']:,} tokens, {line['workers']} workers that left"
     yield Figure("scale down: tokens thrown away", "0", measured, line["met"])
 
 
 def supervision(line: Values) -> Iterator[Figure]:
+    """By part, flat over the number of workers or not."""
     for part, flat in line["flat"].items():
         costs = ", ".join(f"{workers}: {cost:g}" for workers, cost in line["us_per_group"][part].items())
         yield Figure(f"supervision: {part}, µs of CPU per group by workers", "flat", f"{costs} (× {flat:g})", None)
 
 
 def autoscaler(line: Values) -> Iterator[Figure]:
+    """Where it settled."""
     measured = "found the right number from one worker and from five" if line["met"] else "did not settle"
     yield Figure("autoscaler: the right number of workers", "found", measured, line["met"])
 
