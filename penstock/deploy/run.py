@@ -14,6 +14,7 @@ from penstock.deploy.around import token_account
 from penstock.deploy.ending import Ending, ending, tenure
 from penstock.deploy.fleet import wait_until_ready
 from penstock.deploy.journal import Journal
+from penstock.deploy.memory import beside_actors
 from penstock.deploy.page import Page, beside
 from penstock.deploy.parts import Parts
 from penstock.deploy.runfile import RunFile
@@ -108,7 +109,9 @@ class Conductor:
                 self._end(parts)
         finally:
             everybody = (*parts.members, *parts.left)
+            pids = {int(member.facts["pid"]) for member in everybody if "pid" in member.facts}
             self._peaks = {member.name: member.peak_rss for member in everybody}
+            self._peaks |= beside_actors(run_id_of(self._directory), pids)
             self._tokens = token_account(everybody)
 
     @property
@@ -240,6 +243,7 @@ class Conductor:
             "ledger": ledger_summary(ledger),
             "restarts": self._supervisor.mending.restarts if hasattr(self, "_supervisor") else {},
             "peak_memory_bytes": self._peaks,
+            "peak_memory_sum_bytes": sum(self._peaks.values()),
             "goals": [vars(report) for report in judge(self._run_file.goals, rows)],
             "seeds": {
                 "run": self._run_file.seed,
