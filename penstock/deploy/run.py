@@ -241,10 +241,12 @@ class Conductor:
 
 
 def require_more_to_do(run_file: RunFile, directory: RunDir) -> None:
-    """Raises RunDirError for a run whose limits are reached already; nothing of it is touched then."""
+    """Raises RunDirError for a run that has ended and whose limits are reached; nothing of it is touched then.
+
+    One that died after its last step, before it was evaluated or had its summary, is brought to its end."""
     latest = checkpoints.read(_latest(directory))
     over = plans.step_limits(run_file)(latest.version.step, latest.tokens)
-    if over:
+    if over and (directory.read_summary() or {}).get("outcome") == "finished":
         raise RunDirError(
             f"{directory.path} has ended: {over}. To go on, raise the limit: penstock resume {directory.path} "
             f"limits.steps={latest.version.step + 100}"

@@ -85,9 +85,10 @@ class Play:
             while not self._enough and not self._over and not self._watch.full:
                 self._strike_once()
             self._until("all strikes are got over", lambda: not self._pending or self._over)
-            if not to_the_end and not self._over:
-                self._until("the run takes the wish to end", lambda: self._subject.ask(Stop("enough chaos")))
-            self._until("the run has come to its end", lambda: self._over, self._wish.patience + 1200 * to_the_end)
+            if to_the_end:
+                self._until("the run has come to its end", lambda: self._over, 1800)
+            else:
+                self._bring_to_its_end()
             self._watch.end(groups_per_step)
         except GivenUp as error:
             self._log.violated(Violation("stuck", str(error)))
@@ -109,13 +110,34 @@ class Play:
     @property
     def _over(self) -> bool:
         """The driver has ended by itself, as it should."""
-        return self._subject.driver.poll() in (0, 3) and not self._pending_on("driver")
+        return self._subject.driver.poll() in (0, 3)
 
     def _has_begun(self) -> bool:
         if self._subject.phase == "training" and not any(self._subject.checkpoints.glob("step-*/manifest.json")):
             self._subject.ask(Checkpoint())
             return False
         return self._subject.phase == "training"
+
+    def _bring_to_its_end(self) -> None:
+        """And strike once more while it ends. A driver that dies of it is asked again when the run goes on."""
+        asked, later = 0, self._random.uniform(0, 2)
+        possible = [
+            target for target in ("worker", "scorer", "store", "learner", "driver") if target in self._wish.targets
+        ]
+
+        def over() -> bool:
+            nonlocal asked
+            driver = self._subject.driver.pid
+            if not self._over and asked != driver and self._subject.phase == "training":
+                disturb, asked = not asked, driver if self._subject.ask(Stop("enough chaos")) else asked
+                if disturb and asked and possible:
+                    time.sleep(later)
+                    self._strike(self._random.choice(possible), "", moments.END)
+            return self._over
+
+        self._until("the run has come to its end", over)
+        for strike in self._pending:
+            strike.recovered_at = time.time()
 
     # --- one strike ---------------------------------------------------------------------------------
 
@@ -157,7 +179,7 @@ class Play:
             if self._pages >= _PAGES:
                 return
             self._pages += 1
-        if self._subject.phase != "training":
+        if self._subject.phase != "training" and moment != moments.END:
             moment = moments.START
         signals = self._wish.signals
         sent: Sent = self._random.choices(signals, [2 if each == "kill" else 1 for each in signals])[0]
@@ -208,9 +230,6 @@ class Play:
             if strike.recovered_at:
                 self._log.say(f"   {strike.victim.name} got over after {strike.seconds:.1f} s")
         self._pending = [strike for strike in self._pending if not strike.recovered_at]
-
-    def _pending_on(self, *targets: Target) -> bool:
-        return any(strike.victim.target in targets for strike in self._pending)
 
     def _look_at_driver(self) -> None:
         """Go on with a run whose driver is gone, as a person would; one that went without reason is a violation."""

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import os
 import signal
+from types import SimpleNamespace
 
 import pytest
 import ray.exceptions
 
+from penstock.deploy.config import LimitsSection
 from penstock.deploy.ending import ending, tenure
+from penstock.deploy.run import require_more_to_do
 from penstock.deploy.signals import Interruption
+from penstock.learner import checkpoints
 from penstock.services.contracts import PenstockError
-from penstock.services.rundir import RunDir
+from penstock.services.replay import LedgerMemo
+from penstock.services.rundir import RunDir, RunDirError
+from penstock.services.versions import Version
 
 
 class Lost(ray.exceptions.RayError):
@@ -59,3 +65,19 @@ def test_an_error_leaves_the_run_directory_free(tmp_path):
     with pytest.raises(PenstockError, match="no room"), tenure(directory):
         raise PenstockError("no room")
     assert not directory.locked
+
+
+def test_a_run_that_died_after_its_last_step_is_brought_to_its_end_and_one_that_has_ended_is_left_alone(tmp_path):
+    directory = RunDir.create(tmp_path, "sort", "name: sort\n")
+    version = Version(0, 50)
+    checkpoints.begin(directory.checkpoints, version)
+    facts = {"ranks": 1, "zero_stage": 0, "dtype": "float32", "config_hash": "", "updates": 50, "tokens": 5}
+    checkpoints.seal(directory.checkpoints, version, LedgerMemo(1, 1, {}, (), {}), {}, facts)
+    at_its_limit = SimpleNamespace(limits=LimitsSection(steps=50))
+    require_more_to_do(at_its_limit, directory)  # killed while it was evaluated
+    directory.write_summary({"outcome": "failed", "why": "the store did not answer"})
+    require_more_to_do(at_its_limit, directory)
+    directory.write_summary({"outcome": "finished"})
+    with pytest.raises(RunDirError, match=r"has ended: limits.steps: 50 steps are done. .*limits.steps=150"):
+        require_more_to_do(at_its_limit, directory)
+    require_more_to_do(SimpleNamespace(limits=LimitsSection(steps=51)), directory)
