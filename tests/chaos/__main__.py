@@ -81,7 +81,7 @@ def torment(asked: argparse.Namespace, say: Any) -> Log:
     judged = home / "judged"
     judged.mkdir(exist_ok=True)
     chance = random.Random(asked.seed)
-    silence = asked.silence or (10.0 if asked.engine == "paced" else 30.0)
+    silence = asked.silence or (15.0 if asked.engine == "paced" else 40.0)
     targets: tuple[Target, ...] = tuple(asked.targets)
     log, number = Log(say), 0
     wish = Wish(asked.kills, asked.minutes, targets, tuple(asked.signals), asked.gap, silence)

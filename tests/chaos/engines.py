@@ -35,6 +35,7 @@ def common(silence: float, ranks: int) -> tuple[str, ...]:
         "recording.plots=false",
         "dashboard.enabled=true",
         f"deadlines.silence={silence}",
+        f"store.deadline={0.8 * silence}",  # who waits for the store must not be taken for dead meanwhile
         f"learner.ranks={ranks}",
     )
 
