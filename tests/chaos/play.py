@@ -20,7 +20,7 @@ _SLOW, _FAST = 0.05, 0.002
 """Seconds between looks: at any time, and while a moment of milliseconds is waited for."""
 _MOMENT = 15.0
 """Seconds for which a moment is waited for before the strike comes all the same."""
-_ON_TOP, _AT_ONCE = 0.4, 3
+_ON_TOP, _AT_ONCE = 0.7, 4
 """How often the next strike does not wait until the last ones have been got over, and of how many at most."""
 _PAGES = 3
 """Strikes at the page between two starts of the driver, which gives up a page that dies more often in ten minutes."""
@@ -36,6 +36,8 @@ class Wish:
     minutes: float
     targets: tuple[Target, ...]
     signals: tuple[Sent, ...]
+    in_turn: bool = False
+    """One target after the other."""
     gap: float = 2.0
     """Seconds of quiet between a recovery and the next strike, at most."""
     silence: float = 10.0
@@ -145,6 +147,8 @@ class Play:
         self._rest(self._random.uniform(0, self._wish.gap))
         targets = self._wish.targets
         target = self._random.choices(targets, [WEIGHTS[target] for target in targets])[0]
+        if self._wish.in_turn:
+            target = targets[len(self._log.strikes) % len(targets)]
         moment = self._random.choice(moments.for_target(target))
         name, moment = self._await(moment)
         self._strike(target, name, moment)
