@@ -169,6 +169,7 @@ class Conductor:
             worker.handle.request_drain.remote()
         deadline = time.monotonic() + self._run_file.deadlines.drain
         while any(worker.state == "running" for worker in running) and time.monotonic() < deadline:
+            self._supervisor.keep_store()
             for worker in running:
                 worker.poll(self._run_file.deadlines.start)
             time.sleep(0.1)

@@ -218,6 +218,14 @@ class Supervisor:
             what = f"sampler and learner differ by {gap:.2g} nats on tokens of version {version} without lag"
             self._journal.warn(f"{what} (recording.mismatch_warning is {limit:g})", step=version.step)
 
+    def keep_store(self) -> None:
+        """One look at the store alone, where nobody looks at everything any more: who parts with what he has waits for
+        it. Raises StoreError when it dies again and again."""
+        self.mending.store()
+        if time.monotonic() - self._seen_slow >= _SLOW:
+            self._seen_slow = time.monotonic()
+            self._look_at_ledger()
+
     def _look_at_ledger(self) -> None:
         """A store that is away now is mended at the next tick, not waited for."""
         if not self.started:
