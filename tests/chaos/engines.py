@@ -83,6 +83,8 @@ def vllm(home: Path, seed: int, silence: float, ranks: int) -> Plan:
             "rollout.max_workers=3",
             "rollout.lease_seconds=5",
             "limits.minutes=null",
+            "evaluation.every=20",
+            "evaluation.max_prompts=256",
             "checkpoints.every=10",
         ),
         groups_per_step=32,
