@@ -16,7 +16,7 @@ export TORCH_EXTENSIONS_DIR ?= $(HOME)/.cache/penstock/torch_extensions
 export DS_ACCELERATOR ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu)
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help setup programs demo test engines runs stories chaos check exact proofs unit lint types imports curve grafana constraints constraints-cuda alerts manifests clean
+.PHONY: help setup programs demo test engines runs stories chaos check exact proofs unit lint types imports curve grafana constraints constraints-cuda alerts manifests audit clean
 
 help: ## list these commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -89,5 +89,10 @@ alerts: ## write the alerts of deploy/prometheus/rules.yml for the Prometheus op
 manifests: ## render deploy/kubernetes and check it; SCHEMAS=DIR has published schemas, of KubeRay and the Prometheus operator
 	@$(BIN)/python -m scripts.manifests $(addprefix --schemas ,$(SCHEMAS))
 
+# In an environment of its own: what audits the dependencies should not change them.
+audit: ## look the pinned dependencies up among advisories: docs/dependency-audit.md; ADVISORIES=all.zip needs no network
+	@test -n "$(ADVISORIES)" || test -x $(VENV)-audit/bin/pip-audit || { $(PYTHON) -m venv $(VENV)-audit && $(VENV)-audit/bin/pip install -q pip-audit; }
+	@$(BIN)/python -m scripts.audit $(if $(ADVISORIES),--advisories $(ADVISORIES),--pip-audit $(VENV)-audit/bin/pip-audit)
+
 clean: ## remove the virtual environment and caches, keep runs/
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(VENV)-audit .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -157,6 +157,12 @@ def _events(run: RunDir, total: int, begin: float, end: float) -> None:
             "kl/reference > 0.1 for 3 steps: kl.coefficient 0.02 → 0.03",
             {"by": "guard kl/reference > 0.1"},
         ),
+        (
+            0.7,
+            "guard",
+            "guard kl: kl/reference > 0.1 for 3 steps, found 0.11: it has fired twice, as often as it may",
+            {"name": "kl", "what": "exhausted"},
+        ),
         (0.8, "refused", "page from 127.0.0.1: 9 rollout workers are more than rollout.max_workers", {"by": "page"}),
         (0.99, "checkpoint", f"checkpoint at version 0.{total}", {"version": f"0.{total}"}),
     ]

@@ -41,7 +41,7 @@ class Gate:
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
         self._server.start()
-        self._look = redis.Redis.from_url(self._server.url)
+        self._look = redis.Redis.from_url(self._server.url, password=self._server.address("look").password)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:

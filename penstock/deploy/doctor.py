@@ -210,6 +210,17 @@ def _compiler() -> Iterator[Fact]:
         yield Fact("C++ compiler", "not found", "broken", remedy)
 
 
+def _landlock() -> Iterator[Fact]:
+    from penstock.reward import confinement
+
+    why = confinement.lacking()
+    if why:
+        remedy = "reward functions can read other processes' memory: boot a kernel with lsm=landlock,…, or trust them"
+        yield Fact("Landlock", why, "doubtful", remedy)
+    else:
+        yield Fact("Landlock", f"version {confinement.version()}, shuts reward functions in")
+
+
 EXAMINATIONS: Sequence[Callable[[], Iterator[Fact]]] = (
     _python,
     _system,
@@ -224,4 +235,5 @@ EXAMINATIONS: Sequence[Callable[[], Iterator[Fact]]] = (
     _redis,
     _threads,
     _compiler,
+    _landlock,
 )

@@ -33,19 +33,23 @@ class Scaling:
     def ask(self, count: int) -> str:
         """Have `count` of them. Raises Refused when there may not be so many; nothing is changed then."""
         crew, before = self._crew, self.wanted
-        note = ""
+        note = self._room(count) if count > before else ""
         if not crew.least <= count <= crew.most:
             why = f": {crew.why_least}" if 0 <= count < crew.least else ""
             raise Refused(f"{count} {crew.noun}s cannot be had{why}; allowed: {crew.least} to {crew.most}")
-        if count > before:
-            try:
-                note = crew.require_room(count)
-            except PenstockError as error:
-                raise Refused(str(error)) from error
         self._want(count)
         self.look()
+        if count == before:
+            return f"{count} {crew.noun}s are wanted already"
         come_and_go = f"{before} {crew.noun}s were wanted, now {count}; `penstock status` shows them come and go"
         return f"{come_and_go}. {note}" if note else come_and_go
+
+    def _room(self, count: int) -> str:
+        """What else should be known of so many. Raises Refused with what is lacking: the run's own bound, or room."""
+        try:
+            return self._crew.require_room(count)
+        except PenstockError as error:
+            raise Refused(str(error)) from error
 
     def has(self, name: str) -> bool:
         """Whether one of this name is there and could leave."""

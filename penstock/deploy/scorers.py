@@ -49,7 +49,7 @@ class ScorerActor:
         reference = load_reference(section.reference, start, temperature, device) if start is not None else None
         self._scorer = GroupScorer(section, reference)
         self._in_hand = 0
-        export_actor(export, "scorer", name, self._scorer.stats)
+        export_actor(export, "scorer", name, self._counts)
 
     @ray.method(max_task_retries=-1)  # type: ignore[untyped-decorator]  # Ray has no types
     async def ready(self) -> dict[str, Any]:
@@ -69,7 +69,10 @@ class ScorerActor:
         """Counts and times, and which process says so."""
         facts = facts_of_process()
         process = {"process/rss": float(facts["rss"]), "process/pid": float(facts["pid"])}
-        return self._scorer.stats() | process | {"scorer/in_hand": float(self._in_hand)}
+        return self._counts() | process
+
+    def _counts(self) -> dict[str, float]:
+        return self._scorer.stats() | {"scorer/in_hand": float(self._in_hand)}
 
 
 def start_scorer(name: str, log: Path, options: dict[str, Any], arguments: dict[str, Any]) -> Any:

@@ -7,8 +7,15 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-USERINFO = re.compile(r"(\w+://[^/@\s:]*:)[^/@\s]+@")
-SECRET_KEY = re.compile(r"(passwords?|passwd|secrets?|api_?keys?|(access|auth|bearer|hub|hf)_?tokens?)$", re.IGNORECASE)
+_USERINFO = re.compile(r"(\w+://[^/@\s:]*:)\S+@")
+"""The password before the last @, which may have an @ or a slash of its own where nobody has encoded it."""
+_QUERY = re.compile(
+    r"([?&](?:\w*(?:password|passwd|secret|token|api_?key)|key|sig|signature)=)[^&\s'\"]+", re.IGNORECASE
+)
+SECRET_KEY = re.compile(
+    r"(passwords?|passwd|secrets?|credentials?|(api|access|private|secret)_?keys?|(access|auth|bearer|hub|hf)_?tokens?)$",
+    re.IGNORECASE,
+)
 _LONGEST = 80
 
 
@@ -31,8 +38,13 @@ def masked(values: Any, key: str = "") -> Any:
 
 
 def without_password(text: str) -> str:
-    """`text` with the password of every URL in it masked."""
-    return USERINFO.sub(r"\1***@", text)
+    """`text` with what is secret in every URL in it masked: the password, and parameters that are one by their name."""
+    return _QUERY.sub(r"\1***", _USERINFO.sub(r"\1***@", text))
+
+
+def has_secret(text: str) -> bool:
+    """Whether there is anything in it that `without_password` masks."""
+    return bool(_USERINFO.search(text) or _QUERY.search(text))
 
 
 def _yaml(value: Any) -> str:

@@ -71,7 +71,15 @@ def status(run_dir: Path | str | None = None, runs_dir: Path = Path("runs")) -> 
 
 def status_of(run: RunDir, place: Place | None = None) -> Status:
     """Facts about a run that has been found, whose own directory is at `place` when `run` is a copy of it. Raises
-    RunDirError for one of another version of Penstock."""
+    RunDirError for one of another version of Penstock, and for one that has been deleted meanwhile."""
+    try:
+        return _status_of(run, place)
+    except FileNotFoundError as error:
+        raise RunDirError(f"{run.path} is no run directory any more: {error.filename} is gone") from error
+
+
+def _status_of(run: RunDir, place: Place | None) -> Status:
+    run.config.stat()  # the one file that every run has: without it the run was not late to write, it is gone
     written = run.read_status()
     try:
         view = msgspec.convert(written, RunView) if written is not None else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 import uuid
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
 from penstock.services.contracts import StoreError
-from penstock.services.rundir import RunDir
+from penstock.services.rundir import RunDir, RunDirError
 from penstock.services.store.config import StoreSection
 from penstock.services.store.connection import Away, StoreAddress
 from penstock.services.store.server import PrivateServer
@@ -20,8 +21,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 _GLANCE = 2.0
 """Seconds for a look at the ledger."""
-_WORTH_TELLING = 3.0
-"""Seconds without an answer of the store after which people are told."""
+_RUN_ID = re.compile(r"[^./\x00-\x1f][^/\x00-\x1f]{0,99}")
 
 
 class StoreHost:
@@ -34,7 +34,7 @@ class StoreHost:
     def __init__(self, section: StoreSection, directory: RunDir, run_id: str, host: str | None) -> None:
         self._server: PrivateServer | None = None
         self.restarts, self._most_restarts = 0, section.max_restarts
-        self._deadline, self._answered, self._told = section.deadline, time.monotonic(), False
+        self._deadline, self._answered = section.deadline, time.monotonic()
         self._frozen = ""
         if section.url is None:
             self._server = PrivateServer(directory.store, directory.log("redis"), fsync=section.fsync, host=host)
@@ -56,14 +56,14 @@ class StoreHost:
         while True:
             try:
                 return ask(self.glance)
-            except Away as error:
+            except Away:
                 cause = self._start_again()
                 if cause is not None:
                     self._untold.append(cause)
                 elif time.monotonic() - began > self._deadline:
                     raise
                 else:
-                    self.is_silent(error)
+                    self.is_silent()
 
     def revive(self) -> str | None:
         """Start the private server again when it has died; returns why it had, also when it was started again since the
@@ -87,23 +87,15 @@ class StoreHost:
 
     def answers(self) -> None:
         """A look at the ledger was answered."""
-        self._answered, self._told = time.monotonic(), False
+        self._answered = time.monotonic()
 
-    def is_silent(self, error: StoreError) -> str:
-        """A look at the ledger was not answered. Returns what there is to tell people about it, once; ends a private
-        server that lives and says nothing, while its clients still wait for it: `revive` starts it again."""
+    def is_silent(self) -> None:
+        """A look at the ledger was not answered. Ends a private server that lives and says nothing while its clients
+        still wait for it: `revive` starts it again."""
         silent = time.monotonic() - self._answered
         if self._server is not None and self._server.alive and silent > self._deadline / 2:
             self._frozen = f"it had not answered for {silent:.0f} s, half of store.deadline, and was ended"
             self._server.kill()
-            return ""
-        if self._told or silent < _WORTH_TELLING:
-            return ""
-        self._told = True
-        return (
-            f"the store has not answered for {silent:.0f} s; workers and learner wait for it, up to "
-            f"{self._deadline:g} s (store.deadline): {error}"
-        )
 
     def close(self) -> None:
         """Close the connections and end the private server."""
@@ -114,8 +106,16 @@ class StoreHost:
 
 
 def run_id_of(directory: RunDir) -> str:
-    """The name under which a run is known in a store: the same after a resume, and unlike that of any other run."""
+    """The name under which a run is known in a store: the same after a resume, and unlike that of any other run.
+
+    Raises RunDirError for a file that holds no such name: folders are called by it, and emptied."""
     path = directory.path / ".run-id"
     if not path.exists():
         path.write_text(f"{directory.path.name[:80]}-{uuid.uuid4().hex[:8]}")
-    return path.read_text()
+    found = path.read_text()
+    if not _RUN_ID.fullmatch(found):
+        raise RunDirError(
+            f"{path} holds {found[:100]!r}, which is no name of a run: one has at most 100 characters, no slash, and does "
+            "not begin with a dot. Remove the file, and start again"
+        )
+    return found

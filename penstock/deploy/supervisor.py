@@ -77,6 +77,8 @@ class Supervisor:
         self.lag = self._lag_steering()
         self.guardian = Guardian(run_file.guards, directory, journal, self.steering)
         self._live = Live()
+        self._store_away: float | None = None
+        """Since when (monotonic) the store has not answered."""
 
     @property
     def learner(self) -> Member:
@@ -176,7 +178,7 @@ class Supervisor:
                     self._live.skipped()
                 self.ended_at = report["at"] if kind == "ended" else self.ended_at
                 facts = {k: v for k, v in report.items() if k not in ("kind", "at")}
-                self._journal.event(kind, f"{kind} at version {version}", **facts)
+                self._journal.event(kind, _said(kind, version, report), **facts)
 
     def _rolled_back(self, version: Version, report: Mapping[str, Any]) -> None:
         self._goes_on(version, report)
@@ -227,7 +229,7 @@ class Supervisor:
             self._look_at_ledger()
 
     def _look_at_ledger(self) -> None:
-        """A store that is away now is mended at the next tick, not waited for."""
+        """A store that is away now is mended at the next tick, not waited for; a person is told at once."""
         if not self.started:
             return
         host = self._parts.host
@@ -235,10 +237,17 @@ class Supervisor:
             host.glance.expire()
             self.ledger = host.glance.counts()
             self._closed = host.glance.gate()
-            host.answers()
         except StoreError as error:
-            if doubt := host.is_silent(error):
-                self._journal.warn(doubt)
+            host.is_silent()
+            if self._store_away is None:
+                self._store_away = time.monotonic()
+                limit = self._run_file.store.deadline
+                self._journal.warn(f"{error}. Whoever needs the store waits for it, {limit:g} s (store.deadline)")
+            return
+        host.answers()
+        if self._store_away is not None:
+            away, self._store_away = time.monotonic() - self._store_away, None
+            self._journal.tell("store_back", f"the store answers again, after {away:.1f} s")
 
     # --- evaluation ---------------------------------------------------------------------------------
 
@@ -326,3 +335,11 @@ def _bytes_in(folder: Path) -> int:
             with contextlib.suppress(OSError):
                 total += (Path(path) / name).stat().st_size
     return total
+
+
+def _said(kind: str, version: Version, report: Mapping[str, Any]) -> str:
+    """A report of the learner in words."""
+    if kind == "skipped" and report["why"] == NONFINITE:
+        where = f"its batch is in {report['folder']}" if report["folder"] else report["failed"]
+        return f"a train step from version {version} was skipped: its gradients were infinite or undefined; {where}"
+    return f"{kind} at version {version}"

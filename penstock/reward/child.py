@@ -22,7 +22,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from penstock.reward import wire
+from penstock.reward import confinement, wire
 from penstock.reward.rules import RULES
 
 _PR_SET_PDEATHSIG = 1
@@ -186,8 +186,9 @@ def _exactly(connection: socket.socket, count: int) -> bytes | None:
     return bytes(received)
 
 
-def _prepare(setup: wire.Setup) -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
-    """Limits, folder and the functions of all parts."""
+def _prepare(setup: wire.Setup) -> tuple[dict[str, tuple[Callable[..., Any], dict[str, Any]]], str]:
+    """Limits, folder and the functions of all parts; and why the process is not shut in, where it was to be."""
+    unconfined = confinement.shut_in() if setup.confine else ""
     if setup.memory_bytes:
         resource.setrlimit(resource.RLIMIT_AS, (setup.memory_bytes, setup.memory_bytes))
     os.chdir(setup.folder)
@@ -199,7 +200,7 @@ def _prepare(setup: wire.Setup) -> dict[str, tuple[Callable[..., Any], dict[str,
             _check_args(spec, functions[part][0])
         except (Exception, SystemExit) as error:
             raise RuleError(f"reward {part!r}: cannot import the rule {spec.rule!r}: {_cause(error)}") from error
-    return functions
+    return functions, unconfined
 
 
 def serve(connection: socket.socket) -> None:
@@ -209,8 +210,8 @@ def serve(connection: socket.socket) -> None:
         reply: wire.Reply
         try:
             if isinstance(request, wire.Setup):
-                functions = _prepare(request)
-                reply = wire.Ready()
+                functions, unconfined = _prepare(request)
+                reply = wire.Ready(unconfined)
             else:
                 function, args = functions[request.part]
                 reply = wire.Scores(call(function, args, request))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from pydantic import Field, field_validator, model_validator
 
 from penstock.services.metrics import check_word
 from penstock.services.model_config import Dtype, ModelSection
-from penstock.services.settings import Section, on_resume
+from penstock.services.settings import Section, WrongValue, on_resume
 
 MOST_SCORERS = 256
 """Of one run."""
@@ -71,6 +72,10 @@ class RewardSection(Section):
     environment: tuple[str, ...] = ()
     """Names of environment variables that rules may see, for example the key of a judge; all but a few harmless
     ones are hidden from them."""
+    confine: bool = on_resume(True)
+    """Shut rule processes in, where the kernel has Landlock: they cannot look into other processes, where the store's
+    password is, nor signal them, and root has rights over files alone. `false` for rules that need more, such as a
+    sandbox of their own that needs setuid programs or mounts."""
     memory_gb: float | None = on_resume(None, gt=0)
     """Address space one rule process may use, in GiB; a rule that wants more fails with MemoryError. By default
     there is no limit."""
@@ -90,15 +95,20 @@ class RewardSection(Section):
     @model_validator(mode="after")
     def _accuracy_is_a_part(self) -> RewardSection:
         if self.accuracy is not None and self.accuracy not in self.rules:
-            raise ValueError(f"accuracy must be one of the parts {', '.join(self.rules)}; found {self.accuracy!r}")
+            close = difflib.get_close_matches(self.accuracy, self.rules, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            problem = f"accuracy must be one of the parts {', '.join(self.rules)}; found {self.accuracy!r}{hint}"
+            raise WrongValue("accuracy", problem)
         if not any(rule.weight for rule in self.rules.values()):
-            raise ValueError("every part has weight 0: there is no reward to learn from; give one a weight")
+            raise WrongValue("rules", "every part has weight 0: there is no reward to learn from; give one a weight")
         return self
 
     @model_validator(mode="after")
     def _within_the_most(self) -> RewardSection:
         if self.max_scorers is not None and self.scorers > self.max_scorers:
-            raise ValueError(f"scorers is {self.scorers}, more than max_scorers, which is {self.max_scorers}")
+            raise WrongValue(
+                "scorers", f"scorers is {self.scorers}, more than max_scorers, which is {self.max_scorers}"
+            )
         return self
 
     @property

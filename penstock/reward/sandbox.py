@@ -1,8 +1,8 @@
 """A pool of rule processes, in which a user's function may hang, crash or exit without taking anyone along.
 
 Each call has a deadline. A process that misses it, dies, or answers nonsense is killed and replaced; the
-answers it was judging are unscored, with the cause. This guards against accidents, not against malice: a rule
-runs with the user's rights.
+answers it was judging are unscored, with the cause. A rule runs with the user's rights over files and the network; into
+other processes, where passwords are, it cannot look (`confinement`).
 """
 
 from __future__ import annotations
@@ -69,6 +69,10 @@ class _RuleProcess:
         self._socket.setblocking(False)
         self._printed: deque[str] = deque(maxlen=5)
         self._alive = os.pidfd_open(self._process.pid)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     def exchange(self, message: wire.Request, seconds: float) -> wire.Reply:
         """Send one message and wait for its reply. Raises _Ended when the process hangs, dies or talks nonsense."""
@@ -181,6 +185,7 @@ class Sandbox:
             folder=section.folder,
             rules={part: wire.RuleSpec(rule.rule or part, rule.args) for part, rule in section.rules.items()},
             memory_bytes=int((section.memory_gb or 0) * 2**30),
+            confine=section.confine,
         )
         names = HARMLESS | set(section.environment)
         self._environment = {name: os.environ[name] for name in names if name in os.environ}
@@ -257,6 +262,8 @@ class Sandbox:
         if isinstance(reply, wire.Failed):
             self._discard(process)
             raise _Ended(reply.cause)
+        if isinstance(reply, wire.Ready) and reply.unconfined:
+            log.warning("rule process %d is not shut in: %s", process.pid, reply.unconfined)
         return process
 
     def _modules(self) -> str:

@@ -27,6 +27,8 @@ class Setup(msgspec.Struct, frozen=True, tag=True):
     rules: dict[str, RuleSpec]
     memory_bytes: int
     """0 for no limit."""
+    confine: bool
+    """Shut the process in before it imports any rule; see `confinement`."""
 
 
 class Call(msgspec.Struct, frozen=True, tag=True):
@@ -46,6 +48,9 @@ class Call(msgspec.Struct, frozen=True, tag=True):
 
 class Ready(msgspec.Struct, frozen=True, tag=True):
     """All rules are imported."""
+
+    unconfined: str = ""
+    """Why the process could not be shut in, where it was to be."""
 
 
 class Stepwise(msgspec.Struct, frozen=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from penstock.services.metrics import Metric
 
 METRICS: dict[str, Metric] = {
-    "rollout/tokens_per_second": Metric("tokens sampled by all workers", "tokens/s", "up"),
+    "rollout/tokens_per_second": Metric("tokens sampled", "tokens/s", "up"),
     "rollout/tokens": Metric("tokens of complete answers that were sampled here since the worker started", "tokens"),
     "rollout/tokens_sampled": Metric("all tokens sampled since the worker started, evaluations included", "tokens"),
     "rollout/tokens_resumed": Metric("tokens of groups that other workers had begun and handed back", "tokens"),

@@ -71,7 +71,7 @@ class ScaleCoefficient(msgspec.Struct, frozen=True, tag="scale_coefficient", for
 
 
 class SetMaxLag(msgspec.Struct, frozen=True, tag="max_lag", forbid_unknown_fields=True):
-    """Bound the lag anew. What is stored already and lies beyond it is dropped when the learner comes to it."""
+    """Bound the lag anew. What is stored, or taken for the next step, and lies beyond it is dropped."""
 
     bound: int
 

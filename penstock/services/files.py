@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
+
+from penstock.services.contracts import PenstockError
 
 
 def write_atomically(path: Path, content: bytes, sync: bool = True) -> None:
@@ -32,3 +36,26 @@ def whole_lines(path: Path) -> Iterator[bytes]:
     if path.exists():
         with path.open("rb") as file:
             yield from (line for line in file if line.endswith(b"\n"))
+
+
+def closed_folder(path: Path) -> None:
+    """Make the folder, with its parents, or take the one that is there, and close it to other users. Where the file
+    system knows no owners, as some on networks do, it stays as it is."""
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with contextlib.suppress(PermissionError):
+        path.chmod(0o700)
+
+
+def own_folder(path: Path) -> None:
+    """The same in a place where everybody may write, such as /dev/shm. Raises PenstockError when another user has made
+    it before: whatever is put there would be theirs to change."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        path.mkdir(mode=0o700)
+    found = path.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+        raise PenstockError(
+            f"{path} was made by another user (uid {found.st_uid}, this process is uid {os.geteuid()}) or is no folder; "
+            "remove it, or have it removed, and start again"
+        )
+    path.chmod(0o700)

@@ -146,6 +146,37 @@ def test_the_arrows_move_the_cursor_of_all_charts_step_by_step(browser: WebDrive
     assert "large" not in (chart.get_attribute("class") or "")
 
 
+def test_a_guard_that_is_exhausted_is_no_firing(browser: WebDriver, address: str) -> None:
+    load(browser, address)
+    chart = browser.find_element(By.CSS_SELECTOR, "[aria-label^='Entropy']")
+    chart.send_keys(Keys.END, *[Keys.PAGE_UP] * 4, *[Keys.ARROW_LEFT] * 9)
+    until("it is told", lambda: "· guard, exhausted: guard kl: " in text(browser, "readout"))
+    chart.send_keys(*[Keys.PAGE_UP] * 2, Keys.ARROW_RIGHT, Keys.ARROW_RIGHT)
+    until("a firing is told as one", lambda: "· guard: kl/reference > 0.1" in text(browser, "readout"))
+
+
+@pytest.mark.parametrize(
+    ("splits", "marks"),
+    [
+        ([0, 0.5, 1], ["0", "0.5", "1"]),
+        ([2.619, 2.6192, 2.6194], ["2.619", "2.6192", "2.6194"]),
+        ([0, 5e-5, 1e-4], ["0", "5e-5", "1.0e-4"]),
+        ([0.0002, 0.00025, 0.0003], ["2.0e-4", "2.5e-4", "3.0e-4"]),
+        ([10_000, 10_500, 11_000], ["10k", "10.5k", "11k"]),
+        ([0, 2_000_000, 4_000_000], ["0", "2M", "4M"]),
+        ([-0.25, 0, 0.25], ["-0.25", "0", "0.25"]),
+    ],
+)
+def test_the_marks_of_an_axis_can_be_told_apart(
+    browser: WebDriver, address: str, splits: list[float], marks: list[str]
+) -> None:
+    browser.get(address)
+    found = browser.execute_async_script(
+        "import('/static/charts.js').then((charts) => arguments[1](charts.axisValues(arguments[0])))", splits
+    )
+    assert found == marks
+
+
 def test_a_range_of_steps_is_asked_for_anew(browser: WebDriver, address: str) -> None:
     load(browser, address)
     over = browser.find_element(By.CSS_SELECTOR, "[aria-label^='Entropy'] .u-over")

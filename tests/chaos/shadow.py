@@ -104,6 +104,10 @@ class Shadow:
         self.violations.append(Violation(promise, f"{found} (at version {self.version})"))
 
     def _follow(self, command: Command, changes: _Changes) -> None:
+        if command[0].upper() in (b"DEL", b"UNLINK") and len(command) > 2:
+            for key in command[1:]:  # one command, several keys
+                self._follow((command[0], key), changes)
+            return
         if len(command) < 2 or not command[1].startswith(self._prefix):
             return
         name, key = command[0].upper().decode(), command[1][len(self._prefix) :].decode()

@@ -23,7 +23,7 @@ class Books:
 
     def __init__(self, folder, server):
         self.store = server.address(RUN).connect()
-        self.raw = redis.Redis.from_url(server.url, protocol=2)
+        self.raw = redis.Redis.from_url(server.url, password=server.address("look").password, protocol=2)
         self.shadow = Shadow(RUN)
         self._reader = AofReader(folder)
         self._asked = itertools.count()

@@ -68,7 +68,7 @@ def test_a_plain_value_in_place_of_a_section_is_told_how_it_was_meant(place: Pat
         ("engine.dtype=null", "engine.dtype", "null"),
         ("algorithm.objective.kind=null", "algorithm.objective.kind", "null"),
         ("reward=null", "reward", "null"),
-        ("learner.mini_batches=64", "learner", "{mini_batches: 64}"),
+        ("learner.mini_batches=64", "learner.mini_batches", "64"),
         ("algorithm.credit={kind: vtrace, max_c: 2}", "algorithm.credit", "{kind: 'vtrace', max_c: 2}"),
         ("algorithm.credit={kind: gae}", "algorithm.value", "{kind: 'none'} (the default)"),
         ("learner.epochs=1", "", ""),
@@ -86,7 +86,7 @@ def test_what_was_found_is_told_in_the_words_of_yaml(place: Path, override: str,
 
 def test_what_was_found_is_told_once(place: Path) -> None:
     (found,) = check_overridden(place, "learner.betas=[0.9, 1.0]").values()
-    assert str(found) == "command line: error: learner: betas lie in [0, 1); found [0.9, 1.0]"
+    assert str(found) == "command line: error: learner.betas: betas lie in [0, 1); found [0.9, 1.0]"
 
 
 NUMBERS = [

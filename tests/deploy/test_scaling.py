@@ -115,7 +115,15 @@ def test_more_than_the_cluster_has_room_for_is_refused_and_changes_nothing(journ
         scaling.ask(5)
     with pytest.raises(Refused, match=r"-1 rollout workers cannot be had; allowed: 0 to"):
         scaling.ask(-1)
+    with pytest.raises(Refused, match="the cluster has 4"):
+        scaling.ask(10**6)  # the bound that is met first, and not the program's own
     assert scaling.wanted == 2 and len(crew.members) == 2
+
+
+def test_the_number_that_is_wanted_already_is_said_to_be(journal):
+    scaling = Scaling(crew_of(2), journal)
+    assert scaling.ask(2) == "2 rollout workers are wanted already"
+    assert scaling.asked == 1, "whoever asks for it means it: the autoscaler leaves it alone"
 
 
 def test_one_worker_can_be_sent_away_by_name(journal):

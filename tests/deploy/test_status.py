@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from pathlib import Path
 
 import pytest
 from views import view
 
-from penstock.deploy.status import duration, status
+from penstock.deploy.status import duration, status, status_of
 from penstock.services.rundir import RunDir, RunDirError
 
 
@@ -35,6 +36,13 @@ def test_a_run_that_is_locked_is_alive(run: RunDir) -> None:
     run.unlock()
     assert facts.alive
     assert facts.verdict == "training"
+
+
+def test_a_run_directory_that_is_deleted_meanwhile_is_said_to_be_gone(run: RunDir) -> None:
+    run.write_status(view())
+    shutil.rmtree(run.path)
+    with pytest.raises(RunDirError, match=r"is no run directory any more: .*config\.yaml is gone"):
+        status_of(run)
 
 
 def test_a_driver_that_died_without_a_word_is_told_with_the_way_on(run: RunDir) -> None:

@@ -17,8 +17,6 @@ from penstock.services.rundir import RunDir
 from penstock.services.store.config import StoreSection
 from penstock.services.versions import FIRST
 
-NOTHING = StoreError("counts: no answer")
-
 
 @pytest.fixture
 def clock(monkeypatch) -> list[float]:
@@ -37,29 +35,19 @@ def host(tmp_path, clock) -> Iterator[StoreHost]:
     opened.close()
 
 
-def test_people_are_told_once_of_a_store_that_does_not_answer_and_again_of_the_next_time(host, clock):
-    assert host.is_silent(NOTHING) == ""
-    clock[0] += 4
-    told = host.is_silent(NOTHING)
-    assert told.startswith("the store has not answered for 4 s; ") and "20 s (store.deadline): counts" in told
-    assert host.is_silent(NOTHING) == ""
-    host.answers()
-    clock[0] += 4
-    assert host.is_silent(NOTHING) != ""
-
-
 def test_after_half_the_deadline_a_frozen_server_is_ended_and_what_it_had_acknowledged_is_there_again(host, clock):
     assert host._server is not None and host._server.pid is not None
     issued = host.store.counts().issued
     os.kill(host._server.pid, signal.SIGSTOP)
     clock[0] += 9
-    host.is_silent(NOTHING)
+    host.is_silent()
     assert host.revive() is None
     clock[0] += 2
-    assert host.is_silent(NOTHING) == ""
+    host.is_silent()
     assert host.revive() == "it had not answered for 11 s, half of store.deadline, and was ended"
     assert host.restarts == 1 and host.store.counts().issued == issued
-    assert host.is_silent(NOTHING) == ""
+    host.is_silent()
+    assert host.revive() is None
 
 
 def test_whoever_revives_the_server_is_answered_although_it_is_dead_when_he_asks(tmp_path):

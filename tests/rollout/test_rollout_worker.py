@@ -231,7 +231,7 @@ def test_a_group_without_scores_is_dropped_and_one_with_a_quorum_is_put():
         until(lambda: store.counts().by_state["stored"] == 3)
         until(lambda: store.counts().dropped == {"unscored": 1})
     assert store.counts().refused == {"unscored": 1}
-    assert store.counts().causes == {"unscored": "group 1 has 0 scores of 1 that are needed: it broke"}
+    assert store.counts().causes == {"unscored": "group 1 (test row 1) has 0 scores of 1 that are needed: it broke"}
 
 
 def test_when_prompts_end_the_worker_waits_and_says_why():

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterator
+from dataclasses import replace
 from urllib.parse import urlsplit
 
 from penstock.deploy.checks.context import Context, all_rules, rule
@@ -92,13 +94,14 @@ def actions_do_not_contradict_each_other(ctx: Context) -> Iterator[Finding]:
         for (place, first), (_, second) in itertools.combinations(enumerate(guard.do), 2):
             if why := contradiction(first, second):
                 yield ctx.error(f"{key}.do.{place}", f"contradicts {second} of the same guard: {why}")
-    for (key, one), (_, other) in itertools.combinations(guards, 2):
+    for (key, one), (beside, other) in itertools.combinations(guards, 2):
         if one.condition.metric != other.condition.metric or not one.condition.overlaps(other.condition):
             continue
         for mine, theirs in itertools.product(one.do, other.do):
             if mine.target and (why := contradiction(mine, theirs)):
-                both = f"{one.when!r} and {other.when!r} can hold together, and then {why}"
-                yield ctx.error(f"{key}.do", both)
+                both = f"{one.when!r} of {key} and {other.when!r} of {beside} can hold together, and then {why}"
+                for told in (key, beside):  # whoever reads of one of them finds the other
+                    yield ctx.error(f"{told}.do", both)
 
 
 def contradiction(one: ActionSection, other: ActionSection) -> str:
@@ -132,6 +135,13 @@ def there_is_a_checkpoint_to_go_back_to(ctx: Context) -> Iterator[Finding]:
             )
 
 
+_SECRET_ADDRESS = re.compile(
+    r"//hooks\.slack\.com/|//discord(app)?\.com/api/webhooks/|\.webhook\.office\.com/|//chat\.googleapis\.com/|"
+    r"//api\.telegram\.org/bot"
+)
+"""Services whose addresses are passwords."""
+
+
 @rule("guards")
 def addresses_of_webhooks_are_there(ctx: Context) -> Iterator[Finding]:
     for key, _, action in _actions(ctx):
@@ -142,6 +152,10 @@ def addresses_of_webhooks_are_there(ctx: Context) -> Iterator[Finding]:
             yield ctx.error(f"{key}.webhook", f"the variable {name} is not set here", remedy=f"export {name}=…")
         elif urlsplit(address).scheme not in ("http", "https"):
             yield ctx.error(f"{key}.webhook", f"the variable {name} holds no address of http or https")
+        elif not action.webhook.startswith("$") and _SECRET_ADDRESS.search(address):
+            problem = "whoever knows an address of this kind may use it, and config.yaml and logs repeat it"
+            remedy = "put it into an environment variable, and write $NAME here"
+            yield replace(ctx.error(f"{key}.webhook", problem, remedy=remedy), found="***")
 
 
 def _guards(ctx: Context) -> Iterator[tuple[str, GuardSection]]:

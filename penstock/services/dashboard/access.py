@@ -1,8 +1,11 @@
 """Who may look and who may act: checked before anything else is done with a request.
 
-- **Host**: a page on this machine's own address answers to that address alone. Otherwise a foreign page could make its
-  own name mean 127.0.0.1 and then read this one as if it were its own.
+- **Host**: a page on this machine's own address answers to that address alone, at any port, since a tunnel may begin at
+  another one. Otherwise a foreign page could make its own name mean 127.0.0.1 and then read this one as if it were its
+  own.
 - **Token**, where there is one: in the cookie that the sign-in sets, or as `Authorization: Bearer …`.
+- **User**, where there is none: the page answers to programs of the user who serves it, and to root. This machine's own
+  address is open to all of its users.
 - **Origin**: what changes anything must come from the page itself, also on this machine, and say so in JSON; a form or
   a script of another site can do neither.
 """
@@ -11,7 +14,9 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Iterable
+import os
+import re
+from collections.abc import Callable, Iterable
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -19,8 +24,10 @@ from starlette.requests import HTTPConnection, Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from penstock.services.dashboard.config import is_local
+from penstock.services.dashboard.config import TOKEN_ENV, is_local
+from penstock.services.dashboard.peer import Address, user_of
 
+_HOST = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[^\[\]:@/]+)(:\d{1,5})?")
 READING = frozenset({"GET", "HEAD"})
 LARGEST = 64 * 1024
 """Bytes of a request's body."""
@@ -50,13 +57,23 @@ _HEADERS = {
 }
 
 
+_STRANGER = (
+    "this page answers only to the user who serves it; for others it is served with a token in the environment variable "
+    f"{TOKEN_ENV}, and they sign in with that"
+)
+
+
 class Access:
     """The rules of one page."""
 
-    def __init__(self, host: str, port: int, token: str | None) -> None:
-        self._token, self._local = token, is_local(host)
+    def __init__(
+        self, host: str, port: int, token: str | None, user_of: Callable[[Address, Address], int | None] = user_of
+    ) -> None:
+        """`user_of`: who is at the other end of a connection, by its two ends; see `peer`."""
+        self._token, self._local, self._user_of = token, is_local(host), user_of
         names = {"localhost", "127.0.0.1", "[::1]", f"[{host}]" if ":" in host else host}
-        self._hosts = {f"{name}:{port}" for name in names} | (names if port == 80 else set())
+        self._names = names
+        self._home = f"{f'[{host}]' if ':' in host else host}:{port}"
         self.cookie = f"penstock-{port}"
         """Cookies know no ports: the name keeps two pages on one machine apart."""
 
@@ -85,12 +102,15 @@ class Access:
     def refusal(self, request: Request) -> Response | None:
         """Why it is not answered; None when it may be."""
         host = request.headers.get("host", "")
-        if self._local and host.lower() not in self._hosts:
-            return _error(403, f"this page does not go by the name {host!r}; it is at {sorted(self._hosts)[0]}")
+        named = _HOST.fullmatch(host.lower())
+        if self._local and (named is None or named["name"] not in self._names):
+            return _error(403, f"this page does not go by the name {host!r}; it is at {self._home}")
         if request.method not in READING:
             refused = _foreign(request, host)
             if refused is not None:
                 return refused
+        if self._token is None and not self._is_own(request):
+            return _error(403, _STRANGER)
         path = request.url.path
         if path in OPEN or path.startswith(OPEN_FOLDERS) or self.signed_in(request):
             return None
@@ -98,9 +118,14 @@ class Access:
             return Response(status_code=303, headers={"location": "/sign-in"})
         return _error(401, "a token is needed: sign in at /, or send it as `Authorization: Bearer TOKEN`")
 
+    def _is_own(self, request: Request) -> bool:
+        """Whether it comes from a program of this process's user, or of root. What is not known is somebody else's."""
+        client, server = request.scope.get("client"), request.scope.get("server")
+        return bool(client and server) and self._user_of(tuple(client), tuple(server)) in (0, os.geteuid())
+
 
 def _same(given: str, wanted: str) -> bool:
-    return hmac.compare_digest(given.encode(), wanted.encode())
+    return hmac.compare_digest(given.encode(errors="surrogatepass"), wanted.encode(errors="surrogatepass"))
 
 
 def _foreign(request: Request, host: str) -> Response | None:

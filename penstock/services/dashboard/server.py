@@ -11,6 +11,12 @@ from penstock.services.dashboard.listener import Listener
 def serve(app: ASGIApp, listener: Listener) -> None:
     """Until SIGINT or SIGTERM. What is being answered then has a second to end."""
     config = uvicorn.Config(
-        app, log_level="warning", access_log=False, server_header=False, ws="none", timeout_graceful_shutdown=1
+        app,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,  # whoever asks would say himself from where
+        ws="none",
+        timeout_graceful_shutdown=1,
     )
     uvicorn.Server(config).run(sockets=[listener.socket])

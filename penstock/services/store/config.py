@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import Annotated, Literal
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 from pydantic import AfterValidator, Field
 
-from penstock.services.settings import Section, on_resume
+from penstock.services.settings import VARIABLE, Section, on_resume
 
 Fsync = Literal["always", "everysec", "never"]
 """When the private server's append-only file is forced to disk, and what is promised for every transition that
@@ -33,7 +34,13 @@ def check_url(url: str | None) -> str | None:
     if url is None:
         return url
     parts = urlsplit(url)
-    if parts.password is not None:
+    if (
+        parts.password is not None
+        or "password" in parse_qs(parts.query)
+        or (
+            parts.scheme != "unix" and "@" in parts.path  # a password with a slash in it
+        )
+    ):
         raise ValueError(
             "a password does not belong in the url, it would reach config.yaml and logs; put it into the environment "
             "variable that store.password_env names (PENSTOCK_STORE_PASSWORD)"
@@ -42,6 +49,13 @@ def check_url(url: str | None) -> str | None:
         raise ValueError(
             f"expected redis://HOST:PORT/DB, rediss://HOST:PORT/DB or unix:///PATH, found scheme {parts.scheme!r}"
         )
+    try:
+        port = parts.port
+    except ValueError as error:
+        raise ValueError(f"the port in the url is no number from 1 to 65535: {parts.netloc!r}") from error
+    if parts.scheme != "unix" and (port == 0 or not re.fullmatch(r"/?\d*", parts.path)):
+        wrong = "port 0" if port == 0 else repr(parts.path)
+        raise ValueError(f"expected {parts.scheme}://HOST:PORT/DB, and DB is a number, as in /0; found {wrong}")
     if parts.scheme == "unix" and not parts.path:
         raise ValueError("a unix url names the socket's path: unix:///run/redis/redis.sock")
     if parts.scheme != "unix" and not parts.hostname:
@@ -56,7 +70,7 @@ class StoreSection(Section):
     """Redis server: redis://, rediss:// (TLS) or unix://. Empty starts a private server for the run, whose data lies in
     the run directory. May change on resume, since a server can move; a server without the run's data counts as lost."""
 
-    password_env: str = Field("PENSTOCK_STORE_PASSWORD", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    password_env: str = Field("PENSTOCK_STORE_PASSWORD", pattern=VARIABLE)
     """Name of the environment variable that holds the password of `url`; no password when the variable is unset."""
 
     fsync: Fsync = on_resume("never")

@@ -6,7 +6,7 @@ Every script may be repeated, so a call whose reply was lost is simply made agai
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from hashlib import sha1
@@ -35,13 +35,18 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _REFUSED = (AuthenticationError, AuthenticationWrongNumberOfArgsError, AuthorizationError, NoPermissionError)
-_PASSING = ("BUSY", "LOADING", "MASTERDOWN", "TRYAGAIN")
-"""Answers of a server that will be able to serve in a moment."""
+_PASSING = ("BUSY", "LOADING", "MASTERDOWN", "TRYAGAIN", "MISCONF")
+"""Answers of a server that will be able to serve in a moment, or, where its disk is full, when somebody has made space:
+it tries to write once a second."""
 _AWAY = (redis.ConnectionError, redis.TimeoutError)
 
 
 class ForksChanged(Exception):
     """The client's picture of the lineages is older than the store's; internal to this package."""
+
+
+class StoreRefused(StoreError):
+    """The server does not let us in."""
 
 
 class Away(StoreError):
@@ -82,8 +87,12 @@ def script(name: str) -> tuple[str, str]:
 class Connection:
     """Calls scripts under one key prefix. Safe to use from several threads."""
 
-    def __init__(self, url: str, prefix: str, *, deadline: float, password: str | None) -> None:
+    def __init__(
+        self, url: str, prefix: str, *, deadline: float, password: str | None, limit: str = "store.deadline"
+    ) -> None:
+        """`limit` is what the deadline is called where it is said that it has passed."""
         check_url(url)
+        self._limit = limit
         self._url = url
         self._prefix = prefix
         self._deadline = deadline
@@ -132,9 +141,22 @@ class Connection:
             raise self._unattached("published")
         return int(found[0]), int(found[1])
 
+    def payloads(self, indices: Sequence[int]) -> list[bytes | None]:
+        """What these groups carry, on one trip; None for one that carries nothing, or is gone."""
+        if not indices:
+            return []
+
+        def ask() -> list[bytes | None]:
+            asked = self._redis.pipeline(transaction=False)
+            for index in indices:
+                asked.hget(f"{self._prefix}entry:{index}", "payload")
+            return cast(list[bytes | None], asked.execute())
+
+        return self._until_deadline("payloads", ask)
+
     def version(self) -> tuple[int, ...]:
         """Version of the server."""
-        info = self._until_deadline("info", lambda: self._redis.info("server"))
+        info = self._until_deadline("asking for its version", lambda: self._redis.info("server"))
         return tuple(int(part) for part in info["redis_version"].split(".")[:3])
 
     def require(self, oldest: tuple[int, ...] = OLDEST) -> None:
@@ -188,7 +210,7 @@ class Connection:
             try:
                 return attempt()
             except _REFUSED as error:
-                raise StoreError(
+                raise StoreRefused(
                     f"{name}: the Redis server at {self._url} refuses the connection: {error}. The password comes from "
                     "the environment variable that store.password_env names"
                 ) from error
@@ -196,13 +218,14 @@ class Connection:
                 if not str(error).startswith(_PASSING):
                     raise StoreError(f"{name}: {self._refusal(str(error))}") from error
                 reason: Exception = error
+                state = f"{self._refusal(str(error))}, and has for"
             except _AWAY as error:
                 reason = error
+                state = f"the Redis server at {self._url} did not answer for"
             waited = time.monotonic() - began
             if waited + pause > self._deadline:
-                raise Away(
-                    f"{name}: the Redis server at {self._url} did not answer for {waited:.1f} s "
-                    f"(store.deadline is {self._deadline:g} s): {reason}"
-                ) from reason
+                limit = f"{self._limit} is {self._deadline:g} s"
+                said = f": {reason}" if isinstance(reason, _AWAY) else ""
+                raise Away(f"{name}: {state} {waited:.1f} s ({limit}){said}") from reason
             time.sleep(pause)
             pause = min(2 * pause, 0.5)

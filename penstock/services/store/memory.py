@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from penstock.services.contracts import StoreError
-from penstock.services.replay import Closed, LedgerMemo, LedgerRules, Reservation, Stored, Taken, Ticket
+from penstock.services.contracts import Fenced, StoreError
+from penstock.services.replay import Closed, Finished, LedgerMemo, LedgerRules, Reservation, Stored, Taken, Ticket
 from penstock.services.staleness import Forks
 from penstock.services.store.book import OUTSTANDING, Book, Entry, atomic
 from penstock.services.store.lineages import Tree
@@ -42,11 +42,12 @@ class MemoryStore(Book):
             raise ValueError(f"reconcile: the memo knows of {memo.issued} prompts, the call says {issued}")
         forks = self._forks | dict(memo.forks if memo else {})
         if self._now is None:
-            self._issued = self._cursor = self._high = issued
+            self._issued = self._cursor = issued
             if checkpoint == FIRST and issued == 0:
                 return self._settle(request, FIRST)
             if memo:
                 self._committed, self._drops = memo.committed, Counter(memo.dropped)
+                self._ahead, self._cursor = set(memo.ahead), memo.cursor
             self._drops["store_lost"] += issued - self._committed - self._drops.total()
         else:
             self._back_to(checkpoint, forks, memo)
@@ -83,11 +84,12 @@ class MemoryStore(Book):
 
     def _rebase(self, memo: LedgerMemo) -> None:
         """The checkpoint is older than the last commit, or the store has not gone that way: the checkpoint's view."""
-        kept = {i: e for i, e in self._entries.items() if i >= memo.issued or i in memo.outstanding}
+        later = {i for i in self._entries if i >= memo.cursor and i not in memo.ahead}
+        kept = {i: e for i, e in self._entries.items() if i in later or i in memo.outstanding}
         again = {i: Entry("returned") for i in memo.outstanding if i not in kept}
         self._entries = kept | again
-        self._issued = memo.issued + sum(i >= memo.issued for i in kept)
-        self._cursor, self._high = memo.issued, max(self._high, memo.issued)
+        self._issued = memo.issued + len(later)
+        self._cursor, self._ahead = memo.cursor, later | set(memo.ahead)
         self._committed, self._drops = memo.committed, Counter(memo.dropped)
 
     @atomic
@@ -128,7 +130,6 @@ class MemoryStore(Book):
                 tickets.append(self._grant(self._cursor, self._entries[self._cursor], ends))
                 self._issued += 1
                 self._cursor += 1
-                self._high = max(self._high, self._cursor)
         answer = Reservation(tuple(tickets), now, closed)
         self._replies[worker] = (request, answer)
         return answer
@@ -159,6 +160,16 @@ class MemoryStore(Book):
         if entry.leased:
             entry.lapsed, entry.payload, entry.binding = False, payload, binding
             entry.store(self._clock())
+
+    @atomic
+    def put_all(self, groups: Sequence[Finished]) -> tuple[int, ...]:
+        fenced = []
+        for ticket, payload, binding in groups:
+            try:
+                self.put(ticket, payload, binding)
+            except Fenced:
+                fenced.append(ticket.index)
+        return tuple(fenced)
 
     @atomic
     def release(self, ticket: Ticket, partial: bytes | None) -> None:
@@ -232,8 +243,15 @@ class MemoryStore(Book):
     @atomic
     def memo(self, version: Version) -> LedgerMemo:
         used = self._used("memo", version)
-        outstanding = tuple(sorted(self._entries.keys() - used))
-        return LedgerMemo(self._issued, self._committed + len(used), dict(self._drops), outstanding, dict(self._forks))
+        self._skip_issued()
+        return LedgerMemo(
+            issued=self._issued,
+            committed=self._committed + len(used),
+            dropped=dict(self._drops),
+            outstanding=tuple(sorted(self._entries.keys() - used)),
+            forks=dict(self._forks),
+            ahead=tuple(sorted(self._ahead)),
+        )
 
     @atomic
     def commit(self, version: Version) -> int:

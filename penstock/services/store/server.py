@@ -1,11 +1,13 @@
 """The private redis-server of one run: found, started, watched and ended.
 
-Its append-only file lies in the run directory, so that a resume finds it; its socket and its configuration lie
-in a short directory of mode 0700 elsewhere, to which the run directory links as `live`.
+Its append-only file lies in the run directory, in a folder that is closed to other users, so that a resume finds it; its
+socket lies in a short directory of mode 0700 elsewhere, to which the run directory links as `live`. Its password is in no
+file: it reads its configuration from a pipe, and clients are given it in a `StoreAddress`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import signal
@@ -19,6 +21,7 @@ from types import TracebackType
 import redis
 
 from penstock.services.contracts import DeadlinePassed, StoreError
+from penstock.services.files import closed_folder
 from penstock.services.ports import HeldPort
 from penstock.services.store import whereabouts
 from penstock.services.store.binary import binary_version, find_binary
@@ -43,13 +46,13 @@ _LAST_WORDS = 5.0
 
 
 class PrivateServer:
-    """One redis-server for one run. When it has died, `start` brings it back at the same address with the same data.
+    """One redis-server for one run, behind a generated password. When it has died, `start` brings it back at the same
+    address with the same data.
 
     data      folder of the append-only file, in the run directory
     log       file the server writes its log to
     fsync     see `config.Fsync`
-    host      None listens on a unix socket only; an address of this machine listens there on TCP, behind a
-              generated password
+    host      None listens on a unix socket only; an address of this machine listens there on TCP
     deadline  seconds to become ready, which includes reading the append-only file, and again to end
     """
 
@@ -61,7 +64,8 @@ class PrivateServer:
         self._host = host
         self._deadline = deadline
         self._folder: Path | None = None
-        self._password = secrets.token_urlsafe(32) if host else None
+        # On the socket too: reward functions run as the same user, and a socket's path is no secret.
+        self._password = secrets.token_urlsafe(32)
         self._port: HeldPort | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._holder: threading.Thread | None = None
@@ -101,7 +105,7 @@ class PrivateServer:
             raise
 
     def stop(self) -> None:
-        """End the server, by SHUTDOWN and then by SIGKILL, and remove socket, configuration and link."""
+        """End the server, by SHUTDOWN and then by SIGKILL, and remove socket and link."""
         process, holder = self._process, self._holder
         if process is not None and holder is not None and self.alive:
             if self._ask_to_end():
@@ -151,7 +155,7 @@ class PrivateServer:
     # --- starting -----------------------------------------------------------------------------------
 
     def _start(self) -> None:
-        self._data.mkdir(parents=True, exist_ok=True)
+        closed_folder(self._data)
         self._log.parent.mkdir(parents=True, exist_ok=True)
         if self._folder is None:
             whereabouts.end_predecessor(self._data, self._deadline)
@@ -161,10 +165,9 @@ class PrivateServer:
             self._check_format(self._binary)
         if self._host and self._port is None:
             self._port = HeldPort(self._host)  # for as long as the server may be started again
-        self._write_configuration()
-        self._launch()
+        self._launch(self._configuration())
         assert self._folder is not None and self._process is not None
-        whereabouts.describe(self._data, self._folder, self._process.pid, self.url, self._password)
+        whereabouts.describe(self._data, self._folder, self._process.pid, self.url)
         self._wait_until_ready()
 
     def _check_format(self, binary: Path) -> None:
@@ -175,7 +178,7 @@ class PrivateServer:
                 "install the newer redis-server again"
             )
 
-    def _write_configuration(self) -> None:
+    def _configuration(self) -> bytes:
         assert self._folder is not None
         settings = {
             "port": self._port.number if self._port is not None else 0,
@@ -188,32 +191,34 @@ class PrivateServer:
             "appendfsync": _APPENDFSYNC[self._fsync],
             "save": "",
             "maxmemory-policy": "noeviction",
+            # Small sorted sets as lists of text are searched from the front: a third of what a move costs.
+            "zset-max-ziplist-entries": 0,
             "always-show-logo": "no",
             "daemonize": "no",
         }
         lines = [f"{name} {_quoted(value)}" for name, value in settings.items() if value is not None]
-        path = self._folder / "redis.conf"
-        path.touch(mode=0o600)
-        path.write_text("\n".join(lines) + "\n")
+        return ("\n".join(lines) + "\n").encode()
 
-    def _launch(self) -> None:
+    def _launch(self, configuration: bytes) -> None:
         """Start the process from a thread that lives as long as the process does.
 
         The kernel sends the death signal when the *thread* that forked ends, so that thread must not end early."""
         started, failed = threading.Event(), []
 
         def hold() -> None:
-            assert self._folder is not None
             launcher = [sys.executable, "-I", "-S", "-c", _LAUNCH, str(os.getpid())]
             try:
                 with self._log.open("ab") as out:
                     self._process = subprocess.Popen(
-                        [*launcher, str(self._binary), str(self._folder / "redis.conf")],
-                        stdin=subprocess.DEVNULL,
+                        [*launcher, str(self._binary), "-"],  # it reads its configuration from the pipe
+                        stdin=subprocess.PIPE,
                         stdout=out,
                         stderr=subprocess.STDOUT,
                         start_new_session=True,  # Ctrl-C is for the run, which stops the server last
                     )
+                assert self._process.stdin is not None
+                with contextlib.suppress(BrokenPipeError), self._process.stdin as pipe:  # it ended at once
+                    pipe.write(configuration)
             except OSError as error:
                 failed.append(error)
                 return

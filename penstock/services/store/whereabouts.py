@@ -1,11 +1,12 @@
-"""Where the private server of a run folder is: the word it leaves for other processes and for the next run.
+"""Where the private server of a run folder is: the word it leaves for people and for the next run.
 
-The run's store folder holds a link `live` to the server's short folder; there lies `server.json`, readable by the
-owner only, since it names the password.
+The run's store folder holds a link `live` to the server's short folder; there lies `server.json`. The password is not
+in it, nor in any other file.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -16,13 +17,13 @@ from typing import Any
 import psutil
 
 from penstock.services.contracts import StoreError
-from penstock.services.store.connection import StoreAddress
 
+_PREFIX = "penstock-"
 _LONGEST_PATH = 100
 """Bytes of a socket's path; the kernel allows 107."""
 
 
-def describe(data: Path, folder: Path, pid: int, url: str, password: str | None) -> None:
+def describe(data: Path, folder: Path, pid: int, url: str) -> None:
     """Leave word of the server `pid` that serves `data` from `folder`, started by this process."""
     me = psutil.Process()
     facts = {
@@ -31,7 +32,6 @@ def describe(data: Path, folder: Path, pid: int, url: str, password: str | None)
         "driver": me.pid,
         "driver_started": me.create_time(),
         "url": url,
-        "password": password,
     }
     path = folder / "server.json"
     path.touch(mode=0o600)
@@ -39,14 +39,6 @@ def describe(data: Path, folder: Path, pid: int, url: str, password: str | None)
     link = data / "live"
     link.unlink(missing_ok=True)
     link.symlink_to(folder)
-
-
-def locate(data: Path, run_id: str, deadline: float = 5.0) -> StoreAddress | None:
-    """The address of the server that runs on `data` now, for another process; None when there is none."""
-    facts = _facts(data)
-    if facts is None or not _runs(facts["pid"], facts["started"]):
-        return None
-    return StoreAddress(facts["url"], run_id, facts["password"], deadline)
 
 
 def end_predecessor(data: Path, deadline: float) -> None:
@@ -58,7 +50,7 @@ def end_predecessor(data: Path, deadline: float) -> None:
     if facts is None:
         link.unlink(missing_ok=True)
         return
-    if _runs(facts["pid"], facts["started"]):
+    if _runs(facts["pid"], facts["started"]) and _is_redis(facts["pid"]):
         if _runs(facts["driver"], facts["driver_started"]):
             raise StoreError(
                 f"the store in {data} is in use by process {facts['driver']}: stop that run first, or choose another "
@@ -67,7 +59,11 @@ def end_predecessor(data: Path, deadline: float) -> None:
         orphan = psutil.Process(facts["pid"])
         orphan.kill()  # deaf to SIGTERM; what it has acknowledged is in its file
         orphan.wait(deadline)
-    remove(data, link.resolve())
+    left = link.resolve()
+    if left.name.startswith(_PREFIX):
+        remove(data, left)
+    else:  # none that a server has made
+        link.unlink()
 
 
 def _facts(data: Path) -> dict[str, Any] | None:
@@ -75,6 +71,13 @@ def _facts(data: Path) -> dict[str, Any] | None:
         return json.loads((data / "live" / "server.json").read_text())  # type: ignore[no-any-return]
     except (FileNotFoundError, json.JSONDecodeError):  # no server, or one that ended while it wrote this
         return None
+
+
+def _is_redis(pid: int) -> bool:
+    """The file may be of a run directory that somebody else has made, and what it names is killed."""
+    with contextlib.suppress(psutil.Error):
+        return psutil.Process(pid).name().startswith("redis-server")
+    return False
 
 
 def _started(pid: int) -> float:
@@ -98,7 +101,7 @@ def short_folder() -> Path:
     for base in (os.environ.get("XDG_RUNTIME_DIR"), tempfile.gettempdir(), "/tmp"):
         if base and len(os.fsencode(base)) + len("/penstock-XXXXXXXX/redis.sock") <= _LONGEST_PATH:
             try:
-                return Path(tempfile.mkdtemp(prefix="penstock-", dir=base))
+                return Path(tempfile.mkdtemp(prefix=_PREFIX, dir=base))
             except OSError:  # not there or not ours to write in
                 continue
     raise StoreError("no short folder for the store's socket: XDG_RUNTIME_DIR, TMPDIR and /tmp cannot be written")

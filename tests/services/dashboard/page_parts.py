@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -69,5 +70,6 @@ def client(run: RunDir, control: Control, token: str | None = None, host: str = 
         return facts(run)
 
     subject = Subject(run, told, control, CATALOGUE, user="ada@lab")
-    app = create_app(subject, Access(host, PORT, token))
+    # There is no connection here, and so nobody at its other end; test_page_users.py has real ones.
+    app = create_app(subject, Access(host, PORT, token, user_of=lambda *_: os.geteuid()))
     return TestClient(app, base_url=HERE, follow_redirects=False)

@@ -143,7 +143,7 @@ def test_nothing_remains_of_what_is_committed_or_dropped_but_counters(redis_stor
 
     redis_store.attach(replace(RULES, max_lag=0))
     at = redis_store.reconcile(FIRST, 0, "start")
-    client = redis.Redis.from_url(server.url)
+    client = redis.Redis.from_url(server.url, password=server.address("look").password)
 
     def keys() -> set[bytes]:
         return set(client.scan_iter(match=f"penstock:{{{redis_store.run_id}}}:*"))
@@ -179,7 +179,7 @@ def test_a_learner_that_waits_is_not_sent_the_same_payloads_again(redis_store, s
     redis_store.reconcile(FIRST, 0, "start")
     for ticket in redis_store.reserve("w", FIRST, 3, 60.0, "r").tickets:
         redis_store.put(ticket, b"x" * 100_000, FIRST)
-    client = redis.Redis.from_url(server.url)
+    client = redis.Redis.from_url(server.url, password=server.address("look").password)
     redis_store.take(FIRST, 4)
     before = client.info("stats")["total_net_output_bytes"]
     for _ in range(5):

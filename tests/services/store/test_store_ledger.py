@@ -9,6 +9,7 @@ import pytest
 from ledger_steps import RULES, indices, payload, play, reserve, states, step, taken
 
 from penstock.services.contracts import Fenced, StoreError
+from penstock.services.replay import Finished
 from penstock.services.versions import FIRST, Version
 
 ONE, TWO, THREE = FIRST.next(), FIRST.next().next(), FIRST.next().next().next()
@@ -237,6 +238,20 @@ def test_a_repeated_put_is_stored_once(opened):
     taken(store, FIRST, 1)
     store.put(ticket, b"whole", FIRST)
     assert states(store) == {"taken": 1}
+
+
+def test_several_groups_are_put_at_once_and_a_lost_lease_among_them_is_said(opened):
+    store = opened(groups_per_step=600, max_lag=0)
+    tickets = reserve(store, 300)
+    lost = reserve(store, 1, lease=0.0)
+    again = reserve(store, 1)
+    assert indices(lost) == indices(again) == [300]
+    groups = [Finished(ticket, payload(ticket.index), FIRST) for ticket in (*tickets, *lost, *tickets[:2])]
+    assert store.put_all(groups) == (300,)  # more than one call takes, and two of them said again
+    assert states(store) == {"stored": 300, "reserved": 1}
+    assert store.counts().payload_bytes == 3000
+    assert [group.payload for group in store.take(FIRST, 600).groups] == [payload(index) for index in range(300)]
+    assert store.put_all([]) == ()
 
 
 def test_a_group_that_was_put_cannot_be_released_or_refused(opened):

@@ -1,7 +1,7 @@
 // The page: asks the server once a second what is new, and has it shown.
 
 import * as api from "./api.js";
-import { Board, MARK_COLOURS } from "./charts.js";
+import { Board, isExhausted, MARK_COLOURS } from "./charts.js";
 import { Events } from "./events.js";
 import { clock, duration, make, whole } from "./format.js";
 import { Overview, SELECT } from "./overview.js";
@@ -19,6 +19,7 @@ const board = new Board(series);
 const events = new Events();
 const steer = new Steer();
 const overview = new Overview(board, {
+  scorers: steer.scorers.element,
   onRemove: (name) => steer.remove(name),
   onLaneSpan: () => wake(),
 });
@@ -168,7 +169,7 @@ board.onHover = (at, step, perPixel) => {
   const from = series.first[at];
   const to = series.last[at];
   const where = `step ${from === to ? whole(to) : `${whole(from)}–${whole(to)}`} · ${clock(series.time[at])}`;
-  text("readout", mark ? `${where} · ${mark.kind}: ${mark.message.split("\n")[0]}` : where);
+  text("readout", mark ? `${where} · ${isExhausted(mark) ? "guard, exhausted" : mark.kind}: ${mark.message.split("\n")[0]}` : where);
 };
 
 board.onZoom = (wanted) => zoom(wanted);

@@ -11,5 +11,10 @@ local open = redis.call('ZRANGEBYSCORE', QUEUES.applied, '(' .. step, '+inf')
 for _, name in ipairs({ 'returned', 'reserved', 'stored', 'taken' }) do
   for _, index in ipairs(members(name)) do open[#open + 1] = index end
 end
+skip_issued(run)
+local ahead = {}
+for _, index in ipairs(redis.call('SMEMBERS', AHEAD)) do
+  if tonumber(index) > run.cursor then ahead[#ahead + 1] = index end
+end
 local committed = run.committed + redis.call('ZCOUNT', QUEUES.applied, '-inf', step)
-return { 'ok', run.issued, committed, redis.call('HGETALL', DROPS), open, redis.call('HGETALL', FORKS) }
+return { 'ok', run.issued, committed, redis.call('HGETALL', DROPS), open, redis.call('HGETALL', FORKS), ahead }
