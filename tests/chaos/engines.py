@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import runpy
 import sys
 from dataclasses import dataclass
@@ -71,8 +72,9 @@ def vllm(home: Path, seed: int, silence: float, ranks: int) -> Plan:
     sys.path.insert(0, str(ROOT / "recipes" / "carry"))
     import demo
 
-    inputs = demo.prepare(seed, home)
-    model = demo.fine_tuned(seed, inputs, home)
+    with contextlib.redirect_stdout(sys.stderr):  # stdout is for the result
+        inputs = demo.prepare(seed, home)
+        model = demo.fine_tuned(seed, inputs, home)
     return Plan(
         run_file=ROOT / "recipes" / "carry" / "grpo.yaml",
         overrides=(

@@ -84,7 +84,7 @@ class Play:
         """`to_the_end`: the run ends at its own limit, else it is asked to end when the wish is fulfilled."""
         try:
             self._until("the run has its first checkpoint", self._has_begun)
-            while not self._enough and not self._over and not self._watch.full:
+            while not self._enough and not self._over:
                 self._strike_once()
             self._until("all strikes are got over", lambda: not self._pending or self._over)
             if to_the_end:
