@@ -18,10 +18,10 @@ from penstock.services.control import Checkpoint, Stop
 
 _SLOW, _FAST = 0.05, 0.002
 """Seconds between looks: at any time, and while a moment of milliseconds is waited for."""
-_MOMENT = 15.0
+_MOMENT = 8.0
 """Seconds for which a moment is waited for before the strike comes all the same."""
-_ON_TOP, _AT_ONCE = 0.7, 4
-"""How often the next strike does not wait until the last ones have been got over, and of how many at most."""
+_ON_TOP = 0.85
+"""How often the next strike does not wait until the last ones have been got over."""
 _PAGES = 3
 """Strikes at the page between two starts of the driver, which gives up a page that dies more often in ten minutes."""
 _AT_START = 0.3
@@ -36,6 +36,8 @@ class Wish:
     minutes: float
     targets: tuple[Target, ...]
     signals: tuple[Sent, ...]
+    at_once: int = 4
+    """Strikes that are not got over yet, at most, when the next one comes."""
     in_turn: bool = False
     """One target after the other."""
     gap: float = 2.0
@@ -152,10 +154,12 @@ class Play:
         moment = self._random.choice(moments.for_target(target))
         name, moment = self._await(moment)
         self._strike(target, name, moment)
-        if self._random.random() > _ON_TOP or len(self._pending) >= _AT_ONCE:
-            self._until("the strike is got over", lambda: not self._pending or self._over)
-            if not self._over:
-                self._watch.check()
+        if self._random.random() > _ON_TOP:
+            self._until("the strikes are got over", lambda: not self._pending or self._over)
+        else:
+            self._until("a strike is got over", lambda: len(self._pending) < self._wish.at_once or self._over)
+        if not self._over:
+            self._watch.check()
 
     def _await(self, moment: str) -> tuple[str, str]:
         """The name of the actor that the moment happens to, and the moment; `any` for one that does not come."""
