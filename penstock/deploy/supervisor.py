@@ -216,6 +216,14 @@ class Supervisor:
             metrics["ledger/payload_bytes"] = float(self.ledger.payload_bytes)
         return metrics | self._live.read(self.ledger)
 
+    def keep_store(self) -> None:
+        """One look at the store alone, where nobody looks at everything any more: who parts with what he has waits for
+        it. Raises StoreError when it dies again and again."""
+        self.mending.store()
+        if time.monotonic() - self._seen_slow >= _SLOW:
+            self._seen_slow = time.monotonic()
+            self._look_at_ledger()
+
     def _look_at_ledger(self) -> None:
         """A store that is away now is mended at the next tick, not waited for."""
         if self.started and (seen := self._store.look()) is not None:
