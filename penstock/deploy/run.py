@@ -12,7 +12,7 @@ from typing import Any
 from penstock.deploy import evaluations, job, plans
 from penstock.deploy.around import token_account
 from penstock.deploy.ending import Ending, ending, tenure
-from penstock.deploy.fleet import wait_until_ready
+from penstock.deploy.fleet import Member, wait_until_ready
 from penstock.deploy.journal import Journal
 from penstock.deploy.memory import beside_actors
 from penstock.deploy.page import Page, beside
@@ -124,7 +124,7 @@ class Conductor:
     def _start(self, parts: Parts) -> None:
         """Until every engine answers and the first weights are published."""
         deadline = self._run_file.deadlines.start
-        wait_until_ready(parts.members, deadline, self._show_and_heed)
+        wait_until_ready(parts.members, deadline, self._show_and_heed, self._begins_again)
         self._journal.enter("starting", "the learner loads and publishes the first weights")
         parts.begin_learning(self._supervisor.steering.tell_again)
         began = time.monotonic()
@@ -137,6 +137,12 @@ class Conductor:
                     f"{doing}. Its log is {self._supervisor.learner.log}"
                 )
             time.sleep(0.1)
+
+    def _begins_again(self, member: Member) -> None:
+        """An actor's process was killed before everybody was there."""
+        self._journal.tell("died", member.cause, name=member.name)
+        self._journal.tell("restarted", f"{member.name} is started again", name=member.name)
+        self._supervisor.mending.restarts[member.name] = member.restarts + 1
 
     def _show_and_heed(self) -> None:
         """While everybody starts: whoever asks for something is answered, and not left to wait for the first tick."""
