@@ -19,6 +19,7 @@ from penstock.deploy.guards.live import Live
 from penstock.deploy.journal import Journal
 from penstock.deploy.lag_steering import LagSteering
 from penstock.deploy.mending import Mending
+from penstock.deploy.mismatch import Mismatch
 from penstock.deploy.parts import Parts
 from penstock.deploy.polling import Polling
 from penstock.deploy.runfile import RunFile
@@ -79,6 +80,9 @@ class Supervisor:
         self.guardian = Guardian(run_file.guards, directory, journal, self.steering)
         self._live = Live()
         self._store = StoreWatch(parts.host, journal, run_file.store.deadline)
+        self._mismatch: Mismatch | None = None  # a drill's sampler has no model
+        if run_file.engine.kind != "paced":
+            self._mismatch = Mismatch(journal, run_file.recording.mismatch_warning, run_file.engine.dtype)
 
     @property
     def learner(self) -> Member:
@@ -109,6 +113,8 @@ class Supervisor:
                 self.mending.silence()
                 self.guardian.look(around, self._journal.version.step)
             self._look_at_load()
+            if self._mismatch is not None:
+                self._mismatch.swapped(self._parts.workers)
             self._journal.controls = self.steering.controls
             self._journal.standing = around | self.guardian.counts | self._gate(self._closed)
             self._journal.show(self._parts.members, self.ledger)
@@ -167,7 +173,8 @@ class Supervisor:
                     self.autoscaling.looks.stepped(report["metrics"])
                 if self.lag is not None and not self._stopping:
                     self.lag.stepped(report["metrics"])
-                self._compare_engines(version, report["metrics"])
+                if self._mismatch is not None:
+                    self._mismatch.stepped(version, report["metrics"])
                 for damage in report["damage"]:
                     self._journal.event("damaged", damage)
                 self._evaluate_when_due(version)
@@ -209,16 +216,13 @@ class Supervisor:
             metrics["ledger/payload_bytes"] = float(self.ledger.payload_bytes)
         return metrics | self._live.read(self.ledger)
 
-    def _compare_engines(self, version: Version, metrics: Mapping[str, float]) -> None:
-        """Sampler and learner compute the same log-probs where there is no lag, but for rounding."""
-        if self._run_file.engine.kind == "paced":
-            return  # a drill's sampler has no model
-        gap = metrics.get("mismatch/max", 0.0)
-        usual = 1e-4 if self._run_file.engine.dtype == "float32" else 0.05
-        limit = self._run_file.recording.mismatch_warning or usual
-        if gap > limit:
-            what = f"sampler and learner differ by {gap:.2g} nats on tokens of version {version} without lag"
-            self._journal.warn(f"{what} (recording.mismatch_warning is {limit:g})", step=version.step)
+    def keep_store(self) -> None:
+        """One look at the store alone, where nobody looks at everything any more: who parts with what he has waits for
+        it. Raises StoreError when it dies again and again."""
+        self.mending.store()
+        if time.monotonic() - self._seen_slow >= _SLOW:
+            self._seen_slow = time.monotonic()
+            self._look_at_ledger()
 
     def _look_at_ledger(self) -> None:
         """A store that is away now is mended at the next tick, not waited for."""
