@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import pickle
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hypothesis.stateful import RuleBasedStateMachine, invariant
@@ -191,7 +191,7 @@ class Driven(RuleBasedStateMachine):
         if luck.fault.name.startswith("KILLED") and passed.broken:
             self.late.clear()
         elif len(network.late) > waiting:
-            self.late.append(call)
+            self.late.append(replace(call, lineage=self.lineage))
         surely = sum(name == script and tag != b"forks" for name, tag in passed.executed)
         perhaps = passed.unknown.count(script)
         if not surely and not perhaps and answer != GAVE_UP:

@@ -251,10 +251,15 @@ class Run(Driven):
                 self.call(self.workers["b"], "release", ticket, payload, luck=luck)
         elif seconds:
             self.time_passes(1)
-        if then in (0, 3):  # whoever looks through the leases, nobody else has the group yet
+        if then in (0, 3, 6):  # its lease has been seen to have ended, and nobody else has the group yet
             self.call(self.supervisor, "expire")
             for ticket in first:
-                self.call(self.workers["b"], "put" if then else "renew", *self.late_words(ticket, payload, then))
+                if then == 0:
+                    self.call(self.workers["b"], "renew", "b", (ticket,), 2.5 * TICK)
+                if then == 6:
+                    self.call(self.workers["b"], "release", ticket, payload)
+                if then != 0:
+                    self.call(self.workers["b"], "put", ticket, payload, version)
         asked = (version, 1, 2.5 * TICK, f"next-{next(self.requests)}")
         answer = self.call(self.workers["c"], "reserve", "c", *asked, luck=luck)
         second = answer.tickets if isinstance(answer, Reservation) else ()
@@ -265,10 +270,6 @@ class Run(Driven):
                 self.call(self.workers["b"], "release", ticket, payload)
             else:
                 self.call(self.workers["b"], "refuse", ticket, "quorum")
-
-    def late_words(self, ticket: Ticket, payload: bytes, puts: int) -> tuple[Any, ...]:
-        """Of a worker whose lease has ended while nobody else has its group."""
-        return (ticket, payload, self.versions[-1]) if puts else ("b", (ticket,), 2.5 * TICK)
 
     # --- accidents ----------------------------------------------------------------------------------
 
