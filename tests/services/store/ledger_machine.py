@@ -167,13 +167,13 @@ class Driven(RuleBasedStateMachine):
         script, tag = self.place.network.deliver_late(which)
         call = self.late.pop(which)
         before, self.content = self.content, self.place.content()
+        former_life = call.name in OF_ONE_LIFE and self.lineage != call.lineage
         if script == SCRIPTS.get(call.name, call.name) and not tag.startswith((b"-NOSCRIPT", b"forks")):
             expected = self._expected(self.model, call)
             right = {FENCED: (b"fenced", b"ok"), REFUSED: (b"wrong", b"unattached")}.get(str(expected), (b"ok",))
             assert tag in right, f"late {call.name}{call.arguments} → {tag!r}, expected {expected}"
         assert content_of(self.model) == self.content
-        if call.name in OF_ONE_LIFE and self.lineage != call.lineage:
-            assert self.content == before, f"{call.name} of a former life has changed the ledger"
+        assert not former_life or self.content == before, f"{call.name} of a former life has changed the ledger"
         self._judge(call, before)
         self.remember(1)
 

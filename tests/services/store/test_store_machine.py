@@ -37,7 +37,7 @@ from ledger_faults import Fault
 from ledger_machine import GOOD, NOTHING, Checkpoint, Driven, Learner, Luck
 from ledger_places import TICK, MemoryPlace, RedisPlace
 
-from penstock.services.replay import Finished, LedgerMemo, LedgerRules, Reservation, Taken, Ticket
+from penstock.services.replay import Finished, LedgerMemo, LedgerRules, ReplayStore, Reservation, Taken, Ticket
 from penstock.services.versions import FIRST, Version
 
 ACCIDENTS = [
@@ -118,20 +118,21 @@ class Run(Driven):
 
     # --- the learner --------------------------------------------------------------------------------
 
-    def start_from(self, checkpoint: Checkpoint, luck: Luck) -> None:
-        """A new learner process, with a client that knows nothing."""
+    def start_from(self, checkpoint: Checkpoint, luck: Luck, store: ReplayStore | None = None) -> None:
+        """A new learner process, with a client that knows nothing; or one that goes back by itself, with its own."""
         request = f"start-{next(self.requests)}"
         arguments = (checkpoint.version, checkpoint.issued, request, checkpoint.memo)
-        # Its first command asks for the lineages, its second is what matters.
-        self.call(self.place.connect(), "reconcile", *arguments, luck=replace(luck, at=int(luck.at == 0)))
+        if store is None:  # its first command asks for the lineages, its second is what matters
+            store, luck = self.place.connect(), replace(luck, at=int(luck.at == 0))
+        self.call(store, "reconcile", *arguments, luck=luck)
 
-    @rule(which=WHICH, luck=LUCK, twice=st.booleans())
-    def a_learner_comes_back(self, which: int, luck: Luck, twice: bool) -> None:
+    @rule(which=WHICH, luck=LUCK, twice=st.booleans(), itself=st.booleans())
+    def a_learner_comes_back(self, which: int, luck: Luck, twice: bool, itself: bool) -> None:
         """A store that has lost something is met by the newest checkpoint there is, as `penstock resume` chooses it."""
         newest = sorted(self.disk, key=lambda checkpoint: checkpoint.version)[-1:]
         choice = [*newest * 3, *([] if self.robbed else self.disk[-4:])] or [NOTHING]
         self.call(self.supervisor, "amend", self.rules)
-        self.start_from(choice[which % len(choice)], luck)
+        self.start_from(choice[which % len(choice)], luck, self.learner.store if itself else None)
         if twice:
             self.say(self.said[-1], GOOD)
 
@@ -232,7 +233,7 @@ class Run(Driven):
             asked = ("a", version, self.rules.groups_per_step + many // 2, 2.5 * TICK, f"a-{next(self.requests)}")
             answer = self.call(self.workers["a"], "reserve", *asked)
             for ticket in answer.tickets if isinstance(answer, Reservation) else ():
-                self.call(self.workers["a"], "put", ticket, b"group %d" % ticket.index, version)
+                self.call(self.workers["a"], "put", ticket, b"%d by %d" % (ticket.index, ticket.fence), version)
             self.the_learner_makes_a_step(GOOD, overlaps)
         if saves == "after":
             self.the_learner_writes_a_checkpoint(0, GOOD, many % 2 == 0)
@@ -297,7 +298,7 @@ class Run(Driven):
         elif what == "overtaken":  # an order of the old run is on its way while a new one begins
             name, argument = ("drain", "run_ended") if back % 2 else ("hold", True)
             self.call(self.supervisor, name, argument, luck=Luck(Fault.LATE, patient=False))
-            self.a_learner_comes_back(back, GOOD, False)
+            self.a_learner_comes_back(back, GOOD, twice=False, itself=False)
             if self.late:
                 self.arrives_late(len(self.late) - 1)
         elif what == "disk":
