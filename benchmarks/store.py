@@ -2,14 +2,14 @@
 
 A server of the run's own, with its append-only file. On it, in turns, batches of 64 groups of 20 KB each:
 
-    ledger   put → take → advance → commit, by the clients that workers and the learner use; the leases are got before
+    ledger   put → take → advance → commit, by the clients that workers and the learner use; leases are got before
     codec    the same from records to records: encode before the put, decode after the take
     raw      the same bytes as plain keys: a pipeline of 64 SET, then one of 64 GET, by the same Redis library
 
-`ratio` is the time of raw over that of the ledger: median and quartiles over the rounds, in each of which all sides have
-had a turn. With 10³ and with 10⁵ groups in the store that wait meanwhile; `flat` is the ratio at the most over that at
-the least. `reserve` is reported apart, as microseconds per group. The measurement begins when the server has rewritten its file
-after the filling. Prints one JSON line. The goal is a ratio of 0.7.
+`ratio` is the time of raw over that of the ledger: median and quartiles over the rounds, in each of which all sides
+have had a turn. With 10³ and with 10⁵ groups in the store that wait meanwhile; `flat` is the ratio at the most over
+that at the least. `reserve` is reported apart, as microseconds per group. The measurement begins when the server has
+rewritten its file after the filling. Prints one JSON line. The goal is a ratio of 0.7.
 """
 
 from __future__ import annotations

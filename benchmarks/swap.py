@@ -2,12 +2,13 @@
 
 One engine with answers in flight, all in one process and one thread. In turns, with new weights every time:
 
-    swap       what the worker does: verify the checksums of a version in shared memory, load it, prove it by a probe
+    swap       what the worker does: load a version in shared memory, whose checksums were verified while the engine
+               went on, and prove it by a probe
     bare       the engine's own reload (`reload_weights`), of the same tensors, which lie in memory
     repacked   the same with the output layer packed again, without which a CPU engine computes with its old weights
     copy       a plain copy of the bytes, tensor by tensor
 
-`pause` is the time for which no answer goes on: verify, load and the probe, less one ordinary step, since the step that
+`pause` is the time for which no answer goes on: load and the probe, less one ordinary step, since the step that
 the probe is made of samples a token for every answer. The ordinary step is the one before. All ratios are medians and
 quartiles over the rounds, in each of which all sides have had a turn; with `kv: keep`, and with `kv: recompute`, where
 the probe's step computes the cache again.
@@ -71,6 +72,8 @@ class Swaps:
         version = self.publish()
         self._generator._section = self._generator._section.model_copy(update={"kv": kv})
         self._generator.step()
+        while not self._generator.prepared(version):  # as the worker does: it is verified beside the generation
+            self._generator.step()
         before = time.perf_counter()
         self._generator.step()
         began = time.perf_counter()

@@ -52,6 +52,7 @@ WATCHED: dict[str, Metric] = {
     "process/silent": Metric("since an actor's loop moved", "s", "down"),
     "process/cpu_seconds": Metric("CPU time of a process since it started", "s"),
     "process/rss": Metric("resident memory of a process", "bytes", "down"),
+    "process/peak_rss": Metric("resident memory of a process at most", "bytes", "down"),
 }
 """What only Prometheus is told, because it means something at any moment and not at a step."""
 

@@ -73,8 +73,9 @@ class RecordingSection(Section):
     inspector; of a longer answer the first half of them and the last. A token takes about 80 bytes. 0 records texts
     alone."""
     mismatch_warning: float | None = on_resume(None, gt=0)
-    """Warn when sampler and learner differ by more than this on tokens without lag, in nats per token. By default 1e-4
-    in float32 and 0.05 in bfloat16, where rounding alone makes 0.01."""
+    """Warn when sampler and learner differ by more than this on tokens without lag, in nats per token: at the start and
+    after every weight swap on a fixed sequence, at every step on what is trained. By default 1e-4 in float32 and 0.05
+    in bfloat16, where rounding alone makes 0.01."""
     plots: bool = on_resume(True)
     """Draw plots/ when the run ends."""
 

@@ -14,6 +14,7 @@ from penstock.deploy.around import token_account
 from penstock.deploy.ending import Ending, ending, tenure
 from penstock.deploy.fleet import wait_until_ready
 from penstock.deploy.journal import Journal
+from penstock.deploy.memory import beside_actors
 from penstock.deploy.page import Page, beside
 from penstock.deploy.parts import Parts
 from penstock.deploy.runfile import RunFile
@@ -108,7 +109,9 @@ class Conductor:
                 self._end(parts)
         finally:
             everybody = (*parts.members, *parts.left)
+            pids = {int(member.facts["pid"]) for member in everybody if "pid" in member.facts}
             self._peaks = {member.name: member.peak_rss for member in everybody}
+            self._peaks |= beside_actors(run_id_of(self._directory), pids)
             self._tokens = token_account(everybody)
 
     @property
@@ -179,6 +182,7 @@ class Conductor:
             worker.handle.request_drain.remote()
         deadline = time.monotonic() + self._run_file.deadlines.drain
         while any(worker.state == "running" for worker in running) and time.monotonic() < deadline:
+            self._supervisor.keep_store()
             for worker in running:
                 worker.poll(self._run_file.deadlines.start)
             self._supervisor.steering.close()
@@ -240,6 +244,7 @@ class Conductor:
             "ledger": ledger_summary(ledger),
             "restarts": self._supervisor.mending.restarts if hasattr(self, "_supervisor") else {},
             "peak_memory_bytes": self._peaks,
+            "peak_memory_sum_bytes": sum(self._peaks.values()),
             "goals": [vars(report) for report in judge(self._run_file.goals, rows)],
             "seeds": {
                 "run": self._run_file.seed,
@@ -252,10 +257,12 @@ class Conductor:
 
 
 def require_more_to_do(run_file: RunFile, directory: RunDir) -> None:
-    """Raises RunDirError for a run whose limits are reached already; nothing of it is touched then."""
+    """Raises RunDirError for a run that has ended and whose limits are reached; nothing of it is touched then.
+
+    One that died after its last step, before it was evaluated or had its summary, is brought to its end."""
     latest = checkpoints.read(_latest(directory))
     over = plans.step_limits(run_file)(latest.version.step, latest.tokens)
-    if over:
+    if over and (directory.read_summary() or {}).get("outcome") == "finished":
         raise RunDirError(
             f"{directory.path} has ended: {over}. To go on, raise the limit: penstock resume {directory.path} "
             f"limits.steps={latest.version.step + 100}"

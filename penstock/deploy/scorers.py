@@ -12,11 +12,11 @@ import socket
 from pathlib import Path
 from typing import Any
 
-import psutil
 import ray
 
 from penstock.deploy.deaths import redirect_output
 from penstock.deploy.exporter import Export, export_actor
+from penstock.deploy.memory import resident
 from penstock.reward.config import RewardSection
 from penstock.services.codec import decode, encode
 from penstock.services.model_config import ModelSection
@@ -67,9 +67,7 @@ class ScorerActor:
 
     async def stats(self) -> dict[str, float]:
         """Counts and times, and which process says so."""
-        facts = facts_of_process()
-        process = {"process/rss": float(facts["rss"]), "process/pid": float(facts["pid"])}
-        return self._counts() | process
+        return self._counts() | resident() | {"process/pid": float(os.getpid())}
 
     def _counts(self) -> dict[str, float]:
         return self._scorer.stats() | {"scorer/in_hand": float(self._in_hand)}
@@ -84,4 +82,4 @@ def start_scorer(name: str, log: Path, options: dict[str, Any], arguments: dict[
 
 def facts_of_process() -> dict[str, Any]:
     """Where an actor runs."""
-    return {"pid": os.getpid(), "node": socket.gethostname(), "rss": psutil.Process().memory_info().rss}
+    return {"pid": os.getpid(), "node": socket.gethostname()}

@@ -19,16 +19,18 @@ from penstock.deploy.guards.live import Live
 from penstock.deploy.journal import Journal
 from penstock.deploy.lag_steering import LagSteering
 from penstock.deploy.mending import Mending
+from penstock.deploy.mismatch import Mismatch
 from penstock.deploy.parts import Parts
 from penstock.deploy.polling import Polling
 from penstock.deploy.runfile import RunFile
 from penstock.deploy.scaling import Scaling
 from penstock.deploy.signals import Interruption
 from penstock.deploy.steering import Levers, Steering
+from penstock.deploy.store_watch import StoreWatch
 from penstock.learner.config import AdaptiveLag
 from penstock.learner.dials import MAX_LAG, Dials
 from penstock.learner.requests import NONFINITE, WAITING
-from penstock.services.contracts import PenstockError, StoreError
+from penstock.services.contracts import PenstockError
 from penstock.services.control import ScalableRole
 from penstock.services.replay import Closed, LedgerCounts
 from penstock.services.rundir import RunDir
@@ -77,8 +79,10 @@ class Supervisor:
         self.lag = self._lag_steering()
         self.guardian = Guardian(run_file.guards, directory, journal, self.steering)
         self._live = Live()
-        self._store_away: float | None = None
-        """Since when (monotonic) the store has not answered."""
+        self._store = StoreWatch(parts.host, journal, run_file.store.deadline)
+        self._mismatch: Mismatch | None = None  # a drill's sampler has no model
+        if run_file.engine.kind != "paced":
+            self._mismatch = Mismatch(journal, run_file.recording.mismatch_warning, run_file.engine.dtype)
 
     @property
     def learner(self) -> Member:
@@ -109,6 +113,8 @@ class Supervisor:
                 self.mending.silence()
                 self.guardian.look(around, self._journal.version.step)
             self._look_at_load()
+            if self._mismatch is not None:
+                self._mismatch.swapped(self._parts.workers)
             self._journal.controls = self.steering.controls
             self._journal.standing = around | self.guardian.counts | self._gate(self._closed)
             self._journal.show(self._parts.members, self.ledger)
@@ -167,7 +173,8 @@ class Supervisor:
                     self.autoscaling.looks.stepped(report["metrics"])
                 if self.lag is not None and not self._stopping:
                     self.lag.stepped(report["metrics"])
-                self._compare_engines(version, report["metrics"])
+                if self._mismatch is not None:
+                    self._mismatch.stepped(version, report["metrics"])
                 for damage in report["damage"]:
                     self._journal.event("damaged", damage)
                 self._evaluate_when_due(version)
@@ -209,37 +216,18 @@ class Supervisor:
             metrics["ledger/payload_bytes"] = float(self.ledger.payload_bytes)
         return metrics | self._live.read(self.ledger)
 
-    def _compare_engines(self, version: Version, metrics: Mapping[str, float]) -> None:
-        """Sampler and learner compute the same log-probs where there is no lag, but for rounding."""
-        if self._run_file.engine.kind == "paced":
-            return  # a drill's sampler has no model
-        gap = metrics.get("mismatch/max", 0.0)
-        usual = 1e-4 if self._run_file.engine.dtype == "float32" else 0.05
-        limit = self._run_file.recording.mismatch_warning or usual
-        if gap > limit:
-            what = f"sampler and learner differ by {gap:.2g} nats on tokens of version {version} without lag"
-            self._journal.warn(f"{what} (recording.mismatch_warning is {limit:g})", step=version.step)
+    def keep_store(self) -> None:
+        """One look at the store alone, where nobody looks at everything any more: who parts with what he has waits for
+        it. Raises StoreError when it dies again and again."""
+        self.mending.store()
+        if time.monotonic() - self._seen_slow >= _SLOW:
+            self._seen_slow = time.monotonic()
+            self._look_at_ledger()
 
     def _look_at_ledger(self) -> None:
-        """A store that is away now is mended at the next tick, not waited for; a person is told at once."""
-        if not self.started:
-            return
-        host = self._parts.host
-        try:
-            host.glance.expire()
-            self.ledger = host.glance.counts()
-            self._closed = host.glance.gate()
-        except StoreError as error:
-            host.is_silent()
-            if self._store_away is None:
-                self._store_away = time.monotonic()
-                limit = self._run_file.store.deadline
-                self._journal.warn(f"{error}. Whoever needs the store waits for it, {limit:g} s (store.deadline)")
-            return
-        host.answers()
-        if self._store_away is not None:
-            away, self._store_away = time.monotonic() - self._store_away, None
-            self._journal.tell("store_back", f"the store answers again, after {away:.1f} s")
+        """A store that is away now is mended at the next tick, not waited for."""
+        if self.started and (seen := self._store.look()) is not None:
+            self.ledger, self._closed = seen
 
     # --- evaluation ---------------------------------------------------------------------------------
 

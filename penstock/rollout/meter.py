@@ -62,4 +62,6 @@ class Meter:
             values["rollout/swap/verify_seconds"] = self._swap.verify
             values["rollout/swap/pause_seconds"] = self._swap.pause
             values["rollout/swap/probe_seconds"] = self._swap.probe
+            if self._swap.gap is not None:
+                values["rollout/swap/gap"] = self._swap.gap
         return values

@@ -14,9 +14,6 @@ from chaos.subject import Subject
 from chaos.versions_seen import At
 from chaos.violations import Violation
 
-_MOST = 40 * 1024 * 1024
-"""Bytes; Redis compacts from 64 MB on."""
-
 
 class Watch:
     """Everything that is known of one run, and what was found wrong. `tell` is called with each violation once."""
@@ -78,11 +75,6 @@ class Watch:
             if (at := At(int(lineage), int(step))) not in self._batches:
                 with contextlib.suppress(FileNotFoundError), safe_open(file, framework="np") as batch:
                     self._batches[at] = frozenset(int(index) for index in batch.get_tensor("groups"))
-
-    @property
-    def full(self) -> bool:
-        """The server's file is near the size at which the server compacts it; what it has done would be lost then."""
-        return self._aof.read > _MOST
 
     def end(self, groups_per_step: int) -> None:
         """After the run has come to its end."""

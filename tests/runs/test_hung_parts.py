@@ -56,7 +56,7 @@ def frozen(tmp_path_factory):
 
     def play(onlooker: Onlooker) -> None:
         server = json.loads((onlooker.directory.store / "live" / "server.json").read_text())["pid"]
-        freeze(onlooker, server, "store", "warning", "Whoever needs the store waits for it")
+        freeze(onlooker, server, "store", "warning", "Whoever needs it waits")
         freeze(onlooker, pid_of(onlooker, "rollout-1"), "rollout-1", "died", "rollout-1 has been silent")
         freeze(onlooker, pid_of(onlooker, "scorer-0"), "scorer-0", "warning", "scorer-0 has been silent")
         onlooker.control.send(Stop("the story is over"), "story")

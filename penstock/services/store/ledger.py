@@ -180,9 +180,10 @@ class RedisStore:
             stale += int(dropped)
             indices = [int(index) for index in flat]
             missing = [index for index in indices if index not in known]
-            found = dict(zip(missing, self._connection.payloads(missing), strict=True))
-            if None not in found.values():
-                payloads = {index: known[index] if index in known else found[index] for index in indices}
+            found = zip(missing, self._connection.payloads(missing), strict=True)
+            have = {**known, **{index: payload for index, payload in found if payload is not None}}
+            if have.keys() >= set(indices):
+                payloads = {index: have[index] for index in indices}
                 self._held = (version, payloads)
                 return Taken(tuple(Stored(i, payload) for i, payload in payloads.items()), stale, bool(exhausted))
             # Between the two questions somebody has ended a group that was taken; asked again, the script says who.

@@ -1,8 +1,8 @@
 """The private redis-server of one run: found, started, watched and ended.
 
-Its append-only file lies in the run directory, in a folder that is closed to other users, so that a resume finds it; its
-socket lies in a short directory of mode 0700 elsewhere, to which the run directory links as `live`. Its password is in no
-file: it reads its configuration from a pipe, and clients are given it in a `StoreAddress`.
+Its append-only file lies in the run directory, in a folder that is closed to other users, so that a resume finds it.
+Its socket lies in a short directory of mode 0700 elsewhere, to which the run directory links as `live`. Its password is
+in no file: it reads its configuration from a pipe, and clients are given it in a `StoreAddress`.
 """
 
 from __future__ import annotations
