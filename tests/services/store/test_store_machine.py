@@ -16,7 +16,8 @@ Who takes part, and every call that changes something:
                       its file, in the middle of a transition too; a loss of its disk
     time              leases, pins, announcements and kept answers end
 
-The short profile runs with the unit tests, the same walks every time. The long one takes new walks, a quarter of an hour and more:
+The short profile runs with the unit tests, the same walks every time. The long one takes new walks, for a quarter of
+an hour and more:
 
     python -m pytest tests/services/store/test_store_machine.py --hypothesis-profile=long --timeout=0
 """
