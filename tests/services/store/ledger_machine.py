@@ -159,7 +159,8 @@ class Driven(RuleBasedStateMachine):
         if call.name == "reserve":
             self.tickets += [ticket for ticket in answer.tickets if ticket not in self.tickets]
         elif call.name == "reconcile" and answer.lineage == self.model.published().lineage:
-            self.former, self.learner = self.learner, Learner(call.store, answer.lineage)
+            if answer.lineage != self.learner.lineage:  # else it has heard it a second time
+                self.former, self.learner = self.learner, Learner(call.store, answer.lineage)
             self.robbed = False
 
     def arrives_late(self, which: int) -> None:
