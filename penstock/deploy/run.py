@@ -158,7 +158,7 @@ class Conductor:
         if by := self._supervisor.steering.controls.paused_by:
             self._journal.warn(f"the run is paused still, by {by}; `penstock go` lets it go on")
         self._supervisor.until(lambda: self._supervisor.learner.state == "ended")
-        self._supervisor.learner.last_words(self._run_file.deadlines.drain)
+        self._supervisor.hear_the_end(self._run_file.deadlines.drain)
         self._supervisor.tick()
 
     def _evaluate(self, parts: Parts, when: str, wanted: bool) -> None:
