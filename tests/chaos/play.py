@@ -169,7 +169,7 @@ class Play:
         seen = moments.MOMENTS[moment].watch(scene)
         ends = time.monotonic() + _MOMENT
         looked = 0.0
-        while time.monotonic() < ends and not self._over:
+        while seen is not None and time.monotonic() < ends and not self._over:
             if (name := seen()) is not None:
                 return name, moment
             if time.monotonic() - looked > _SLOW:
