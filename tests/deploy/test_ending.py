@@ -20,6 +20,7 @@ from penstock.deploy.journal import Journal
 from penstock.deploy.run import Conductor, require_more_to_do
 from penstock.deploy.signals import Interruption
 from penstock.deploy.supervisor import Supervisor
+from penstock.deploy.tune import _Tuning
 from penstock.learner import checkpoints
 from penstock.services.contracts import PenstockError
 from penstock.services.metrics import read_rows
@@ -162,3 +163,15 @@ def test_a_learner_that_is_killed_after_its_work_was_done_does_not_make_the_run_
     assert read_rows(directory.metrics)[-1]["reward/mean"] == 0.5
     (warning,) = [event for event in directory.read_events() if event.kind == "warning"]
     assert "learner-0 was killed after its work was done" in warning.message
+
+
+def test_nor_does_one_that_is_killed_after_its_fine_tuning(tmp_path, monkeypatch):
+    monkeypatch.setattr(ray, "get", Mock(side_effect=ray.exceptions.ActorDiedError))
+    rank = Member("sft-0", "learner", tmp_path / "none.log", start=lambda _: None)
+    rank.handle, rank.state, rank.result = Mock(), "ended", "the data is used up"
+    monkeypatch.setattr(rank, "run", lambda: None)
+    tuning = object.__new__(_Tuning)
+    tuning._journal, tuning._asked, tuning._record = Mock(), Interruption(), Mock()
+    tuning._run_file = SimpleNamespace(deadlines=SimpleNamespace(drain=10.0, start=10.0))
+    assert tuning._follow([rank]) == "the data is used up"
+    assert "sft-0 was killed after its work was done" in tuning._journal.warn.call_args.args[0]
