@@ -16,7 +16,7 @@ export TORCH_EXTENSIONS_DIR ?= $(HOME)/.cache/penstock/torch_extensions
 export DS_ACCELERATOR ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu)
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help setup programs demo test engines runs stories check exact proofs unit lint types imports curve grafana constraints constraints-cuda alerts manifests audit clean
+.PHONY: help setup programs demo test engines runs stories chaos check exact proofs figures unit bad-input lint types imports curve grafana constraints constraints-cuda alerts manifests audit clean
 
 help: ## list these commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -39,10 +39,13 @@ engines:
 	@echo "[test] rollout on vLLM" && $(BIN)/python -m pytest -q -m "engine and not slow" --ignore=tests/learner
 
 runs:
-	@echo "[test] whole runs" && $(BIN)/python -m pytest -q -m "slow and not story" tests/runs
+	@echo "[test] whole runs" && $(BIN)/python -m pytest -q -m "slow and not story" tests/runs tests/chaos
 
 stories: setup programs ## whole runs with people and accidents in them, too long for every change (about five minutes)
 	@$(BIN)/python -m pytest -q -m story
+
+chaos: setup ## kill the parts of a run at random and check its books: docs/chaos.md (CHAOS_ARGS="--kills 200 --seed 0")
+	@PYTHONPATH=tests:. $(BIN)/python -m chaos $(CHAOS_ARGS)
 
 check: setup programs lint types imports unit ## lint, strict types, import contracts, unit tests
 
@@ -59,6 +62,9 @@ imports:
 unit:
 	@echo "[check] unit tests" && $(BIN)/python -m pytest -q -n 3 --dist loadfile -m "not engine and not slow"
 
+bad-input: ## write docs/bad-input.md anew with what is really said (as root, who may mount a small disk)
+	@PYTHONPATH=.:tests:tests/deploy $(BIN)/python tests/deploy/bad_input.py
+
 exact: setup ## compare every estimator's expectation with the exact gradient: docs/exact-gradients.md
 	@$(BIN)/python -m benchmarks.exact
 
@@ -66,6 +72,9 @@ proofs: setup ## the long measurements behind docs/: learning curves of every ro
 	@$(BIN)/python -m benchmarks.staleness_study
 	@$(BIN)/python -m benchmarks.learning
 	@$(BIN)/python -m benchmarks.audit
+
+figures: ## write docs/figures.md from the lines that the benchmarks have kept in benchmarks/results
+	@$(BIN)/python -m benchmarks.table
 
 curve: setup ## run the demo for several seeds and draw docs/learning-curve.png (SEEDS="0 1 2")
 	@$(BIN)/python $(RECIPE)/demo.py --seeds $(SEEDS) --curve docs/learning-curve.png

@@ -124,8 +124,9 @@ class Simulated(Parts):
     def _start_scorer(self, name: str, _log: Path, _restarts: int) -> Any:
         return _Handle(self._crowd[0], name)
 
-    def begin_learning(self) -> None:
+    def begin_learning(self, tell: Callable[[], object] = lambda: None) -> None:
         """The learner has published its first weights."""
+        tell()
         self.learners[0].run()
 
 

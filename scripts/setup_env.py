@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -122,9 +123,24 @@ def install_cpu(env: Environment, extras: str) -> None:
         env.install("--find-links", wheels, *stand_ins, "-c", "constraints-cpu.txt", "-e", f".[cpu{extras}]")
 
 
+def tools_only(tested: str, chosen: str) -> str:
+    """Lines of the constraints `tested` for packages that `chosen` does not name: what checks and tests need."""
+
+    def names(text: str) -> dict[str, str]:
+        lines = [line for line in text.splitlines() if "==" in line and not line.startswith("#")]
+        return {re.sub(r"[-_.]+", "-", line.split("==")[0]).lower(): line for line in lines}
+
+    known = names(chosen)
+    return "".join(f"{line}\n" for name, line in names(tested).items() if name not in known)
+
+
 def install_cuda(env: Environment, extras: str) -> None:
     say("NVIDIA GPU found: installing vLLM and PyTorch for CUDA, DeepSpeed, Ray and the rest (some minutes)")
-    env.install("-c", "constraints-cuda.txt", "-e", f".[cuda{extras}]")
+    tested, chosen = ((ROOT / f"constraints-{device}.txt").read_text() for device in ("cpu", "cuda"))
+    with tempfile.TemporaryDirectory() as folder:
+        tools = Path(folder) / "tools.txt"
+        tools.write_text(tools_only(tested, chosen))
+        env.install("-c", "constraints-cuda.txt", "-c", str(tools), "-e", f".[cuda{extras}]")
 
 
 def main() -> None:

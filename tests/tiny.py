@@ -7,6 +7,7 @@ Nothing heavy is imported before one is asked for, and never an engine.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -91,3 +92,14 @@ def model(seed: int = 0, family: str = "Qwen3", **changes: Any) -> PreTrainedMod
     torch.manual_seed(seed)
     made: PreTrainedModel = getattr(transformers, f"{family}ForCausalLM")(config(family, **changes)).eval()
     return made
+
+
+def save_weightless(folder: Path, **changes: Any) -> Path:
+    """A model for those who look and never load: its configuration, and a weight file with the embedding alone."""
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    config(**changes).save_pretrained(folder)
+    shape = (SIZES["vocab_size"], SIZES["hidden_size"])
+    save_file({"model.embed_tokens.weight": np.zeros(shape, np.float32)}, folder / "model.safetensors")
+    return folder

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import IO, TYPE_CHECKING
 
 from penstock.deploy.status import duration
-from penstock.deploy.view import ENDED, RunView, WorkerView
+from penstock.deploy.view import ENDED, Controls, RunView, WorkerView
 from penstock.services.headlines import HEADLINES, count, shown
 
 if TYPE_CHECKING:
@@ -101,6 +101,8 @@ def panel(view: RunView) -> RenderableType:
     from rich.panel import Panel
 
     parts: list[RenderableType] = [_progress(view), _numbers(view)]
+    if view.phase in ("training", "evaluating") and (held := _held(view.controls)):
+        parts.append(f"[yellow]{_plain(held)}[/]")
     if view.page:
         parts.append(f"[dim]page:[/] {_plain(view.page)}")
     if view.ledger is not None:
@@ -113,6 +115,13 @@ def panel(view: RunView) -> RenderableType:
     subtitle = _plain(view.run_dir) if view.run_dir else None
     title = f"[bold]{view.name or 'penstock'}[/] · {view.phase}"
     return Panel(Group(*parts), title=title, subtitle=subtitle, border_style=colour, padding=(0, 1))
+
+
+def _held(controls: Controls) -> str:
+    """What stands still because somebody has asked for it."""
+    paused = f"paused by {controls.paused_by}; `penstock go` lets it go on" if controls.paused_by else ""
+    closed = "" if controls.gate_open else "the gate is held closed; `penstock gate open` leaves it to the lag"
+    return "; ".join(filter(None, (paused, closed)))
 
 
 def _progress(view: RunView) -> RenderableType:
@@ -178,6 +187,11 @@ def _scrape(view: RunView) -> RenderableType:
     return Text("metrics for Prometheus: " + ", ".join(f"http://{at}/metrics" for at in view.scrape), style="dim")
 
 
+def _in_flight(worker: WorkerView) -> str:
+    tokens = worker.tokens_in_flight
+    return f"{worker.in_flight} ({count(tokens)} tok)" if tokens else str(worker.in_flight)
+
+
 def _workers(workers: tuple[WorkerView, ...]) -> RenderableType:
     from rich.table import Table
 
@@ -201,7 +215,7 @@ def _workers(workers: tuple[WorkerView, ...]) -> RenderableType:
             worker.name,
             f"[{colour}]{_plain(worker.state)}[/]",
             worker.version,
-            str(worker.in_flight) if worker.role == "rollout" else "",
+            _in_flight(worker) if worker.role == "rollout" else "",
             count(worker.tokens_per_second) if worker.tokens_per_second else "",
             str(worker.pid or ""),
             worker.node,

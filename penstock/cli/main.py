@@ -49,12 +49,15 @@ def train(
     once: Annotated[
         bool, typer.Option("--once", help="Given again, go on with the run of this name, and leave an ended one be.")
     ] = False,
+    missed_goal: Annotated[
+        int, typer.Option(metavar="CODE", min=0, max=255, help="Exit code where a goal is missed; 0: as if none was.")
+    ] = GOAL_MISSED,
 ) -> None:
     """Train with asynchronous reinforcement learning."""
     from penstock import api
 
     typer.echo(f"[penstock] checking {run_file}")
-    _watch(lambda display: api.train(run_file, overrides or [], once=once, display=display))
+    _watch(lambda display: api.train(run_file, overrides or [], once=once, display=display), missed_goal)
 
 
 @app.command()
@@ -239,7 +242,7 @@ def whatif(
     show(found, console, console if console.is_terminal else Console(stderr=True))
 
 
-def _watch(start: Callable[[Display], Run]) -> None:
+def _watch(start: Callable[[Display], Run], missed_goal: int = GOAL_MISSED) -> None:
     """Show a run while it goes on, then say how it ended."""
     from penstock.cli.display import make_display
 
@@ -248,10 +251,10 @@ def _watch(start: Callable[[Display], Run]) -> None:
         run = start(display)
     finally:
         display.close()
-    _conclude(run)
+    _conclude(run, missed_goal)
 
 
-def _conclude(run: Run) -> None:
+def _conclude(run: Run, missed_goal: int) -> None:
     """Say how the run ended; the run directory stands on the last line, where scripts find it."""
     goals: list[dict[str, Any]] = (run.summary or {}).get("goals", [])
     for goal in goals:
@@ -260,7 +263,7 @@ def _conclude(run: Run) -> None:
         typer.echo(f"goal {mark}: {goal['of']} {goal['metric']} {goal['wanted']}, found {value}")
     typer.echo(run.dir)
     if any(not goal["reached"] for goal in goals):
-        raise typer.Exit(GOAL_MISSED)
+        raise typer.Exit(missed_goal)
 
 
 def run() -> None:

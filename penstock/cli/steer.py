@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import cast, get_args
 
@@ -22,8 +23,9 @@ _MAX_LAG = ("max_lag", "staleness.max_lag")
 """A coefficient for people, and a command of its own, since the ledger keeps it too."""
 
 
-def send(verb: str, commands: Sequence[Command], run: str | None, runs_dir: Path, address: str | None) -> list[str]:
-    """What the run answered to each. `verb`: what was typed, for the run's events.
+def send(verb: str, commands: Sequence[Command], run: str | None, runs_dir: Path, address: str | None) -> Iterator[str]:
+    """What the run answered to each, as it answers: one that is refused ends it, and those before it are done. `verb`:
+    what was typed, for the run's events.
 
     Raises RunDirError and ClusterAway where there is no such run, Refused, and NoAnswer.
     """
@@ -31,7 +33,8 @@ def send(verb: str, commands: Sequence[Command], run: str | None, runs_dir: Path
     from penstock.services.mailbox import whoami
 
     with reach(run, runs_dir, address) as found:
-        return [found.control.send(command, f"{verb} by {whoami()}") for command in commands]
+        for command in commands:
+            yield found.control.send(command, f"{verb} by {whoami()}")
 
 
 def scales(words: Sequence[str]) -> list[Command]:
@@ -67,7 +70,7 @@ def _setting_of(word: str) -> SetCoefficient | SetMaxLag:
         value = float(number)
     except ValueError:
         equals = ""
-    if not equals or not name:
+    if not equals or not name or not math.isfinite(value):
         raise Refused(
             f"{word!r} does not set anything; allowed: the name of a coefficient and a number, as kl.coef=0.01"
         )

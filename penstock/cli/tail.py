@@ -6,18 +6,20 @@ import difflib
 import re
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from penstock.services.contracts import PenstockError
 from penstock.services.dashboard.tail import Tail
-from penstock.services.rundir import RunDir, RunEvent
+from penstock.services.rundir import RunDir, RunDirError, RunEvent
 
 if TYPE_CHECKING:
     from rich.text import Text
 
+Note = Callable[[str], None]
+"""Is told what is not an event."""
 LINES = 20
 """Of the past, unless it is said from when on."""
 LOOK = 0.25
@@ -27,7 +29,7 @@ _ENDED_LOOKS = 4
 _STYLES = {
     "red": ("died", "failed", "damaged"),
     "yellow": ("warning", "skipped", "refused", "stopped", "restarted", "rolled_back"),
-    "green": ("finished", "joined", "checkpoint", "published"),
+    "green": ("finished", "joined", "checkpoint", "published", "store_back"),
     "cyan": ("steered", "guard", "reopened", "joining", "leaving", "left", "autoscaling", "max_lag"),
 }
 _STYLE_OF = {kind: style for style, kinds in _STYLES.items() for kind in kinds}
@@ -80,27 +82,37 @@ def moment(text: str, now: float) -> float:
         ) from None
 
 
-def past(log: Tail, wanted: Wanted) -> tuple[list[tuple[RunEvent, bytes]], set[str]]:
+def past(log: Tail, wanted: Wanted, note: Note) -> tuple[list[tuple[RunEvent, bytes]], set[str]]:
     """What is shown of the events that are there, with their lines; and all kinds that are there."""
     shown: deque[tuple[RunEvent, bytes]] = deque(maxlen=wanted.most)
     kinds: set[str] = set()
     while lines := log.read():
-        for line in lines:
-            event = RunEvent.of_line(line)
+        for event, line in _events(lines, note):
             kinds.add(event.kind)
             if wanted.takes(event):
                 shown.append((event, line))
     return list(shown), kinds
 
 
-def coming(log: Tail, wanted: Wanted, over: Callable[[], bool]) -> Iterator[tuple[RunEvent, bytes]]:
+def coming(log: Tail, wanted: Wanted, over: Callable[[], bool], note: Note) -> Iterator[tuple[RunEvent, bytes]]:
     """What is shown of the events that come, until the run is over and all have been read."""
     without = 0
     while without < _ENDED_LOOKS:
         without = without + 1 if over() else 0
         while lines := log.read():
-            yield from ((event, line) for line in lines if wanted.takes(event := RunEvent.of_line(line)))
+            yield from ((event, line) for event, line in _events(lines, note) if wanted.takes(event))
         time.sleep(LOOK)
+
+
+def _events(lines: Iterable[bytes], note: Note) -> Iterator[tuple[RunEvent, bytes]]:
+    """What else the file says is worth more than an error at a line that a power cut has damaged."""
+    for line in lines:
+        try:
+            event = RunEvent.of_line(line)
+        except RunDirError as error:
+            note(f"passed over: {error}")
+            continue
+        yield event, line
 
 
 def unknown_kinds(wanted: Collection[str], there: Collection[str]) -> str:
@@ -142,14 +154,14 @@ def tail(
     wanted: Wanted,
     follow: bool,
     show: Callable[[RunEvent, bytes], None],
-    note: Callable[[str], None],
+    note: Note,
 ) -> None:
     """Show events, and with `follow` those that come, until the run is over. `note` is told what is not an event.
 
     Raises TailError for a kind that there is none of, unless it may come yet.
     """
     log = Tail(directory.events)
-    found, kinds = past(log, wanted)
+    found, kinds = past(log, wanted, note)
     if problem := unknown_kinds(wanted.kinds, kinds):
         if not follow:
             raise TailError(problem)
@@ -157,5 +169,5 @@ def tail(
     for event, line in found:
         show(event, line)
     if follow:
-        for event, line in coming(log, wanted, lambda: not directory.locked):
+        for event, line in coming(log, wanted, lambda: not directory.locked, note):
             show(event, line)

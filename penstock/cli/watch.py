@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
+_MOST_PEAKS = 8
+"""Processes whose memory is named."""
 _OVER_LOOKS = 2
 """Looks in a row that find no driver after which the run is over."""
 
@@ -34,7 +36,18 @@ def head(facts: Status) -> Text:
     from rich.text import Text
 
     bad = facts.verdict.startswith("died") or "silent" in facts.verdict
-    return Text.assemble(str(facts.place), "\n", (facts.verdict, "red" if bad else ""))
+    return Text.assemble(str(facts.place), "\n", (facts.verdict, "red" if bad else ""), _memory(facts))
+
+
+def _memory(facts: Status) -> str:
+    """What a run that has ended took at most, the largest first."""
+    peaks: dict[str, int] = (facts.summary or {}).get("peak_memory_bytes", {})
+    if not peaks:
+        return ""
+    each = sorted(peaks.items(), key=lambda peak: -peak[1])
+    largest = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in each[:_MOST_PEAKS])
+    rest = f" and {len(each) - _MOST_PEAKS} more" if len(each) > _MOST_PEAKS else ""
+    return f"\npeak memory, GB: {sum(peaks.values()) / 1e9:.1f} in all: {largest}{rest}"
 
 
 class Redrawn:

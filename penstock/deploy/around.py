@@ -11,15 +11,19 @@ ACCOUNT = ("sampled", "resumed", "put", "handed_back", "dropped")
 """What becomes of tokens at a worker, as parts of the names `rollout/tokens_…`. What it has sampled or resumed it puts,
 hands back or drops; an evaluation's answers are sampled only."""
 _AVERAGED = ("_seconds", "_share")
+_LARGEST = ("rollout/swap/gap",)
 
 
 def worker_metrics(members: Iterable[Member]) -> dict[str, float]:
-    """Of the rollout workers that run: counts and rates added up, times and shares as means."""
+    """Of the rollout workers that run: counts and rates added up, times and shares as means, gaps as the largest."""
     stats = [member.stats for member in members if member.state == "running"]
     metrics: dict[str, float] = {"rollout/workers": float(len(stats))}
     for name in _names(stats, "rollout/"):
         values = [float(each[name]) for each in stats if name in each]
-        metrics[name] = sum(values) / (len(values) if name.endswith(_AVERAGED) else 1)
+        if name in _LARGEST:
+            metrics[name] = max(values)
+        else:
+            metrics[name] = sum(values) / (len(values) if name.endswith(_AVERAGED) else 1)
     return metrics
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 
 from penstock.learner.metrics import METRICS as LEARNER
 from penstock.reward.metrics import METRICS as REWARD
 from penstock.rollout.metrics import METRICS as ROLLOUT
-from penstock.services.metrics import Metric, merge
+from penstock.services.metrics import Metric, find, merge
 
 SUPERVISOR: dict[str, Metric] = {
     "rollout/workers": Metric("rollout workers that run", "workers", "up"),
@@ -35,9 +36,12 @@ WATCHED: dict[str, Metric] = {
     "run/steps_limit": Metric("limits.steps; absent without one", "steps"),
     "run/lineage": Metric("lineage of the published weights: how often the run fell back to a checkpoint"),
     "run/last_step_time": Metric("when the last step ended, or training began", "unix s", "up"),
+    "run/paused": Metric("1 while somebody or a guard has paused the run, which then stands still on purpose"),
     "run/started_time": Metric("when the driver started", "unix s"),
     "run/phase/{phase}": Metric("1 for the phase that the run is in, 0 for those it was in"),
-    "event/{kind}": Metric("lines of events.jsonl since the driver started: died, restarted, warning, refused, …"),
+    "event/{kind}": Metric(
+        "lines of events.jsonl since the driver started: died, restarted, warning, refused, …", "events"
+    ),
     "gate/closed/{reason}": Metric("1 while the gate gives no new prompts, for a reason: lag, memory, held, …"),
     "ledger/dropped/{reason}": Metric("groups dropped since the store began", "groups", "down"),
     "ledger/refused/{reason}": Metric("of these, groups that rollout workers could not complete", "groups", "down"),
@@ -48,6 +52,7 @@ WATCHED: dict[str, Metric] = {
     "process/silent": Metric("since an actor's loop moved", "s", "down"),
     "process/cpu_seconds": Metric("CPU time of a process since it started", "s"),
     "process/rss": Metric("resident memory of a process", "bytes", "down"),
+    "process/peak_rss": Metric("resident memory of a process at most", "bytes", "down"),
 }
 """What only Prometheus is told, because it means something at any moment and not at a step."""
 
@@ -65,6 +70,20 @@ def catalogue() -> dict[str, Metric]:
 def exported() -> dict[str, Metric]:
     """The same for everything that Prometheus is told."""
     return merge({**OWNERS, "watched": WATCHED})
+
+
+def newest(before: Mapping[str, float], measured: Mapping[str, float]) -> dict[str, float]:
+    """The newest value of every metric after `measured`. What fills in places, such as buckets of lag, is replaced
+    together: a bucket that has no tokens any more has no value either."""
+    renewed = {_family(name) for name in measured} - {""}
+    return {name: value for name, value in before.items() if _family(name) not in renewed} | dict(measured)
+
+
+@cache
+def _family(name: str) -> str:
+    """The entry whose places `name` fills in; empty where it has none."""
+    found = find(name, catalogue())
+    return found.pattern if found is not None and found.filled else ""
 
 
 def by_actors(name: str) -> bool:

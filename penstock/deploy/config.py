@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from penstock.rollout.config import EvaluationSection
 from penstock.services.data_config import DataSection
-from penstock.services.settings import Section, on_resume
+from penstock.services.settings import Section, form, on_resume
 
 
 class LimitsSection(Section):
@@ -34,7 +34,7 @@ class LimitsSection(Section):
 class GoalSection(Section):
     """What a run must have reached when it ends; otherwise it exits with code 3."""
 
-    metric: str = Field(pattern=r"^[^/]+(/[^/]+)+$")
+    metric: str = Field(pattern=form(r"^[^/]+(/[^/]+)+$", "the name of a metric, as reward/mean"))
     """Name of a metric of metrics.jsonl, for example `eval/sampled/accuracy`."""
     at_least: float | None = on_resume(None)
     """Smallest value that is good enough."""
@@ -73,8 +73,9 @@ class RecordingSection(Section):
     inspector; of a longer answer the first half of them and the last. A token takes about 80 bytes. 0 records texts
     alone."""
     mismatch_warning: float | None = on_resume(None, gt=0)
-    """Warn when sampler and learner differ by more than this on tokens without lag, in nats per token. By default 1e-4
-    in float32 and 0.05 in bfloat16, where rounding alone makes 0.01."""
+    """Warn when sampler and learner differ by more than this on tokens without lag, in nats per token: at the start and
+    after every weight swap on a fixed sequence, at every step on what is trained. By default 1e-4 in float32 and 0.05
+    in bfloat16, where rounding alone makes 0.01."""
     plots: bool = on_resume(True)
     """Draw plots/ when the run ends."""
 
@@ -146,7 +147,7 @@ class DeadlinesSection(Section):
     """A clean end: workers hand back what they have."""
     silence: float = on_resume(600.0, gt=0)
     """An actor whose loop has not moved for so long, or that does not answer, is taken for dead: a worker is replaced,
-    a learner ends the run. Longer than any compilation, save or single micro-batch."""
+    a learner begins again from its newest checkpoint. Longer than any compilation, save or single micro-batch."""
 
     @property
     def for_an_end(self) -> float:

@@ -17,6 +17,7 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 import ray
+import ray.exceptions
 from ray.util import list_named_actors
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -32,6 +33,13 @@ MOST_BYTES = 8 * 2**20
 """Of files in one answer."""
 MOST_FILES = 200
 """Of those that match one pattern, the last by name, which of steps are the newest."""
+
+NOTICE = 90.0
+"""Seconds in which Ray notices that a driver, or the whole node that it was on, is gone."""
+_PAUSE = 0.5
+"""Seconds between two tries."""
+_ANSWER = 10.0
+"""Seconds in which a desk says for whom it speaks."""
 
 Outcome = Literal["done", "refused", "no answer"]
 
@@ -137,7 +145,8 @@ def _piece(path: Path, name: str, known: tuple[int, int] | None, room: int) -> P
 def desk(directory: RunDir, run_id: str) -> Iterator[None]:
     """Inside, the run can be reached by name on the cluster that this process has joined.
 
-    Raises Doubled when another run of the same id can be reached there already."""
+    Raises Doubled when another run of the same id can be reached there already, and stays so: the desk of a driver
+    that was killed is there until Ray has noticed."""
     card = Card(run_id, str(directory.path), socket.gethostname(), os.getpid())
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     options = {
@@ -148,14 +157,32 @@ def desk(directory: RunDir, run_id: str) -> Iterator[None]:
         "max_restarts": -1,
         "scheduling_strategy": here,
     }
-    try:
-        handle = ray.remote(RunDesk).options(**options).remote(msgspec.json.encode(card))
-    except ValueError as error:  # the name is taken
-        raise Doubled(run_id, "this cluster", directory.path) from error
+    handle = _opened(card, options)
     try:
         yield
     finally:
         ray.kill(handle, no_restart=True)
+
+
+def _opened(card: Card, options: Mapping[str, Any]) -> Any:
+    """The handle of a new desk. Raises Doubled."""
+    ends = time.monotonic() + NOTICE
+    while True:
+        try:
+            return ray.remote(RunDesk).options(**options).remote(msgspec.json.encode(card))
+        except ValueError as error:  # the name is taken
+            if _another(card.run_id, card) or time.monotonic() > ends:
+                raise Doubled(card.run_id, "this cluster", Path(card.run_dir)) from error
+            time.sleep(_PAUSE)
+
+
+def _another(run_id: str, own: Card) -> bool:
+    """Whether the desk that has the name speaks for another directory. One for the same directory is left over: its
+    driver is gone, since this process holds the directory's lock."""
+    with contextlib.suppress(ValueError, ray.exceptions.RayError):  # it is about to go, or does not answer any more
+        there = ray.get(ray.get_actor(_PREFIX + run_id, namespace=NAMESPACE).card.remote(), timeout=_ANSWER)
+        return msgspec.json.decode(there, type=Card).run_dir != own.run_dir
+    return False
 
 
 def desks() -> dict[str, Any]:

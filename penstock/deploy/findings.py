@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+import typing
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from penstock.deploy.keys import direct_sections, dotted, names_at, nearest_key, type_at, why_left_out
+from penstock.deploy.keys import direct_sections, dotted, names_at, nearest_key, sections_at, type_at, why_left_out
 from penstock.deploy.shown import SECRET_KEY, has_secret, shown, without_password
 from penstock.deploy.yaml_source import KeyPath, YamlSource
+from penstock.services.settings import FORMS, WrongValue
 
 Level = Literal["error", "warning", "note"]
 """What keeps a run from starting, what a person should look into, and what it is good to know; in this order."""
@@ -63,7 +65,14 @@ def written_path(detail: Any, values: Any) -> KeyPath:
         elif isinstance(values, (list, tuple)) and isinstance(key, int) and key < len(values):
             values = values[key]
             path.append(key)
-    return tuple(path)
+    own = _key_of_rule(detail)
+    return (*path, own) if own and isinstance(values, dict) and own in values else tuple(path)
+
+
+def _key_of_rule(detail: Any) -> str:
+    """The key of the section that its rule blames; empty where it blames the section as a whole."""
+    error = detail.get("ctx", {}).get("error")
+    return error.key if isinstance(error, WrongValue) else ""
 
 
 _ALLOWED = {
@@ -74,7 +83,6 @@ _ALLOWED = {
     "too_short": "{min_length} or more entries",
     "string_too_short": "at least {min_length} characters",
     "too_long": "at most {max_length} entries",
-    "string_pattern_mismatch": "text that matches {pattern}",
     "literal_error": "{expected}",
     "bool_type": "true or false",
     "bool_parsing": "true or false",
@@ -114,6 +122,11 @@ def _finding(detail: Any, path: KeyPath, root: type[BaseModel], source: YamlSour
     if kind == "missing":
         return Finding(key, "is required and missing", where=where, remedy=_help(root, path))
     value = shown(detail["input"], key) if not isinstance(detail["input"], BaseModel) else ""
+    if kind == "value_error" and (blamed := _key_of_rule(detail)):
+        path = path if path[-1:] == (blamed,) else (*path, blamed)
+        problem, written = str(context["error"]), written_at(source.values, path)
+        found = "" if "found" in problem or written is None else shown(written, blamed)
+        return Finding(dotted(path), problem, found=found, where=source.place(path))
     if kind == "value_error":
         # Of a whole section what was written is shown, and not what was filled in.
         written = written_at(source.values, path) if isinstance(detail["input"], dict) else None
@@ -128,8 +141,17 @@ def _finding(detail: Any, path: KeyPath, root: type[BaseModel], source: YamlSour
             key, "is not one of the choices", found=value, allowed=context["expected"], nearest=nearest, where=where
         )
     meant = as_section(root, path, detail["input"]) if kind in ("model_type", "model_attributes_type") else ""
-    allowed = _ALLOWED.get(kind, detail["msg"]).format(**context)
+    meant = as_mapping(root, path, detail["input"]) if kind == "dict_type" else meant
+    allowed = _allowed(kind, context, str(detail["msg"]))
     return Finding(key, "has a value that does not fit", found=value, allowed=allowed, nearest=meant, where=where)
+
+
+def _allowed(kind: str, context: Mapping[str, Any], said: str) -> str:
+    """What may stand there, by the kind of pydantic's mistake."""
+    if kind == "string_pattern_mismatch":
+        return FORMS.get(context["pattern"], "text that matches {pattern}").format(**context)
+    whole = {k: int(v) if isinstance(v, float) and v.is_integer() else v for k, v in context.items()}
+    return _ALLOWED.get(kind, said).format(**whole)
 
 
 def written_at(values: Any, path: KeyPath) -> Any:
@@ -148,13 +170,14 @@ def unknown_key(root: type[BaseModel], path: KeyPath, where: str) -> Finding:
         return Finding(dotted(path), f"there is no such key: {why}", where=where)
     known = next(path[:end] for end in range(len(path) - 1, -1, -1) if type_at(root, path[:end]) is not None)
     allowed, nearest = names_at(root, known), nearest_key(root, path)
-    return Finding(dotted(path), "there is no such key", allowed=", ".join(allowed), nearest=nearest, where=where)
+    problem = "there is no such key" if allowed else f"there is no such key: {dotted(known)} has a value and no keys"
+    return Finding(dotted(path), problem, allowed=", ".join(allowed), nearest=nearest, where=where)
 
 
 def _unknown_key(location: Sequence[str | int], path: KeyPath, root: type[BaseModel], where: str) -> Finding:
     """A key that nothing has, or that another kind of the same section has."""
     name = str(path[-1])
-    sections = list(direct_sections(type_at(root, path[:-1])))
+    sections = list(sections_at(root, path[:-1]))
     # Where a section comes in kinds, the kind that was looked into stands before the key.
     chosen = [s for s in sections if _kind_of(s) == (location[-2] if len(location) > 1 else None)]
     if not chosen or len(sections) == 1:
@@ -204,6 +227,20 @@ def as_section(root: type[BaseModel], path: KeyPath, value: Any) -> str:
     except ValidationError:
         return ""
     return f"{dotted(path)}: {{{name}: {without_password(str(value))}}}"
+
+
+def as_mapping(root: type[BaseModel], path: KeyPath, value: Any) -> str:
+    """How names, or paths, that stand in the place of sections by name were probably meant: `{exact: {}}`."""
+    annotation = type_at(root, path)
+    below = typing.get_args(annotation)[1:] if typing.get_origin(annotation) is dict else ()
+    sections = [section for each in below for section in direct_sections(each)]
+    words = [value] if isinstance(value, str) else value
+    if not sections or not isinstance(words, list) or not words or not all(isinstance(word, str) for word in words):
+        return ""
+    first, info = next(iter(sections[0].model_fields.items()))
+    inside = f"{first}: {words[0]}" if info.is_required() else ""
+    name = re.sub(r"\W+", "_", words[0].rpartition("/")[2].partition(".")[0]).strip("_") if inside else words[0]
+    return f"{dotted(path)}: {{{name}: {{{without_password(inside)}}}}}"
 
 
 def _unknown_kind(detail: Any, path: KeyPath, source: YamlSource) -> Finding:

@@ -57,7 +57,7 @@ class Member:
     away: bool = False
     """A scorer that did not answer: Ray is starting it again."""
     peak_rss: int = 0
-    """Largest resident memory seen, bytes."""
+    """Largest resident memory of any of its processes so far, bytes."""
     result: Any = None
     pace: float = 0.0
     """Tokens per second, where the actor does not say so itself."""
@@ -164,7 +164,7 @@ class Member:
         self.inbox.extend(stats.pop("reports", []))
         self.spans.extend(stats.pop("spans", []))
         self.stats, self.heard, self.away = stats, time.monotonic(), False
-        self.peak_rss = max(self.peak_rss, int(stats.get("process/rss", 0)))
+        self.peak_rss = max(self.peak_rss, int(stats.get("process/peak_rss", 0)))
 
     @property
     def age(self) -> float:
@@ -175,6 +175,11 @@ class Member:
     def silent(self) -> float:
         """Seconds since its loop moved, or since the process was heard of at all, whichever is longer."""
         return max(float(self.stats.get("silent", 0.0)), time.monotonic() - self.heard)
+
+    def excuse(self, seconds: float) -> None:
+        """So long nobody could have heard of it: that counts neither as silence nor as time to start in."""
+        self.heard += seconds
+        self._since += seconds
 
     def read_inbox(self) -> list[dict[str, Any]]:
         """The reports since the last call."""

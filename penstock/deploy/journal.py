@@ -7,8 +7,9 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+from penstock.deploy.catalogue import newest
 from penstock.deploy.config import LimitsSection, RecordingSection
 from penstock.deploy.fleet import Member
 from penstock.deploy.shown import without_password
@@ -23,6 +24,19 @@ from penstock.services.versions import FIRST, Version
 
 _RECENT = 20
 """Steps over which the time per step is averaged for the estimate of what is left."""
+
+
+class Page(Protocol):
+    """The part of `page.Page` that is needed here."""
+
+    @property
+    def address(self) -> str:
+        """Empty when nothing is served any more."""
+        ...
+
+    def look(self) -> str:
+        """Serve it again when it has ended; what there is to say of that, often nothing."""
+        ...
 
 
 class Journal:
@@ -57,8 +71,7 @@ class Journal:
         self.message = ""
         self.controls = Controls()
         """As shown next."""
-        self.page = ""
-        """Address of the run's page."""
+        self._page: Page | None = None
         self._lanes = LanesLog(directory.activity, directory.activity_before)
         self.standing: dict[str, float] = {}
         """Metrics of this moment, by name, whether there is a step or not; exported and not recorded."""
@@ -66,11 +79,11 @@ class Journal:
         """Tells Prometheus, once there is a cluster."""
         self._stepped_at = self.started
 
-    def serve_at(self, page: str) -> None:
-        """The run's page is at this address, which is shown at once; an empty one says nothing."""
-        if page:
-            self.page = page
-            self.tell("dashboard", f"watch the run at {page}", address=page)
+    def serve(self, page: Page | None) -> None:
+        """The run has this page, whose address is shown at once, and which is looked after from now on."""
+        if page is not None:
+            self._page = page
+            self.tell("dashboard", f"watch the run at {page.address}", address=page.address)
             self.show((), None)
 
     @property
@@ -82,6 +95,10 @@ class Journal:
     def how_to_go_on(self) -> str:
         """What to type when the run has failed."""
         return f"go on from the last checkpoint with: penstock resume {self.run_dir}"
+
+    def stand_at(self, version: Version) -> None:
+        """The run will go on from the checkpoint of `version`, and stands there until the learner begins."""
+        self.version, self.first_step = version, version.step
 
     def begin(self, version: Version) -> None:
         """The learner goes on at `version`."""
@@ -103,7 +120,7 @@ class Journal:
         """One train step is done."""
         self.version = version
         self._pace.append((time.monotonic(), version.step))
-        self.latest |= metrics
+        self.latest = newest(self.latest, metrics)
         self._stepped_at = at
         self._log.write(version, metrics, at)
         self._trackers.step(version, metrics, at)
@@ -112,7 +129,7 @@ class Journal:
 
     def evaluated(self, version: Version, metrics: Mapping[str, float]) -> None:
         """An evaluation of `version` is done; it may be older than the newest step."""
-        self.latest |= metrics
+        self.latest = newest(self.latest, metrics)
         self._log.write(version, metrics, time.time())
         self._trackers.step(version, metrics, time.time())
 
@@ -141,6 +158,8 @@ class Journal:
         members = list(members)
         self._lanes.write({member.name: member.take_spans() for member in members})
         self._warn_of_trackers()
+        if self._page is not None and (trouble := self._page.look()):
+            self.warn(trouble, name="dashboard")
         view = RunView(
             phase=self.phase,
             step=self.version.step,
@@ -157,7 +176,7 @@ class Journal:
             pid=os.getpid(),
             at=time.time(),
             controls=self.controls,
-            page=self.page,
+            page=self._page.address if self._page else "",
             scrape=self.exporter.endpoints if self.exporter else (),
         )
         self._directory.write_status(view)

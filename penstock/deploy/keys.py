@@ -60,15 +60,20 @@ def open_at(root: type[BaseModel], path: Sequence[str | int]) -> bool:
     return False
 
 
+def sections_at(root: type[BaseModel], path: Sequence[str | int]) -> Iterator[type[BaseModel]]:
+    """The sections that may be written at `path`; where one may stand for a list of one, that one."""
+    here = type_at(root, path)
+    yield from direct_sections(_element(here, 0) if is_list(here) else here)
+
+
 def names_at(root: type[BaseModel], path: Sequence[str | int]) -> list[str]:
     """The keys that the sections at `path` have."""
-    here = type_at(root, path)
-    return sorted({name for section in direct_sections(here) for name in section.model_fields})
+    return sorted({name for section in sections_at(root, path) for name in section.model_fields})
 
 
 def why_left_out(root: type[BaseModel], path: Sequence[str | int]) -> str:
     """Why a key that people look for at `path` is not there on purpose; empty where nothing was said about it."""
-    sections = direct_sections(type_at(root, path[:-1]))
+    sections = sections_at(root, path[:-1])
     texts = (s.left_out.get(str(path[-1]), "") for s in sections if issubclass(s, Section))
     return next((text for text in texts if text), "")
 
@@ -90,10 +95,49 @@ def all_keys(root: type[BaseModel], prefix: KeyPath = ()) -> Iterator[str]:
             yield from all_keys(section, (*prefix, name))
 
 
+ELSEWHERE: Mapping[str, str] = {
+    "lr": "learner.learning_rate",
+    "batch_size": "learner.groups_per_step",
+    "train_batch_size": "learner.groups_per_step",
+    "ppo_mini_batch_size": "learner.mini_batches",
+    "ppo_epochs": "learner.epochs",
+    "num_iterations": "learner.epochs",
+    "grad_clip": "learner.max_grad_norm",
+    "n": "rollout.group_size",
+    "rollout_n": "rollout.group_size",
+    "num_generations": "rollout.group_size",
+    "num_workers": "rollout.workers",
+    "max_new_tokens": "rollout.sampling.max_tokens",
+    "max_completion_length": "rollout.sampling.max_tokens",
+    "max_response_length": "rollout.sampling.max_tokens",
+    "max_prompt_length": "data.max_prompt_tokens",
+    "beta": "algorithm.kl.coefficient",
+    "kl_coef": "algorithm.kl.coefficient",
+    "epsilon": "algorithm.objective.clip_low",
+    "cliprange": "algorithm.objective.clip_low",
+    "clip_ratio": "algorithm.objective.clip_low",
+    "epsilon_high": "algorithm.objective.clip_high",
+    "entropy_coef": "algorithm.entropy_coefficient",
+    "max_staleness": "staleness.max_lag",
+    "max_steps": "limits.steps",
+    "total_steps": "limits.steps",
+    "save_steps": "checkpoints.every",
+    "output_dir": "runs_dir",
+    "model_name_or_path": "model.path",
+    "reward_funcs": "reward.rules",
+    "gpu_memory_utilization": "engine.memory_share",
+    "tensor_parallel_size": "engine.tensor_parallel",
+}
+"""What keys are called in run files of other libraries, and here."""
+
+
 def nearest_key(root: type[BaseModel], path: Sequence[str | int]) -> str:
     """The existing key path that was probably meant: the same name elsewhere, else a sibling of almost that name; empty
     when nothing comes near. Names that are merely alike in sections that have nothing to do with it mislead."""
     wrong, whole = str(path[-1]), dotted(path)
+    if known := ELSEWHERE.get(wrong):
+        beside = known.rpartition(".")[2]
+        return dotted((*path[:-1], beside)) if beside in names_at(root, path[:-1]) else known
     keys = [key for key in all_keys(root) if key != whole]
     by_name: dict[str, list[str]] = {}
     for key in keys:

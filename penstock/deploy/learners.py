@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import psutil
 import ray
 
 from penstock.deploy.deaths import redirect_output
 from penstock.deploy.exporter import Export, export_actor
+from penstock.deploy.memory import resident
 from penstock.deploy.scorers import facts_of_process
 from penstock.deploy.transport import Outlet, Route
 from penstock.learner.algorithms.table import add_to_path
@@ -102,7 +102,7 @@ class LearnerActor:
     def stats(self) -> dict[str, Any]:
         """What the rank is doing, and its reports since the last call."""
         said = {} if self._rank is None else {"reports": self._rank.reports(), "spans": self._rank.spans()}
-        return self._doing() | said | {"process/rss": psutil.Process().memory_info().rss}
+        return self._doing() | said | resident()
 
     def _doing(self) -> dict[str, Any]:
         if self._rank is None:

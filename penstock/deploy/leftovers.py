@@ -9,18 +9,23 @@ import contextlib
 import fcntl
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 
-from penstock.services.contracts import WrongInput
+from penstock.services.contracts import PenstockError, WrongInput
+from penstock.services.files import own_folder
 
 MARK = "PENSTOCK_RUN_ID"
 """Environment variable of all processes of a run."""
 OWNER = "owner"
 """File in a Ray folder: process id and start time of the driver, and the namespace of process ids they are from."""
+
+_SHARED = "penstock-"
+"""Begins the names of folders in shared memory."""
 
 
 class Doubled(WrongInput):
@@ -35,19 +40,59 @@ class Doubled(WrongInput):
 
 @contextlib.contextmanager
 def only_one(run_id: str, directory: Path) -> Iterator[None]:
-    """Inside, this process is the only driver of the run `run_id` on this machine. Raises Doubled."""
-    path = Path(tempfile.gettempdir()) / f"penstock-{run_id}.lock"
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        raise Doubled(run_id, "this machine", directory) from None
+    """Inside, this process is the only driver of the run `run_id` on this machine. Raises Doubled, and PenstockError
+    where there is no folder for the lock."""
+    # A home may be shared by machines. The end of an id is what is its own, and names of files may not be long.
+    path = private_folder() / f"{run_id[-40:]}@{socket.gethostname()}.lock"
+    handle = _locked(path)
+    if handle is None:
+        raise Doubled(run_id, "this machine", directory)
     try:
         yield
     finally:
         path.unlink(missing_ok=True)
         os.close(handle)
+
+
+def _locked(path: Path) -> int | None:
+    """The file, open and locked; None where somebody else has locked it. Whoever had it removes it at his end, so the
+    one that was opened may be gone by the time it is free."""
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(handle)
+            return None
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(handle), path.lstat()):
+                return handle
+        os.close(handle)
+
+
+def private_folder() -> Path:
+    """A folder on this machine, the same for all of this user's runs, that nobody else can prepare or write into: in
+    the user's cache, or in the temporary folder where there is none. Raises PenstockError where neither is ours."""
+    doubts = []
+    for folder in _candidates():
+        try:
+            own_folder(folder)
+        except (OSError, PenstockError) as error:
+            doubts.append(str(error))
+        else:
+            return folder
+    raise PenstockError(
+        f"there is no private folder for a run's lock: {'; '.join(doubts)}. Set HOME, or TMPDIR, to a folder that is "
+        "yours to write in"
+    )
+
+
+def _candidates() -> Iterator[Path]:
+    """Where a private folder may be. In the temporary folder everybody may make one of this name: it is used only if it
+    is ours."""
+    with contextlib.suppress(RuntimeError):  # a user without a home, as in some containers
+        yield Path.home() / ".cache" / "penstock" / "runs"
+    yield Path(tempfile.gettempdir()) / f"penstock-{os.geteuid()}"
 
 
 def marked(run_id: str) -> list[psutil.Process]:
@@ -72,6 +117,14 @@ def end_marked(run_id: str) -> int:
             process.kill()
     psutil.wait_procs(found, timeout=10)
     return len(found)
+
+
+def claim(folder: Path) -> None:
+    """Make a run's folder in shared memory, where everybody may make some, and remove what killed drivers have
+    left there, which takes memory until somebody does. Raises PenstockError where the folder is somebody else's."""
+    remove_orphans(folder.parent, _SHARED)
+    own_folder(folder)
+    own(folder)
 
 
 def own(folder: Path) -> None:

@@ -24,8 +24,10 @@ driver) and `worker` too. Ray adds `NodeAddress`, `SessionName`, `WorkerId` and 
 **Kinds.** All are gauges, counts too; a count begins anew when its process does, which `rate` and `increase` know. Ray
 keeps a counter's series until its cluster ends, also of workers and runs that are gone, and forgets a gauge that is
 not said again: what a worker that left had said is gone after twice the export interval
-(`tracking.prometheus_seconds`), or 20 s on a cluster that was there before. Values of a step stay what they were until
-the next one.
+(`tracking.prometheus_seconds`), or 20 s on a cluster that was there before. Values of a step, an audit or an evaluation
+stay what they were until the next one; a bucket of lag that has no tokens any more vanishes.
+
+**Unit** is empty for what has none: shares of 1, weights, rewards, losses, coefficients, 0 or 1.
 
 **Better** says in which direction one wants a metric to move, where there is one.
 """

@@ -47,20 +47,20 @@ class Mirror:
     def refresh(self, patterns: Sequence[str]) -> None:
         """Fetch what has changed of the files that match. Where the driver is gone, the copy stays as it is and is no
         longer locked. Raises NoAnswer when the cluster does not answer in time."""
-        more = True
+        more, ends = True, time.monotonic() + _ANSWER
         while more:
             try:
                 answer = ray.get(self._desk.news.remote(self._known, list(patterns)), timeout=_ANSWER)
-            except ray.exceptions.ActorUnavailableError:
-                time.sleep(0.5)  # Ray is starting the desk again
-                continue
-            except ray.exceptions.GetTimeoutError as error:
+            except (ray.exceptions.ActorUnavailableError, ray.exceptions.GetTimeoutError) as error:
+                if time.monotonic() < ends:
+                    time.sleep(0.5)  # Ray is starting the desk again
+                    continue
                 late = f"waited {_ANSWER:g} s for the desk of {self.card.run_id} on {self.card.node}"
                 raise NoAnswer(late) from error
             except ray.exceptions.RayError:
                 self.directory.unlock()
                 return
-            news = News(*answer)
+            news, ends = News(*answer), time.monotonic() + _ANSWER
             for piece in news.pieces:
                 self._put(Piece(*piece), time.time() - news.now)
             self._forget(set(self._known) - set(news.names))

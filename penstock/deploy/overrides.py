@@ -36,14 +36,15 @@ def apply(source: YamlSource, overrides: Sequence[str], root: type[BaseModel]) -
 def _apply_one(values: dict[str, Any], text: str, root: type[BaseModel]) -> KeyPath | Finding:
     name, equals, written = text.partition("=")
     if not equals or not name.strip():
-        return Finding(text, "is no override", allowed="section.key=value", where=PLACE)
+        nearest = f"{name.strip()}=…" if type_at(root, tuple(name.strip().split("."))) is not None else ""
+        return Finding(text, "is no override", allowed="section.key=value", nearest=nearest, where=PLACE)
     path = tuple(int(part) if part.isdigit() else part for part in name.strip().lstrip("-").split("."))
     if type_at(root, path) is None and not open_at(root, path):
         return unknown_key(root, path, PLACE)
     try:
         value = parse_value(written)
     except YamlError as error:
-        return Finding(dotted(path), str(error), where=PLACE)
+        return Finding(dotted(path), error.problem, remedy=error.remedy, where=PLACE)
     return _put(values, path, value, root)
 
 
@@ -69,5 +70,6 @@ def _put(values: dict[str, Any], path: KeyPath, value: Any, root: type[BaseModel
 
 
 def _no_entry(path: KeyPath, there: list[Any]) -> Finding:
-    allowed = f"an index from 0 to {len(there) - 1}" if there else "nothing, the list is empty"
-    return Finding(dotted(path), "there is no such entry in the list", allowed=allowed, where=PLACE)
+    allowed = f"an index from 0 to {len(there) - 1}" if there else "no index, since the list is empty"
+    remedy = f"a whole entry is added by {dotted(path[:-1])}.{len(there)}={{…}}"
+    return Finding(dotted(path), "there is no such entry in the list", allowed=allowed, remedy=remedy, where=PLACE)

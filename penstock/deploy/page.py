@@ -9,6 +9,8 @@ import signal
 import socket
 import subprocess
 import sys
+import time
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +26,8 @@ _NICE = 5
 """How much more polite than the run its page is: it must not slow the run down."""
 _END = 5.0
 """Seconds in which the page's process must have ended."""
+RESTARTS, WITHIN = 3, 600.0
+"""So often in so many seconds a page that ends is started again; a fault that stays must not be paid for for ever."""
 
 
 def serve_page(
@@ -53,32 +57,70 @@ def serve_page(
     serve(create_app(subject, Access(listener.host, listener.port, token), routers), listener)
 
 
-@contextlib.contextmanager
-def beside(section: DashboardSection, directory: RunDir) -> Iterator[str]:
-    """Inside, the page of the run is served by a process of its own, at the address that is given; an empty one when
-    the section does not ask for it.
+class Page:
+    """The page of a run in a process of its own beside it. `look` never waits."""
 
-    Raises PageError when it cannot be served as asked. What happens to the page later does not concern the run.
+    def __init__(self, section: DashboardSection, directory: RunDir, listener: Listener) -> None:
+        """The socket stays open here too: while there is no process for a moment, who asks waits and is not refused."""
+        self._section, self._directory, self._listener = section, directory, listener
+        self.address = listener.address
+        """Empty when nothing is served any more."""
+        self._again: deque[float] = deque(maxlen=RESTARTS)
+        """When it was started again, seconds of the monotonic clock."""
+        self._process = _start(section, directory, listener)
+
+    def look(self) -> str:
+        """Serve the page again when its process has ended. What there is to say of that, often nothing."""
+        code = self._process.poll() if self.address else None
+        if code is None:
+            return ""
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        what = f"the page's process {how}; its log is {self._directory.log('dashboard')}."
+        if len(self._again) == RESTARTS and time.monotonic() - self._again[0] < WITHIN:
+            return self._give_up(f"{what} It was started again {RESTARTS} times in {WITHIN / 60:g} minutes")
+        self._again.append(time.monotonic())
+        try:
+            self._process = _start(self._section, self._directory, self._listener)
+        except OSError as error:  # a machine that is out of processes, say: no reason for a run to end
+            return self._give_up(f"{what} It cannot be started again, {error},")
+        return f"{what} It is served again"
+
+    def _give_up(self, why: str) -> str:
+        self.address = ""
+        self._listener.socket.close()
+        return f"{why} and is given up. To serve it apart from the run: penstock dashboard {self._directory.path}"
+
+    def close(self) -> None:
+        """End it; returns when it has ended."""
+        self._listener.socket.close()
+        self._process.terminate()
+        try:
+            self._process.wait(_END)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+@contextlib.contextmanager
+def beside(section: DashboardSection, directory: RunDir) -> Iterator[Page | None]:
+    """Inside, the page of the run is served by a process of its own; None when the section does not ask for it.
+
+    Raises PageError when it cannot be served as asked. What happens to the page later does not harm the run.
     """
     if not section.enabled:
-        yield ""
+        yield None
         return
     token_for(section.host, section.token_env)
     listener = listen(section.host, section.port)
-    address = listener.address
     try:
-        process = _start(section, directory, listener)
-    finally:
+        page = Page(section, directory, listener)
+    except BaseException:
         listener.socket.close()
+        raise
     try:
-        yield address
+        yield page
     finally:
-        process.terminate()
-        try:
-            process.wait(_END)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        page.close()
 
 
 def _start(section: DashboardSection, directory: RunDir, listener: Listener) -> subprocess.Popen[bytes]:

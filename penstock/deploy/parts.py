@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import cached_property, partial
@@ -21,7 +21,7 @@ from penstock.deploy.crews import Crew, ScorerSet
 from penstock.deploy.desk import desk
 from penstock.deploy.fleet import Member
 from penstock.deploy.learners import prepare_ranks, start_rank
-from penstock.deploy.leftovers import MARK, end_marked, only_one
+from penstock.deploy.leftovers import MARK, claim, end_marked, only_one
 from penstock.deploy.nodes import Ground, inputs_of, look_around, require_common_ground
 from penstock.deploy.placement import Placement, place
 from penstock.deploy.rollouts import start_worker
@@ -148,11 +148,13 @@ class Parts:
         if chosen in ("shm", "file"):
             # What a killed driver left there is of no use: the learner publishes its weights anew.
             shutil.rmtree(folder, ignore_errors=True)
-            own = folder.parent if chosen == "shm" and given is None else folder
-            if chosen == "shm":  # where everybody may write
-                own_folder(own)
+            in_shm = chosen == "shm" and given is None
+            if in_shm:
+                claim(folder.parent)
+            elif chosen == "shm":  # where everybody may write
+                own_folder(folder)
             closed_folder(folder)
-            self._stack.callback(shutil.rmtree, own, ignore_errors=True)
+            self._stack.callback(shutil.rmtree, folder.parent if in_shm else folder, ignore_errors=True)
         return Route(chosen, folder, run_file.weights.deadline)
 
     def _start_actors(self) -> None:
@@ -271,13 +273,16 @@ class Parts:
         tokenizer = load_tokenizer(run_file.model)
         prompts = build_stream(run_file.data, tokenizer, run_file.seed).length
         self._rules = plans.ledger_rules(run_file, prompts)
-        (self.host.store.attach if self._resume is None else self.host.store.amend)(self._rules)
+        new = self._resume is None
+        self.host.surely(lambda store: (store.attach if new else store.amend)(self._rules))
         training = sampling_of(run_file.rollout.sampling, tokenizer)
         self.evaluation = held_out_job(run_file.evaluation, self._reward, training, tokenizer)
 
-    def begin_learning(self) -> None:
-        """Let the ranks meet and load; rank 0 publishes the first weights, then trains."""
+    def begin_learning(self, tell: Callable[[], object] = lambda: None) -> None:
+        """Let the ranks meet and load; rank 0 publishes the first weights, then trains. `tell` says to it before what
+        has been asked of the run and still holds."""
         ray.get(self.prepare_learning(self._resume), timeout=self._run_file.deadlines.start)
+        tell()
         for member in self.learners:
             member.run()
 

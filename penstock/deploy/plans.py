@@ -66,6 +66,7 @@ def learner_plan(run_file: RunFile, directory: RunDir, resume: Path | None) -> L
         meet_at="",
         checkpoints=directory.checkpoints,
         archives=directory.archive,
+        nonfinite=directory.nonfinite,
         model_folder=directory.model,
         config_hash=hashlib.sha256(run_file.to_yaml().encode()).hexdigest()[:16],
         request=uuid.uuid4().hex,

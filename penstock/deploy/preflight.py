@@ -9,7 +9,19 @@ from typing import Any, get_args
 
 from pydantic import ValidationError
 
-from penstock.deploy.checks import algorithm, cluster, evidence, guards, numbers, sampling, scaling, tracking, world
+from penstock.deploy.checks import (
+    algorithm,
+    cluster,
+    evidence,
+    guards,
+    inputs,
+    models,
+    numbers,
+    sampling,
+    scaling,
+    tracking,
+    world,
+)
 from penstock.deploy.checks.context import Context, Rule, Stage
 from penstock.deploy.findings import Finding, Level, written_at, written_path
 from penstock.deploy.keys import names_at
@@ -26,6 +38,8 @@ RULES: tuple[Rule, ...] = (
     *guards.RULES,
     *evidence.RULES,
     *tracking.RULES,
+    *models.RULES,
+    *inputs.RULES,
     *world.RULES,
     *cluster.RULES,
 )

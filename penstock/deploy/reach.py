@@ -112,8 +112,8 @@ def _here(run: Path | str | None, runs_dir: Path) -> RunDir | None:
     for path in (Path(run).expanduser(), runs_dir / run):
         if (path / "config.yaml").is_file():
             return RunDir.open(path)
-    if Path(run).exists() and len(Path(run).parts) > 1:
-        return RunDir.open(run)  # says what it lacks
+    if len(Path(run).parts) > 1:
+        return RunDir.open(run)  # a path is no name: says what it lacks, and which run is nearest to it
     same = [found for found in runs_in(runs_dir) if _plain(found.path.name) == str(run)]
     return max(same, key=RunDir.touched, default=None)
 

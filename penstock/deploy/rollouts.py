@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import psutil
 import ray
 
 from penstock.deploy.deaths import redirect_output
 from penstock.deploy.exporter import Export, export_actor
+from penstock.deploy.memory import resident
 from penstock.deploy.remote_scorer import RemoteScorer
 from penstock.deploy.scorers import facts_of_process
 from penstock.deploy.transport import Route
@@ -117,7 +117,7 @@ class RolloutActor:
             "doing": said["phase"],
             "scorers": self._scorer.holdings(),
             "silent": time.time() - float(said.get("beat", time.time())),
-            "process/rss": psutil.Process().memory_info().rss,
+            **resident(),
         }
 
     def evaluate(self, job: EvaluationJob) -> EvaluationReport:

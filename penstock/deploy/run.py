@@ -14,7 +14,8 @@ from penstock.deploy.around import token_account
 from penstock.deploy.ending import Ending, ending, tenure
 from penstock.deploy.fleet import wait_until_ready
 from penstock.deploy.journal import Journal
-from penstock.deploy.page import beside
+from penstock.deploy.memory import beside_actors
+from penstock.deploy.page import Page, beside
 from penstock.deploy.parts import Parts
 from penstock.deploy.runfile import RunFile
 from penstock.deploy.signals import Interruption
@@ -58,15 +59,17 @@ class Conductor:
         display: Display | None,
         asked: Interruption,
         resume: bool,
-        page: str = "",
+        page: Page | None = None,
     ) -> None:
-        """`page`: address at which people watch the run; empty when nothing is served."""
+        """`page`: at which people watch the run; None when nothing is served."""
         self._run_file, self._directory, self._asked = run_file, directory, asked
         feeds = Feeds(list(trackers(run_file.tracking, directory, run_id_of(directory))))
         self._journal = Journal(directory, run_file.name, run_file.recording, run_file.limits, display, feeds)
-        self._journal.serve_at(page)
+        self._journal.serve(page)
         self._phases = Phases()
         self._checkpoint = _latest(directory) if resume else None
+        if self._checkpoint is not None:
+            self._journal.stand_at(checkpoints.read(self._checkpoint).version)
         self._resumed = resume
         self._supervisor: Supervisor
         self._peaks: dict[str, int] = {}
@@ -77,6 +80,7 @@ class Conductor:
         left."""
         with ending(self._conclude, self._asked) as end, ExitStack() as stack:
             self._journal.enter("starting", "Ray, the store, engines")
+            self._journal.show((), None)  # an earlier start has left a status that says something else
             with self._phases.phase("start"):
                 parts = stack.enter_context(Parts(self._run_file, self._directory, self._checkpoint))
                 patience = self._run_file.deadlines.for_an_end, self._run_file.deadlines.drain
@@ -105,7 +109,9 @@ class Conductor:
                 self._end(parts)
         finally:
             everybody = (*parts.members, *parts.left)
+            pids = {int(member.facts["pid"]) for member in everybody if "pid" in member.facts}
             self._peaks = {member.name: member.peak_rss for member in everybody}
+            self._peaks |= beside_actors(run_id_of(self._directory), pids)
             self._tokens = token_account(everybody)
 
     @property
@@ -120,7 +126,7 @@ class Conductor:
         deadline = self._run_file.deadlines.start
         wait_until_ready(parts.members, deadline, self._show_and_heed)
         self._journal.enter("starting", "the learner loads and publishes the first weights")
-        parts.begin_learning()
+        parts.begin_learning(self._supervisor.steering.tell_again)
         began = time.monotonic()
         while not self._supervisor.started:
             self._supervisor.tick()
@@ -133,12 +139,16 @@ class Conductor:
             time.sleep(0.1)
 
     def _show_and_heed(self) -> None:
+        """While everybody starts: whoever asks for something is answered, and not left to wait for the first tick."""
         if self._asked:
             raise KeyboardInterrupt
+        self._supervisor.steering.look()
         self._journal.show((), None)
 
     def _train(self) -> None:
         self._journal.enter("training")
+        if by := self._supervisor.steering.controls.paused_by:
+            self._journal.warn(f"the run is paused still, by {by}; `penstock go` lets it go on")
         self._supervisor.until(lambda: self._supervisor.learner.state == "ended")
         self._supervisor.learner.last_words(self._run_file.deadlines.drain)
         self._supervisor.tick()
@@ -146,19 +156,22 @@ class Conductor:
     def _evaluate(self, parts: Parts, when: str, wanted: bool) -> None:
         if parts.evaluation is None or not wanted:
             return
-        if self._supervisor.scaling["rollout"].wanted == 0:
-            self._journal.warn(f"nothing is evaluated {when}: the run was scaled to no rollout worker")
-            return
         self._journal.enter("evaluating", when)
         version = self._journal.version
-        self._supervisor.until(lambda: self._supervisor.any_worker or bool(self._asked))
-        if self._asked:
-            return
-        pending = evaluations.Pending(replace(parts.evaluation, version=version), lambda: parts.workers)
-        found = evaluations.wait(pending, self._supervisor.tick, lambda: bool(self._asked))
-        if found is not None:
-            self._supervisor.evaluated(*found)
+        self._supervisor.until(lambda: self._supervisor.any_worker or self._nobody_evaluates)
+        if not self._nobody_evaluates:
+            pending = evaluations.Pending(replace(parts.evaluation, version=version), lambda: parts.workers)
+            found = evaluations.wait(pending, self._supervisor.tick, lambda: self._nobody_evaluates)
+            if found is not None:
+                self._supervisor.evaluated(*found)
+        if self._nobody_evaluates and not self._asked:
+            self._journal.warn(f"nothing is evaluated {when}: the run was scaled to no rollout worker")
         self._supervisor.release_from_evaluation(version)
+
+    @property
+    def _nobody_evaluates(self) -> bool:
+        """There is no time for it, or no worker is wanted that could: by a person, or since the last was given up."""
+        return bool(self._asked) or self._supervisor.scaling["rollout"].wanted == 0
 
     def _end(self, parts: Parts) -> None:
         """Workers hand back what they hold; for good when the run is over, for a resume when it was interrupted."""
@@ -169,16 +182,18 @@ class Conductor:
             worker.handle.request_drain.remote()
         deadline = time.monotonic() + self._run_file.deadlines.drain
         while any(worker.state == "running" for worker in running) and time.monotonic() < deadline:
+            self._supervisor.keep_store()
             for worker in running:
                 worker.poll(self._run_file.deadlines.start)
+            self._supervisor.steering.close()
             time.sleep(0.1)
         late = [worker.name for worker in running if worker.state == "running"]
         if late:
             self._journal.event("warning", f"{', '.join(late)} did not drain in time (deadlines.drain) and is ended")
         self._supervisor.mending.store()
         if not self._interrupted:
-            parts.host.store.drain(ENDED_BY_LIMIT)
-        self._supervisor.ledger = parts.host.store.counts()
+            parts.host.surely(lambda store: store.drain(ENDED_BY_LIMIT))
+        self._supervisor.ledger = parts.host.surely(lambda store: store.counts())
         self._journal.show(parts.members, self._supervisor.ledger)
 
     # --- the summary --------------------------------------------------------------------------------
@@ -229,6 +244,7 @@ class Conductor:
             "ledger": ledger_summary(ledger),
             "restarts": self._supervisor.mending.restarts if hasattr(self, "_supervisor") else {},
             "peak_memory_bytes": self._peaks,
+            "peak_memory_sum_bytes": sum(self._peaks.values()),
             "goals": [vars(report) for report in judge(self._run_file.goals, rows)],
             "seeds": {
                 "run": self._run_file.seed,
@@ -241,10 +257,12 @@ class Conductor:
 
 
 def require_more_to_do(run_file: RunFile, directory: RunDir) -> None:
-    """Raises RunDirError for a run whose limits are reached already; nothing of it is touched then."""
+    """Raises RunDirError for a run that has ended and whose limits are reached; nothing of it is touched then.
+
+    One that died after its last step, before it was evaluated or had its summary, is brought to its end."""
     latest = checkpoints.read(_latest(directory))
     over = plans.step_limits(run_file)(latest.version.step, latest.tokens)
-    if over:
+    if over and (directory.read_summary() or {}).get("outcome") == "finished":
         raise RunDirError(
             f"{directory.path} has ended: {over}. To go on, raise the limit: penstock resume {directory.path} "
             f"limits.steps={latest.version.step + 100}"

@@ -41,7 +41,7 @@ from penstock.services.contracts import PenstockError
 from penstock.services.dashboard.config import DashboardSection
 from penstock.services.data_config import DataSection
 from penstock.services.model_config import ModelSection
-from penstock.services.settings import Section, on_resume
+from penstock.services.settings import Section, form, on_resume
 from penstock.services.store.config import StoreSection
 from penstock.services.tracking.config import TrackingSection
 from penstock.services.weights.config import WeightsSection
@@ -63,7 +63,13 @@ class RunFile(Section):
     Paths of inputs are relative to the folder of the run file; `runs_dir` is relative to where you stand.
     """
 
-    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,60}$")
+    name: str = Field(
+        "run",
+        pattern=form(
+            r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,60}$",
+            "up to 61 letters, digits, '_', '.' and '-', a letter or digit in front",
+        ),
+    )
     """Name of the run; its directory is called NAME-DATE-N. Letters, digits, '_', '.', '-', because it names a
     folder."""
     seed: int = Field(0, ge=0, lt=2**32)
@@ -168,7 +174,8 @@ def read(path: Path, overrides: Sequence[str] = ()) -> Reading:
     try:
         source = read_yaml(path)
     except YamlError as error:
-        return Reading(YamlSource(str(path), {}), None, (Finding("run file", str(error)),))
+        finding = Finding("run file", error.problem, remedy=error.remedy, where=error.where)
+        return Reading(YamlSource(str(path), {}), None, (finding,))
     source = replace(source, values=job.found_again(source.values))
     source, wrong_overrides = command_line.apply(source, overrides, RunFile)
     run_file: RunFile | None = None

@@ -12,18 +12,15 @@ import socket
 from pathlib import Path
 from typing import Any
 
-import psutil
 import ray
 
 from penstock.deploy.deaths import redirect_output
 from penstock.deploy.exporter import Export, export_actor
+from penstock.deploy.memory import resident
 from penstock.reward.config import RewardSection
 from penstock.services.codec import decode, encode
 from penstock.services.model_config import ModelSection
 from penstock.services.trajectory import Completion, Prompt
-
-RESTARTS = 5
-"""How often Ray starts a scorer again; the next death is for good."""
 
 
 class ScorerActor:
@@ -52,7 +49,7 @@ class ScorerActor:
         reference = load_reference(section.reference, start, temperature, device) if start is not None else None
         self._scorer = GroupScorer(section, reference)
         self._in_hand = 0
-        export_actor(export, "scorer", name, self._scorer.stats)
+        export_actor(export, "scorer", name, self._counts)
 
     @ray.method(max_task_retries=-1)  # type: ignore[untyped-decorator]  # Ray has no types
     async def ready(self) -> dict[str, Any]:
@@ -70,17 +67,19 @@ class ScorerActor:
 
     async def stats(self) -> dict[str, float]:
         """Counts and times, and which process says so."""
-        facts = facts_of_process()
-        process = {"process/rss": float(facts["rss"]), "process/pid": float(facts["pid"])}
-        return self._scorer.stats() | process | {"scorer/in_hand": float(self._in_hand)}
+        return self._counts() | resident() | {"process/pid": float(os.getpid())}
+
+    def _counts(self) -> dict[str, float]:
+        return self._scorer.stats() | {"scorer/in_hand": float(self._in_hand)}
 
 
 def start_scorer(name: str, log: Path, options: dict[str, Any], arguments: dict[str, Any]) -> Any:
-    """A scorer's handle; it is still starting."""
-    actor = ray.remote(ScorerActor).options(max_restarts=RESTARTS, max_concurrency=64, **options)
+    """A scorer's handle; it is still starting. Ray starts it again as often as the section allows."""
+    again = arguments["section"].max_restarts
+    actor = ray.remote(ScorerActor).options(max_restarts=again, max_concurrency=64, **options)
     return actor.remote(name, log, **arguments)
 
 
 def facts_of_process() -> dict[str, Any]:
     """Where an actor runs."""
-    return {"pid": os.getpid(), "node": socket.gethostname(), "rss": psutil.Process().memory_info().rss}
+    return {"pid": os.getpid(), "node": socket.gethostname()}

@@ -61,7 +61,10 @@ class Status:
             return f"{when}; go on with: penstock resume {self.place.path}"
         if self.age > STALE_SECONDS:
             return f"{self.view.phase}, but silent for {duration(self.age)}; see logs/"
-        return self.view.phase
+        if by := self.view.controls.paused_by:
+            return f"{self.view.phase}, paused by {by}; `penstock go` lets it go on"
+        held = "" if self.view.controls.gate_open else ", its gate closed by hand; `penstock gate open` opens it"
+        return f"{self.view.phase}{held}"
 
 
 def status(run_dir: Path | str | None = None, runs_dir: Path = Path("runs")) -> Status:
@@ -71,7 +74,15 @@ def status(run_dir: Path | str | None = None, runs_dir: Path = Path("runs")) -> 
 
 def status_of(run: RunDir, place: Place | None = None) -> Status:
     """Facts about a run that has been found, whose own directory is at `place` when `run` is a copy of it. Raises
-    RunDirError for one of another version of Penstock."""
+    RunDirError for one of another version of Penstock, and for one that has been deleted meanwhile."""
+    try:
+        return _status_of(run, place)
+    except FileNotFoundError as error:
+        raise RunDirError(f"{run.path} is no run directory any more: {error.filename} is gone") from error
+
+
+def _status_of(run: RunDir, place: Place | None) -> Status:
+    run.config.stat()  # the one file that every run has: without it the run was not late to write, it is gone
     written = run.read_status()
     try:
         view = msgspec.convert(written, RunView) if written is not None else None

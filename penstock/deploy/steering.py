@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
+import ray.exceptions
 
 from penstock.deploy.fleet import Member
 from penstock.deploy.journal import Journal
 from penstock.deploy.scaling import Scaling
 from penstock.deploy.view import Controls
-from penstock.deploy.wishes import Wishes
+from penstock.deploy.wishes import Wishes, paused_by
 from penstock.learner import checkpoints
 from penstock.learner.dials import MAX_LAG, Dials
 from penstock.services.contracts import PenstockError, StoreError
@@ -36,6 +37,8 @@ from penstock.services.control import (
 )
 from penstock.services.mailbox import Mailbox
 from penstock.services.rundir import RunDir
+
+_EARLY = ". A run that is starting can be scaled, and ended by Ctrl-C or `ray job stop`"
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,8 @@ class Steering:
         self._mailbox = Mailbox(directory)
         self._learner, self._levers, self._dials = learner, levers, dials
         self._wishes = Wishes()
+        # A pause is for a person to end: a driver that was killed, or whose machine was taken away, has not.
+        self._wishes.paused_by = paused_by(directory.read_events())
         self._unsettled = False
         self._ways: dict[type[Any], Callable[[Any, str], str]] = {
             Scale: self._scale,
@@ -80,7 +85,9 @@ class Steering:
             RollBack: self._roll_back,
             Stop: self._end,
         }
-        self._mailbox.refuse_left("it was asked of an earlier start of this run, and the run was started anew since")
+        self._mailbox.refuse_left(
+            "it was asked of an earlier start of this run, or while this one could not listen yet; ask again"
+        )
 
     # --- for the supervisor -------------------------------------------------------------------------
 
@@ -105,7 +112,8 @@ class Steering:
         self._settle()
 
     def tell_again(self) -> None:
-        """The learner was started again and knows nothing of what was asked of the one before."""
+        """A learner is about to run, and knows nothing of what was asked of the one before it: of one that was lost, or
+        of that of an earlier start, which was paused."""
         learner = self._learner()
         if self._wishes.paused_by:
             learner.handle.request_pause.remote(True, self._wishes.numbered())
@@ -149,7 +157,7 @@ class Steering:
         }
         try:
             text = self._ways[type(asked.command)](asked.command, asked.by)
-        except PenstockError as error:
+        except (PenstockError, ray.exceptions.RayError) as error:  # Ray's head may be away for a while
             self._journal.event("refused", f"{asked.by}: {error}", **facts)
             return Answer(False, str(error))
         self._journal.tell("steered", f"{asked.by}: {text}", **facts)
@@ -257,8 +265,9 @@ class Steering:
     def _training(self) -> Member:
         """Rank 0, while it trains. Raises Refused."""
         learner = self._learner()
+        early = _EARLY if learner.state in ("starting", "ready") else ""
         if learner.state != "running":
-            raise Refused(f"the learner is not training: it is {learner.view().state}")
+            raise Refused(f"the learner is not training: it is {learner.view().state}{early}")
         if not self._wishes.coefficients:
-            raise Refused("the learner has not begun yet: it has not published its first weights")
+            raise Refused(f"the learner has not begun yet: it has not published its first weights{_EARLY}")
         return learner

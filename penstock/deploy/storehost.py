@@ -5,21 +5,23 @@ from __future__ import annotations
 import re
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import replace
+from typing import TYPE_CHECKING, TypeVar
 
 from penstock.services.contracts import StoreError
 from penstock.services.rundir import RunDir, RunDirError
 from penstock.services.store.config import StoreSection
-from penstock.services.store.connection import StoreAddress
+from penstock.services.store.connection import Away, StoreAddress
 from penstock.services.store.server import PrivateServer
 
-MOST_RESTARTS = 10
-"""A private server that dies more often has a cause that restarting does not mend, such as a full disk."""
+if TYPE_CHECKING:
+    from penstock.services.store.ledger import RedisStore
+
+T = TypeVar("T")
 _GLANCE = 2.0
 """Seconds for a look at the ledger."""
 _RUN_ID = re.compile(r"[^./\x00-\x1f][^/\x00-\x1f]{0,99}")
-_WORTH_TELLING = 3.0
-"""Seconds without an answer of the store after which people are told."""
 
 
 class StoreHost:
@@ -31,8 +33,8 @@ class StoreHost:
 
     def __init__(self, section: StoreSection, directory: RunDir, run_id: str, host: str | None) -> None:
         self._server: PrivateServer | None = None
-        self.restarts = 0
-        self._deadline, self._answered, self._told = section.deadline, time.monotonic(), False
+        self.restarts, self._most_restarts = 0, section.max_restarts
+        self._deadline, self._answered = section.deadline, time.monotonic()
         self._frozen = ""
         if section.url is None:
             self._server = PrivateServer(directory.store, directory.log("redis"), fsync=section.fsync, host=host)
@@ -43,39 +45,57 @@ class StoreHost:
         self.store = self.address.connect()
         self.glance = replace(self.address, deadline=_GLANCE).connect()
         """For looks that are not worth waiting for: whoever revives the server must not wait for it."""
+        self._untold: list[str] = []
+        """Why the server had died when it was started again in the middle of a call."""
+
+    def surely(self, ask: Callable[[RedisStore], T]) -> T:
+        """The answer to a call that must not fail because the server is dead: it is started again meanwhile. Whoever
+        revives it asks in this way. Raises StoreError when the call is refused, or not answered within
+        `store.deadline`."""
+        began = time.monotonic()
+        while True:
+            try:
+                return ask(self.glance)
+            except Away:
+                cause = self._start_again()
+                if cause is not None:
+                    self._untold.append(cause)
+                elif time.monotonic() - began > self._deadline:
+                    raise
+                else:
+                    self.is_silent()
 
     def revive(self) -> str | None:
-        """Start the private server again when it has died; returns why it had. Raises StoreError when it dies again and
-        again. What was acknowledged is in its append-only file."""
+        """Start the private server again when it has died; returns why it had, also when it was started again since the
+        last time that this was asked. Raises StoreError when it dies again and again. What was acknowledged is in its
+        append-only file."""
+        return self._untold.pop(0) if self._untold else self._start_again()
+
+    def _start_again(self) -> str | None:
         if self._server is None or self._server.alive:
             return None
         cause, self._frozen = self._frozen or self._server.cause_of_death() or "redis-server ended", ""
         self.restarts += 1
-        if self.restarts > MOST_RESTARTS:
-            raise StoreError(f"the private store has died {self.restarts} times; the last time: {cause}")
+        if self.restarts > self._most_restarts:
+            raise StoreError(
+                f"the private store has died {self.restarts} times (store.max_restarts is {self._most_restarts}); the "
+                f"last time: {cause}"
+            )
         self._server.start()
         self.answers()
         return cause
 
     def answers(self) -> None:
         """A look at the ledger was answered."""
-        self._answered, self._told = time.monotonic(), False
+        self._answered = time.monotonic()
 
-    def is_silent(self, error: StoreError) -> str:
-        """A look at the ledger was not answered. Returns what there is to tell people about it, once; ends a private
-        server that lives and says nothing, while its clients still wait for it: `revive` starts it again."""
+    def is_silent(self) -> None:
+        """A look at the ledger was not answered. Ends a private server that lives and says nothing while its clients
+        still wait for it: `revive` starts it again."""
         silent = time.monotonic() - self._answered
         if self._server is not None and self._server.alive and silent > self._deadline / 2:
             self._frozen = f"it had not answered for {silent:.0f} s, half of store.deadline, and was ended"
             self._server.kill()
-            return ""
-        if self._told or silent < _WORTH_TELLING:
-            return ""
-        self._told = True
-        return (
-            f"the store has not answered for {silent:.0f} s; workers and learner wait for it, up to "
-            f"{self._deadline:g} s (store.deadline): {error}"
-        )
 
     def close(self) -> None:
         """Close the connections and end the private server."""

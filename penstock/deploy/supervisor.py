@@ -19,16 +19,18 @@ from penstock.deploy.guards.live import Live
 from penstock.deploy.journal import Journal
 from penstock.deploy.lag_steering import LagSteering
 from penstock.deploy.mending import Mending
+from penstock.deploy.mismatch import Mismatch
 from penstock.deploy.parts import Parts
 from penstock.deploy.polling import Polling
 from penstock.deploy.runfile import RunFile
 from penstock.deploy.scaling import Scaling
 from penstock.deploy.signals import Interruption
 from penstock.deploy.steering import Levers, Steering
+from penstock.deploy.store_watch import StoreWatch
 from penstock.learner.config import AdaptiveLag
 from penstock.learner.dials import MAX_LAG, Dials
 from penstock.learner.requests import NONFINITE, WAITING
-from penstock.services.contracts import PenstockError, StoreError
+from penstock.services.contracts import PenstockError
 from penstock.services.control import ScalableRole
 from penstock.services.replay import Closed, LedgerCounts
 from penstock.services.rundir import RunDir
@@ -77,6 +79,10 @@ class Supervisor:
         self.lag = self._lag_steering()
         self.guardian = Guardian(run_file.guards, directory, journal, self.steering)
         self._live = Live()
+        self._store = StoreWatch(parts.host, journal, run_file.store.deadline)
+        self._mismatch: Mismatch | None = None  # a drill's sampler has no model
+        if run_file.engine.kind != "paced":
+            self._mismatch = Mismatch(journal, run_file.recording.mismatch_warning, run_file.engine.dtype)
 
     @property
     def learner(self) -> Member:
@@ -107,6 +113,8 @@ class Supervisor:
                 self.mending.silence()
                 self.guardian.look(around, self._journal.version.step)
             self._look_at_load()
+            if self._mismatch is not None:
+                self._mismatch.swapped(self._parts.workers)
             self._journal.controls = self.steering.controls
             self._journal.standing = around | self.guardian.counts | self._gate(self._closed)
             self._journal.show(self._parts.members, self.ledger)
@@ -165,7 +173,8 @@ class Supervisor:
                     self.autoscaling.looks.stepped(report["metrics"])
                 if self.lag is not None and not self._stopping:
                     self.lag.stepped(report["metrics"])
-                self._compare_engines(version, report["metrics"])
+                if self._mismatch is not None:
+                    self._mismatch.stepped(version, report["metrics"])
                 for damage in report["damage"]:
                     self._journal.event("damaged", damage)
                 self._evaluate_when_due(version)
@@ -176,7 +185,7 @@ class Supervisor:
                     self._live.skipped()
                 self.ended_at = report["at"] if kind == "ended" else self.ended_at
                 facts = {k: v for k, v in report.items() if k not in ("kind", "at")}
-                self._journal.event(kind, f"{kind} at version {version}", **facts)
+                self._journal.event(kind, _said(kind, version, report), **facts)
 
     def _rolled_back(self, version: Version, report: Mapping[str, Any]) -> None:
         self._goes_on(version, report)
@@ -207,30 +216,18 @@ class Supervisor:
             metrics["ledger/payload_bytes"] = float(self.ledger.payload_bytes)
         return metrics | self._live.read(self.ledger)
 
-    def _compare_engines(self, version: Version, metrics: Mapping[str, float]) -> None:
-        """Sampler and learner compute the same log-probs where there is no lag, but for rounding."""
-        if self._run_file.engine.kind == "paced":
-            return  # a drill's sampler has no model
-        gap = metrics.get("mismatch/max", 0.0)
-        usual = 1e-4 if self._run_file.engine.dtype == "float32" else 0.05
-        limit = self._run_file.recording.mismatch_warning or usual
-        if gap > limit:
-            what = f"sampler and learner differ by {gap:.2g} nats on tokens of version {version} without lag"
-            self._journal.warn(f"{what} (recording.mismatch_warning is {limit:g})", step=version.step)
+    def keep_store(self) -> None:
+        """One look at the store alone, where nobody looks at everything any more: who parts with what he has waits for
+        it. Raises StoreError when it dies again and again."""
+        self.mending.store()
+        if time.monotonic() - self._seen_slow >= _SLOW:
+            self._seen_slow = time.monotonic()
+            self._look_at_ledger()
 
     def _look_at_ledger(self) -> None:
         """A store that is away now is mended at the next tick, not waited for."""
-        if not self.started:
-            return
-        host = self._parts.host
-        try:
-            host.glance.expire()
-            self.ledger = host.glance.counts()
-            self._closed = host.glance.gate()
-            host.answers()
-        except StoreError as error:
-            if doubt := host.is_silent(error):
-                self._journal.warn(doubt)
+        if self.started and (seen := self._store.look()) is not None:
+            self.ledger, self._closed = seen
 
     # --- evaluation ---------------------------------------------------------------------------------
 
@@ -274,11 +271,12 @@ class Supervisor:
     def _keep_for_evaluation(self, version: Version) -> None:
         """The first weights must still be there when the last worker joins to evaluate them."""
         if self._parts.evaluation is not None:
-            self._parts.host.store.pin(version, "evaluation", self._parts.evaluation.deadline)
+            seconds = self._parts.evaluation.deadline
+            self._parts.host.surely(lambda store: store.pin(version, "evaluation", seconds))
 
     def release_from_evaluation(self, version: Version) -> None:
         """The evaluation of `version` is over."""
-        self._parts.host.store.unpin(version, "evaluation")
+        self._parts.host.surely(lambda store: store.unpin(version, "evaluation"))
 
     # --- ends ---------------------------------------------------------------------------------------
 
@@ -317,3 +315,11 @@ def _bytes_in(folder: Path) -> int:
             with contextlib.suppress(OSError):
                 total += (Path(path) / name).stat().st_size
     return total
+
+
+def _said(kind: str, version: Version, report: Mapping[str, Any]) -> str:
+    """A report of the learner in words."""
+    if kind == "skipped" and report["why"] == NONFINITE:
+        where = f"its batch is in {report['folder']}" if report["folder"] else report["failed"]
+        return f"a train step from version {version} was skipped: its gradients were infinite or undefined; {where}"
+    return f"{kind} at version {version}"

@@ -15,7 +15,7 @@ from penstock.deploy.fleet import ActorLost, Member, wait_until_ready
 from penstock.deploy.journal import Journal
 from penstock.deploy.learners import prepare_tuning, start_rank
 from penstock.deploy.nodes import Ground, inputs_of, look_around, require_common_ground
-from penstock.deploy.page import beside
+from penstock.deploy.page import Page, beside
 from penstock.deploy.placement import place
 from penstock.deploy.runfile import RunFile
 from penstock.deploy.signals import Interruption
@@ -42,12 +42,12 @@ def tune(run_file: RunFile, directory: RunDir, display: Display | None = None) -
 
 class _Tuning:
     def __init__(
-        self, run_file: RunFile, directory: RunDir, display: Display | None, asked: Interruption, page: str
+        self, run_file: RunFile, directory: RunDir, display: Display | None, asked: Interruption, page: Page | None
     ) -> None:
         self._run_file, self._directory, self._asked = run_file, directory, asked
         feeds = Feeds(list(trackers(run_file.tracking, directory, run_id_of(directory))))
         self._journal = Journal(directory, run_file.name, run_file.recording, run_file.limits, display, feeds)
-        self._journal.serve_at(page)
+        self._journal.serve(page)
         self._export = plans.export(run_file, directory)
         self._phases = Phases()
 

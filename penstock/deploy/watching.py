@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     from penstock.deploy.cluster import Cluster
     from penstock.deploy.journal import Journal
 
-COUNTED_FROM_ZERO = ("died", "restarted", "warning", "refused")
+COUNTED_FROM_ZERO = (
+    *("died", "restarted", "warning", "refused", "guard", "rolled_back", "skipped", "damaged"),
+    *("joined", "left", "steered", "checkpoint"),
+)
 """Kinds of events that are exported before there is one: an increase is seen only of what was there before."""
 _NODES_SECONDS = 15.0
 """Between two looks at which nodes there are."""
@@ -41,6 +44,7 @@ def of_run(
         "run/lineage": float(Version.parse(view.version).lineage),
         "run/last_step_time": stepped_at,
         "run/started_time": view.started,
+        "run/paused": float(bool(view.controls.paused_by)),
     }
     if view.steps_total is not None:
         values["run/steps_limit"] = float(view.steps_total)
@@ -62,6 +66,8 @@ class RunExporter:
         self._targets, self._endpoints = targets, endpoints
         self.endpoints: tuple[str, ...] = tuple(endpoints())
         """Where to scrape, as known last."""
+        self._written: tuple[str, ...] = ()
+        """The same, as the file has it: a disk that was full is tried again."""
         self._looked = 0.0
         self._said: tuple[RunView, Mapping[str, float], Counter[str], float] | None = None
         self._phase = OneOf("run/phase")
@@ -85,7 +91,7 @@ class RunExporter:
     def _values(self) -> dict[str, float]:
         if time.monotonic() - self._looked > _NODES_SECONDS:
             self._looked = time.monotonic()
-            if (found := tuple(self._endpoints())) != self.endpoints:
+            if (found := tuple(self._endpoints())) != self._written:
                 self.endpoints = found
                 self._write_targets()
         if self._said is None:
@@ -100,6 +106,7 @@ class RunExporter:
         """The format of Prometheus' file_sd. No labels: of two runs on one cluster each node is then scraped once."""
         self._targets.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(self._targets, json.dumps([{"targets": list(self.endpoints)}]).encode(), sync=False)
+        self._written = self.endpoints
 
 
 @contextmanager

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+
+from penstock.services.rundir import RunEvent
 
 GUARD = "guard "
 """How the name of a guard begins, where it asks for something."""
+
+
+def paused_by(events: Sequence[RunEvent]) -> str:
+    """Who has paused a run with these events, oldest first, and has not let it go on; empty where nobody has."""
+    who = ""
+    for event in events:
+        asked = event.facts.get("asked") if event.kind == "steered" else None
+        if isinstance(asked, Mapping) and asked.get("type") in ("pause", "resume"):
+            who = str(event.facts.get("by", "")) if asked["type"] == "pause" else ""
+    return who
 
 
 class Wishes:

@@ -77,18 +77,7 @@ class Archivist:
         if self._failure is not None:
             return
         version = moment.now.next()
-        facts = {
-            **self._facts,
-            "metrics": dict(metrics),
-            "coefficients": dict(coefficients),
-            "applied": applied,
-            "moment": {
-                "now": str(moment.now),
-                "forks": {str(lineage): str(version) for lineage, version in moment.forks.items()},
-                "max_lag": moment.max_lag,
-                "mask_beyond": moment.mask_beyond,
-            },
-        }
+        facts = facts_of(self._facts, moment, metrics, coefficients, applied)
         models = {name: SavedModel(self._configs[name], held) for name, held in self._held.items()}
         kept = list(groups) if models else []
         self._thread = threading.Thread(
@@ -139,6 +128,28 @@ class Archivist:
             archive.prune(self._folder, self._section.keep_last)
         except BaseException as error:  # noqa: BLE001  (handed over whole: the loop raises it)
             self._failure = error
+
+
+def facts_of(
+    of_run: Mapping[str, Any],
+    moment: Moment,
+    metrics: Mapping[str, float],
+    coefficients: Mapping[str, float],
+    applied: int,
+) -> dict[str, Any]:
+    """What is kept of a step beside its batch; `moment_of` reads it."""
+    return {
+        **of_run,
+        "metrics": dict(metrics),
+        "coefficients": dict(coefficients),
+        "applied": applied,
+        "moment": {
+            "now": str(moment.now),
+            "forks": {str(lineage): str(version) for lineage, version in moment.forks.items()},
+            "max_lag": moment.max_lag,
+            "mask_beyond": moment.mask_beyond,
+        },
+    }
 
 
 def moment_of(facts: Mapping[str, Any]) -> Moment:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from penstock.learner.algorithms.section import AlgorithmSection as AlgorithmSection  # noqa: PLC0414  one place for all
-from penstock.services.settings import Section, on_resume
+from penstock.services.settings import Section, WrongValue, on_resume
 from penstock.services.staleness import Outlived
 
 
@@ -60,10 +60,11 @@ class TrainingSection(Section):
     @model_validator(mode="after")
     def _possible(self) -> TrainingSection:
         if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"betas lie in [0, 1); found {list(self.betas)}")
+            raise WrongValue("betas", f"betas lie in [0, 1); found {list(self.betas)}")
         if self.dtype == "bfloat16" and self.zero_stage == 0:
-            raise ValueError(
-                "bfloat16 at zero_stage 0 would sum gradients over micro-batches in bfloat16; use zero_stage 1"
+            raise WrongValue(
+                "zero_stage",
+                "bfloat16 at zero_stage 0 would sum gradients over micro-batches in bfloat16; use zero_stage 1",
             )
         return self
 
@@ -86,14 +87,16 @@ class LearnerSection(TrainingSection):
     @model_validator(mode="after")
     def _fits(self) -> LearnerSection:
         if self.mini_batches > self.groups_per_step:
-            raise ValueError(
+            raise WrongValue(
+                "mini_batches",
                 f"mini_batches ({self.mini_batches}) cannot exceed groups_per_step ({self.groups_per_step}): "
-                "a mini-batch is made of whole groups"
+                "a mini-batch is made of whole groups",
             )
         if self.schedule.kind != "constant" and self.schedule.decay_updates is None:
-            raise ValueError(
+            raise WrongValue(
+                "schedule",
                 f"the schedule {self.schedule.kind} needs schedule.decay_updates, the number of updates over which the "
-                "rate falls: train steps × mini_batches × epochs"
+                "rate falls: train steps × mini_batches × epochs",
             )
         return self
 
@@ -131,13 +134,14 @@ class AdaptiveLag(Section):
     @model_validator(mode="after")
     def _a_range(self) -> AdaptiveLag:
         if self.min > self.max:
-            raise ValueError(f"min is {self.min}, more than max, which is {self.max}")
+            raise WrongValue("min", f"min is {self.min}, more than max, which is {self.max}")
         if not self.min <= self.first <= self.max:
-            raise ValueError(f"start is {self.start}, outside of {self.min} to {self.max}")
+            raise WrongValue("start", f"start is {self.start}, outside of {self.min} to {self.max}")
         if self.target_ess + self.margin >= 1:
-            raise ValueError(
+            raise WrongValue(
+                "target_ess",
                 f"target_ess {self.target_ess:g} and margin {self.margin:g} make {self.target_ess + self.margin:g}: no "
-                "effective sample size is above 1, so the bound would never be opened"
+                "effective sample size is above 1, so the bound would never be opened",
             )
         return self
 

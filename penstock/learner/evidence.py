@@ -12,6 +12,7 @@ from penstock.learner.batch import Batch
 from penstock.learner.crew import Crew, Trained
 from penstock.learner.deal import Share
 from penstock.learner.report import finite
+from penstock.learner.spoiled import Spoiled
 from penstock.services.trajectory import Group
 from penstock.services.versions import Version
 
@@ -36,14 +37,16 @@ class Evidence:
         configs = {archive.POLICY: archive.config_of(engines.policy.module)}
         if engines.has_values:
             configs[archive.VALUE] = archive.config_of((engines.critic or engines.policy).module)
+        facts = {
+            "learner": settings.learner.model_dump(mode="json"),
+            "algorithm": settings.algorithm.model_dump(mode="json"),
+        }
+        self.spoiled = Spoiled(settings.nonfinite, settings.learner.max_nonfinite, facts)
         self._archivist = Archivist(
             settings.archives,
             settings.archive,
             configs,
-            {
-                "learner": settings.learner.model_dump(mode="json"),
-                "algorithm": settings.algorithm.model_dump(mode="json"),
-            },
+            facts,
             settings.staleness.take_deadline,
             alive,
         )

@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Literal
 
 from penstock.learner.algorithms.bound import BoundAlgorithm
@@ -72,13 +73,14 @@ class Feed:
         """Nothing is to come: somebody has closed the gate by hand, and how long is up to him."""
         self.refusals = Refusals(store, groups_per_step, refill_attempts, warn)
 
-    def next(self, version: Version, waiting: Callable[[], str]) -> Fed:
-        """`groups_per_step` groups with signal for the step that starts from `version`, or why there are none.
+    def next(self, version: Version, waiting: Callable[[], str], begun: Fed | None = None) -> Fed:
+        """`groups_per_step` groups with signal for the step that starts from `version`, or why there are none. `begun`
+        is what the step has of them already.
 
         Raises DeadlinePassed when they do not come within the deadline, StoreError when the store does not answer.
         """
-        fed = Fed(version)
-        seen: set[int] = set()
+        fed = begun or Fed(version)
+        seen = set(fed.indices)
         began, since, pause = time.monotonic(), time.time(), self._poll
         while not fed.ended:
             taken = self._store.take(version, self._want)
@@ -108,10 +110,23 @@ class Feed:
         self._give_up(fed)
         return fed
 
+    def drop_outlived(self, fed: Fed) -> bool:
+        """Drop what is held and lies beyond the bound as it is now; True when there was some. `take` judges what it
+        hands out, by the bound of that moment, and a step may be filled for long."""
+        outlived = self._outlived_at(fed.version)
+        old = {index for index, group in zip(fed.indices, fed.groups, strict=True) if outlived(group)}
+        if old:
+            self._store.discard(fed.version, sorted(old), "stale")
+            fed.dropped["stale"] += len(old)
+            fed.groups = [group for index, group in zip(fed.indices, fed.groups, strict=True) if index not in old]
+            fed.indices = [index for index in fed.indices if index not in old]
+        return bool(old)
+
     def _sort_out(self, fed: Fed, new: list[Stored]) -> bool:
         """Keep the useful groups, drop the others with their reason; True when some were dropped."""
         refused: dict[str, list[int]] = {}
-        outlived = self._outlived_at(fed.version) if new else None
+        # On the first lineage `take` has found all there is to find.
+        outlived = self._outlived_at(fed.version) if new and fed.version.lineage else None
         for stored in new:
             try:
                 group = decode(stored.payload, Group)
@@ -137,12 +152,14 @@ class Feed:
 
         `take` judges by one version of a group, the one that was stalest where the group was played. A learner that has
         gone back to a checkpoint stands elsewhere in the tree: of two versions of the future it gave up the younger one
-        is farther from it. On the first lineage there is nothing more to find."""
+        is farther from it."""
         bound = self._max_lag()
-        if now.lineage == 0 or bound is None:
+        if bound is None:
             return lambda _: False
-        forks, most = self._store.forks(), bound
-        return lambda group: any(lag(now, span.version, forks) > most for span in group.spans)
+        forks, most = self._store.forks() if now.lineage else {}, bound
+        # Few versions and many spans.
+        outlived = cache(lambda version: lag(now, version, forks) > most)
+        return lambda group: any(outlived(span.version) for span in group.spans)
 
     def _hopeless(self, fed: Fed, exhausted: bool) -> str:
         """Why refilling stops, once too many groups had nothing to teach, here or at the workers."""

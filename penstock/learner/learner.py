@@ -45,6 +45,8 @@ class LearnerPlan:
     """`host:port` on rank 0's machine, where the ranks find each other."""
     checkpoints: Path
     archives: Path
+    nonfinite: Path
+    """Where batches of skipped steps go."""
     model_folder: Path
     """Where the trained model goes at the end."""
     config_hash: str
@@ -131,6 +133,7 @@ class LearnerRank(Rank):
             archive=plan.archive,
             checkpoints=plan.checkpoints,
             archives=plan.archives,
+            nonfinite=plan.nonfinite,
             model=plan.model_folder,
             config_hash=plan.config_hash,
             request=plan.request,

@@ -110,14 +110,12 @@ class LearnerLoop:
             self._weights = {}
             began = time.monotonic()
             self._beat(WAITING)
-            fed = self._feed.next(self.version, self._while_waiting)
-            stopped = self._stand_while_paused()
+            fed, stopped = self._fill()
             waited = time.monotonic() - began
             if self._wants_back:
                 continue
             if why := fed.ended or stopped:
                 break
-            self._turned()
             work = self._trainer.assemble(tuple(fed.groups), self.version)
             if len(work.batch) == 0:
                 self._skip(fed, "no_tokens")
@@ -125,7 +123,8 @@ class LearnerLoop:
             trained = self._trainer.train(work)
             times = {"time/wait": waited, "time/forward_backward": time.monotonic() - began - waited}
             if trained.applied == 0:
-                self._skip(fed, NONFINITE)
+                folder, failed = self._trainer.spoiled
+                self._skip(fed, NONFINITE, folder=folder, failed=failed)
                 self._count_nonfinite()
                 continue
             self._nonfinite = 0
@@ -151,6 +150,7 @@ class LearnerLoop:
         else:
             self.version = self._store.reconcile(resume.version, resume.memo.issued, request, resume.memo)
             self._keeper.resumed(self.version)
+        self._hold_where_paused()
         self._feed.refusals.begin()
         self._beat("publishing the first weights")
         self._publish_afresh()
@@ -179,13 +179,17 @@ class LearnerLoop:
         self.version = self._store.reconcile(found.version, found.memo.issued, request, found.memo)
         self.tokens, self._metrics, self._nonfinite = found.tokens, dict(found.metrics), 0
         self._coefficients.fall_back(found.coefficients)
-        if self.requests.paused:
-            self._store.hold(True)  # the ledger begins with an open gate; whoever paused the run has not heard of it
+        self._hold_where_paused()
         self._feed.refusals.begin()
         self._beat("publishing the weights of a checkpoint")
         self._publish_afresh()
         self._tell("rolled_back", left=str(left), folder=str(found.folder), **self._turned())
         self._checkpoint()
+
+    def _hold_where_paused(self) -> None:
+        """The ledger begins with an open gate, and so do its lineages; whoever paused the run does not hear of it."""
+        if self.requests.paused:
+            self._store.hold(True)
 
     @property
     def _wants_back(self) -> bool:
@@ -224,11 +228,22 @@ class LearnerLoop:
 
     # --- after a step ---------------------------------------------------------------------------------
 
-    def _skip(self, fed: Fed, why: str) -> None:
+    def _fill(self) -> tuple[Fed, str]:
+        """What one step is made of, by the bound on the lag that holds when it begins, and why the run ends instead.
+        What is held already was perhaps taken under a wider one."""
+        fed = self._feed.next(self.version, self._while_waiting)
+        while not ((stopped := self._stand_while_paused()) or fed.ended or self._wants_back):
+            self._turned()
+            if not self._feed.drop_outlived(fed):
+                break
+            fed = self._feed.next(self.version, self._while_waiting, fed)
+        return fed, stopped
+
+    def _skip(self, fed: Fed, why: str, **facts: Any) -> None:
         """Nothing was learned: the groups go, the version stands still."""
         self._store.discard(self.version, fed.indices, why)
         self._skipped += fed.dropped + Counter({why: len(fed.indices)})
-        self._tell("skipped", groups=fed.indices, why=why)
+        self._tell("skipped", groups=fed.indices, why=why, **facts)
 
     def _count_nonfinite(self) -> None:
         self._nonfinite += 1
@@ -236,7 +251,7 @@ class LearnerLoop:
             raise NonFinite(
                 f"{self._nonfinite} train steps in a row from version {self.version} had infinite or undefined "
                 "gradients (learner.max_nonfinite); the weights were not changed. Lower learner.learning_rate, or "
-                "look at the rewards and the sampler's log-probs of the groups in the archive"
+                f"look at the rewards and the sampler's log-probs of their batches, in {self._settings.nonfinite}"
             )
 
     def _publish(self) -> dict[str, float]:

@@ -26,6 +26,8 @@ class LoopSettings:
     archive: ArchiveSection
     checkpoints: Path
     archives: Path
+    nonfinite: Path
+    """Where batches go that were skipped because a gradient was infinite or undefined."""
     model: Path
     """Where the trained model goes at the end, in Hugging Face format."""
     config_hash: str

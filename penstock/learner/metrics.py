@@ -71,7 +71,7 @@ _ALL: dict[str, Metric] = {
         "β of the objective's own KL during the step; reported where it adapts, or once it was changed"
     ),
     "coefficient/{name}": Metric("another coefficient during the step, by its key; reported once it was changed"),
-    "actor/skipped_updates": Metric("updates skipped for an infinite or undefined gradient", good="down"),
+    "actor/skipped_updates": Metric("updates skipped for an infinite or undefined gradient", "updates", "down"),
     # --- values
     "critic/loss": Metric("value loss, clipped as configured, mean over the step's updates", good="down"),
     "critic/error": Metric("half the squared difference between values and returns, per token", good="down"),
@@ -164,9 +164,9 @@ _ALL: dict[str, Metric] = {
     ),
     "batch/advantage_max": Metric("largest absolute advantage, as the loss takes it"),
     "learner/tokens": Metric("response tokens trained on so far", "tokens"),
-    "learner/updates": Metric("optimizer updates so far"),
+    "learner/updates": Metric("optimizer updates so far", "updates"),
     # --- time
-    "learner/tokens_per_second": Metric("response tokens trained per second of the step, waiting included", "tok/s"),
+    "learner/tokens_per_second": Metric("response tokens trained per second of the step, waiting included", "tokens/s"),
     "learner/busy": Metric("share of the step's time in forward and backward", good="up"),
     "time/step": Metric("the whole step", "s"),
     "time/wait": Metric("waiting for groups", "s", "down"),
@@ -179,7 +179,7 @@ _ALL: dict[str, Metric] = {
     "sft/lr": Metric("learning rate"),
     "sft/grad_norm": Metric("norm of the gradient before clipping"),
     "sft/epoch": Metric("passes over the data so far"),
-    "sft/tokens_per_second": Metric("response tokens trained per second", "tok/s"),
+    "sft/tokens_per_second": Metric("response tokens trained per second", "tokens/s"),
 }
 _K3 = {name: _ALL[name.removesuffix("/k3")] for name in _PER_BUCKET if name.endswith("/k3")}
 METRICS: dict[str, Metric] = _ALL | {

@@ -57,6 +57,8 @@ class Trainer:
         )
         self.samples: Callable[[], list[dict[str, Any]]] = list
         """Trajectories of the step that was made last, for people to read."""
+        self.spoiled = ("", "")
+        """Where the batch of the last step lies whose gradients were not finite, or why it could not be written."""
 
     @property
     def max_lag(self) -> int:
@@ -84,6 +86,10 @@ class Trainer:
         self.samples = lambda: self._showcase.samples(picked, work.moment, shares, trained)
         if keep:
             self._evidence.trained(work.moment, work.groups, shares, trained, self._coefficients.values)
+        if trained.applied == 0:
+            self.spoiled = self._evidence.spoiled.keep(
+                work.moment, work.groups, shares, trained, self._coefficients.values
+            )
         return trained
 
     def adapt(self, trained: Trained, made_from: Version) -> None:

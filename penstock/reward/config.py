@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from pydantic import Field, field_validator, model_validator
 
 from penstock.services.metrics import check_word
 from penstock.services.model_config import Dtype, ModelSection
-from penstock.services.settings import Section, on_resume
+from penstock.services.settings import Section, WrongValue, on_resume
 
 MOST_SCORERS = 256
 """Of one run."""
@@ -61,6 +62,9 @@ class RewardSection(Section):
     max_scorers: int | None = on_resume(None, ge=1, le=MOST_SCORERS)
     """Most scorers that the run may be scaled to. By default as many as the cluster has room for; a cluster that is
     started for the run and ends with it has room for twice `scorers` and two more."""
+    max_restarts: int = on_resume(5, ge=0)
+    """How often one scorer is started again after it died; the next death of one that the run began with ends the
+    run."""
     workers: int = on_resume(1, ge=1, le=256)
     """Processes that run rules, for every scorer; so many groups are judged by it at a time."""
     folder: str = "."
@@ -91,15 +95,20 @@ class RewardSection(Section):
     @model_validator(mode="after")
     def _accuracy_is_a_part(self) -> RewardSection:
         if self.accuracy is not None and self.accuracy not in self.rules:
-            raise ValueError(f"accuracy must be one of the parts {', '.join(self.rules)}; found {self.accuracy!r}")
+            close = difflib.get_close_matches(self.accuracy, self.rules, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            problem = f"accuracy must be one of the parts {', '.join(self.rules)}; found {self.accuracy!r}{hint}"
+            raise WrongValue("accuracy", problem)
         if not any(rule.weight for rule in self.rules.values()):
-            raise ValueError("every part has weight 0: there is no reward to learn from; give one a weight")
+            raise WrongValue("rules", "every part has weight 0: there is no reward to learn from; give one a weight")
         return self
 
     @model_validator(mode="after")
     def _within_the_most(self) -> RewardSection:
         if self.max_scorers is not None and self.scorers > self.max_scorers:
-            raise ValueError(f"scorers is {self.scorers}, more than max_scorers, which is {self.max_scorers}")
+            raise WrongValue(
+                "scorers", f"scorers is {self.scorers}, more than max_scorers, which is {self.max_scorers}"
+            )
         return self
 
     @property

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from penstock.services.settings import Section, on_resume
+from penstock.services.settings import Section, WrongValue, on_resume
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class AutoscaleSection(Section):
     @model_validator(mode="after")
     def _a_range(self) -> AutoscaleSection:
         if self.min > self.max:
-            raise ValueError(f"min is {self.min}, more than max, which is {self.max}")
+            raise WrongValue("min", f"min is {self.min}, more than max, which is {self.max}")
         return self
 
 
@@ -156,14 +156,19 @@ class RolloutSection(Section):
     @model_validator(mode="after")
     def _within_the_most(self) -> RolloutSection:
         if self.max_workers is not None and self.workers > self.max_workers:
-            raise ValueError(f"workers is {self.workers}, more than max_workers, which is {self.max_workers}")
+            raise WrongValue(
+                "workers", f"workers is {self.workers}, more than max_workers, which is {self.max_workers}"
+            )
         bounds = self.autoscale
         if bounds is not None and not bounds.min <= self.workers <= bounds.max:
-            raise ValueError(
-                f"workers is {self.workers}, outside of autoscale, which goes from {bounds.min} to {bounds.max}"
+            raise WrongValue(
+                "workers",
+                f"workers is {self.workers}, outside of autoscale, which goes from {bounds.min} to {bounds.max}",
             )
         if bounds is not None and self.max_workers is not None and bounds.max > self.max_workers:
-            raise ValueError(f"autoscale.max is {bounds.max}, more than max_workers, which is {self.max_workers}")
+            raise WrongValue(
+                "autoscale", f"autoscale.max is {bounds.max}, more than max_workers, which is {self.max_workers}"
+            )
         return self
 
     @property

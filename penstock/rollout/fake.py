@@ -98,6 +98,9 @@ class FakeGenerator(Recorder):
     def cut(self, keys: Sequence[str]) -> list[tuple[str, Completion]]:
         return [(key, self._complete(self._tracks.pop(key), "stale")) for key in keys]
 
+    def prepared(self, version: Version) -> bool:  # noqa: ARG002  (a generator's signature)
+        return True
+
     def swap(self, version: Version) -> SwapReport:
         began = time.perf_counter()
         if self._fetch is not None:

@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 from penstock.rollout.episode import Episode
 from penstock.rollout.errors import PromptTooLong
@@ -19,12 +20,14 @@ from penstock.rollout.meter import Meter
 from penstock.rollout.patience import patiently
 from penstock.services.codec import CodecError, decode, encode
 from penstock.services.contracts import DeadlinePassed, Fenced, Generator, Scorer
-from penstock.services.replay import ReplayStore, Ticket
+from penstock.services.replay import Finished, ReplayStore, Ticket
 from penstock.services.staleness import Forks, Outlived, binding_version, lag
-from penstock.services.trajectory import Completion, PartialGroup, Prompt, Sampling, Span
+from penstock.services.trajectory import Completion, Group, PartialGroup, Prompt, Sampling, Span
 from penstock.services.versions import Version
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _TOKENS = {"groups_put": "tokens_put", "handed_back": "tokens_handed_back"}
 """Where the tokens of a group are counted that leaves a worker this way; in any other they are lost."""
@@ -125,31 +128,46 @@ class Groups:
 
     def put(self, published: Version, forks: Forks) -> None:
         """Hand groups that are judged to the store. Raises DeadlinePassed, and what a scorer raised."""
-        for episode in list(self._episodes.values()):
-            if episode.scoring is None:
-                continue
+        waiting = [episode for episode in self._episodes.values() if episode.scoring is not None]
+        judged = [episode for episode in waiting if episode.scoring is not None and episode.scoring.done()]
+        whole = [(episode, group) for episode in judged if (group := self._whole(episode)) is not None]
+        if whole:
+            self._put(whole, published, forks)
+        for episode in waiting:
             waited = time.monotonic() - episode.since
-            if episode.scoring.done():
-                self._put(episode, published, forks)
-            elif waited > self._rules.scoring_deadline:
+            if episode not in judged and waited > self._rules.scoring_deadline:
                 raise DeadlinePassed(
                     f"the scores of group {episode.ticket.index} have been missing for {waited:.0f} s, the limit is "
                     f"{self._rules.scoring_deadline:.0f} s; the scorer is stuck"
                 )
 
-    def _put(self, episode: Episode, published: Version, forks: Forks) -> None:
+    def _whole(self, episode: Episode) -> Group | None:
+        """The judged group; None when it is of no use, and refused."""
         assert episode.scoring is not None
         group = episode.group(episode.scoring.result(timeout=0))
         if len(group.scored) < self._rules.quorum:
             causes = "; ".join(sorted({t.unscored for t in group.trajectories if t.unscored is not None}))
-            had = f"group {episode.ticket.index} has {len(group.scored)} scores of {self._rules.quorum} that are needed"
-            self._refuse(episode, "unscored", f"{had}: {causes}")
+            prompt = episode.prompt
+            row = f"{prompt.source} row {prompt.row}"
+            had = f"group {episode.ticket.index} ({row}) has {len(group.scored)} scores"
+            self._refuse(episode, "unscored", f"{had} of {self._rules.quorum} that are needed: {causes}")
         elif not group.spans:
             self._refuse(episode, "stale", "every answer was cut before its first token")
         else:
-            binding = binding_version(group.spans, published, forks, self._rules.outlived)
-            with self._leaving(episode, "groups_put"):
-                self._ask("put", lambda: self._store.put(episode.ticket, encode(group), binding))
+            return group
+        return None
+
+    def _put(self, whole: list[tuple[Episode, Group]], published: Version, forks: Forks) -> None:
+        """All of them on one trip: the store takes many for little more than one."""
+        outlived = self._rules.outlived
+        finished = [
+            Finished(episode.ticket, encode(group), binding_version(group.spans, published, forks, outlived))
+            for episode, group in whole
+        ]
+        fenced = self._ask("put", lambda: self._store.put_all(finished))
+        for episode, _ in whole:
+            with self._leaving(episode, "fenced" if episode.ticket.index in fenced else "groups_put"):
+                pass
 
     def end_outlived(self, published: Version, forks: Forks) -> None:
         """After a weight swap to `published`: groups that `take` would drop in any case end here; with `cut`,
@@ -217,8 +235,8 @@ class Groups:
         own = {request.key for request in episode.requests()}
         episode.interrupt(self._generator.take_back([key for key in self._generator.in_flight if key in own]))
 
-    def _ask(self, what: str, call: Callable[[], None]) -> None:
-        patiently(what, call, self._rules.patience)
+    def _ask(self, what: str, call: Callable[[], T]) -> T:
+        return patiently(what, call, self._rules.patience)
 
 
 def _partial_of(ticket: Ticket) -> PartialGroup | None:

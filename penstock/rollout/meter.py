@@ -12,7 +12,10 @@ from penstock.services.contracts import SwapReport
 WINDOW = 30.0
 """Seconds over which rates are taken."""
 
-COUNTED = ("tokens", "groups_put", "swaps", "cut", "fenced", "refused", "handed_back", "resumed", "mask_unknown")
+COUNTED = (
+    *("tokens", "groups_put", "swaps", "cut", "fenced", "refused", "handed_back", "resumed", "mask_unknown"),
+    *("tokens_put", "tokens_resumed", "tokens_handed_back", "tokens_dropped"),
+)
 """What is reported from the start: that something grew is seen only where it was 0 before."""
 
 
@@ -59,4 +62,6 @@ class Meter:
             values["rollout/swap/verify_seconds"] = self._swap.verify
             values["rollout/swap/pause_seconds"] = self._swap.pause
             values["rollout/swap/probe_seconds"] = self._swap.probe
+            if self._swap.gap is not None:
+                values["rollout/swap/gap"] = self._swap.gap
         return values

@@ -5,7 +5,7 @@ from __future__ import annotations
 from penstock.services.metrics import Metric
 
 METRICS: dict[str, Metric] = {
-    "rollout/tokens_per_second": Metric("tokens sampled by all workers", "tokens/s", "up"),
+    "rollout/tokens_per_second": Metric("tokens sampled", "tokens/s", "up"),
     "rollout/tokens": Metric("tokens of complete answers that were sampled here since the worker started", "tokens"),
     "rollout/tokens_sampled": Metric("all tokens sampled since the worker started, evaluations included", "tokens"),
     "rollout/tokens_resumed": Metric("tokens of groups that other workers had begun and handed back", "tokens"),
@@ -19,9 +19,14 @@ METRICS: dict[str, Metric] = {
     "rollout/waiting_seconds": Metric("time without anything to generate since the worker started", "s", "down"),
     "rollout/waiting_share": Metric("share of the time in which there was nothing to generate", "", "down"),
     "rollout/swaps": Metric("weight swaps since the worker started", "swaps"),
-    "rollout/swap/verify_seconds": Metric("last swap: fetching and checking, generation stands still", "s", "down"),
+    "rollout/swap/verify_seconds": Metric(
+        "last swap: fetching and checking, as far as generation stood still for it", "s", "down"
+    ),
     "rollout/swap/pause_seconds": Metric("last swap: loading into the engine", "s", "down"),
     "rollout/swap/probe_seconds": Metric("last swap: proof of the new weights", "s", "down"),
+    "rollout/swap/gap": Metric(
+        "last swap: largest difference between engine and learner on the probe, over all workers", "nats", "down"
+    ),
     "rollout/cut": Metric("answers cut short because they outlived max_lag", "answers", "down"),
     "rollout/fenced": Metric("groups forgotten because their lease had ended", "groups", "down"),
     "rollout/refused": Metric("groups that could not be completed", "groups", "down"),

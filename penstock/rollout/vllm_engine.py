@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from penstock.rollout.ahead import Ahead
 from penstock.rollout.config import KEEP_NOTHING, EngineSection, Keep
 from penstock.rollout.errors import PromptTooLong
 from penstock.rollout.probe import judge, judge_change
@@ -73,6 +74,7 @@ class VllmGenerator(Recorder):
         self._done: list[tuple[str, Completion]] = []
         self._asides = 0  # probes and parity requests made so far
         self._probed: tuple[Manifest, list[float]] | None = None
+        self._ahead: Ahead | None = None
         source = {"model": model, "revision": revision, "trust_remote_code": trust_remote_code}
         start = partial(start_engine, source, section, seed, keep, transfer)
         self._calls = Calls(name, start, section.swap_deadline)
@@ -119,6 +121,7 @@ class VllmGenerator(Recorder):
     def close(self) -> None:
         """Stop the engine and free its memory."""
         self._tracks.clear()
+        self._forget_ahead()
         self._calls.close()
 
     def _admit(self) -> None:
@@ -196,6 +199,22 @@ class VllmGenerator(Recorder):
 
     # --- weights ----------------------------------------------------------------------------------
 
+    def prepared(self, version: Version) -> bool:
+        """Whether `version` has been fetched and verified, or could not be, which `swap` then says; this begins with
+        it, in another thread. Versions that engines pull themselves have nothing to verify."""
+        receiver = self._receiver
+        if receiver is None or isinstance(receiver, EngineTransferReceiver):
+            return True
+        if self._ahead is None or (self._ahead.done and self._ahead.version != version):
+            self._forget_ahead()
+            self._ahead = Ahead(receiver, version)
+        return self._ahead.done and self._ahead.version == version
+
+    def _forget_ahead(self) -> None:
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None and ahead.done:
+            ahead.drop()
+
     def swap(self, version: Version) -> SwapReport:
         """Change to the weights of `version`: verify, load between two steps, prove.
 
@@ -205,17 +224,20 @@ class VllmGenerator(Recorder):
         receiver = self._receiver
         assert receiver is not None
         began, in_flight = time.perf_counter(), len(self._tracks)
-        manifest = receiver.manifest(version)
         if isinstance(receiver, EngineTransferReceiver):
+            manifest = receiver.manifest(version)
             verified = time.perf_counter()  # the probe is the proof
             self._receive(receiver, version)
         else:
-            with receiver.fetch(version) as tensors:
+            ahead, self._ahead = self._ahead, None
+            if ahead is None or ahead.version != version:
+                ahead = Ahead(receiver, version)
+            with ahead.taken() as (manifest, tensors):
                 verified = time.perf_counter()
                 self._load(tensors)
         self._change_to(version)
         loaded = time.perf_counter()
-        held = self._prove(version, manifest)
+        held, gap = self._prove(version, manifest)
         proven = time.perf_counter()
         for output in held:
             self._record(output)
@@ -225,6 +247,7 @@ class VllmGenerator(Recorder):
             pause=loaded - verified,
             probe=proven - loaded,
             in_flight=in_flight,
+            gap=gap,
         )
 
     def _receive(self, receiver: EngineTransferReceiver, version: Version) -> None:
@@ -248,23 +271,25 @@ class VllmGenerator(Recorder):
                 track.older_kv |= track.admitted
         self._version = version
 
-    def _prove(self, version: Version, manifest: Manifest) -> list[Any]:
-        """Run the probe as an ordinary request; returns what other requests sampled meanwhile.
+    def _prove(self, version: Version, manifest: Manifest) -> tuple[list[Any], float | None]:
+        """Run the probe as an ordinary request; returns what other requests sampled meanwhile, and how far the engine
+        and the learner are apart.
 
         Those tokens count only when the probe has passed. Raises WeightsError.
         """
         tokens = manifest.probe.tokens if manifest.probe else probe_tokens(self._calls.vocabulary)
         found, held = self._aside(tokens[: self._section.max_model_len - 1])
+        gap = None
         try:
             if manifest.probe is not None:
-                judge(version, manifest, found, self._section.dtype, self._has_experts)
+                gap = judge(version, manifest, found, self._section.dtype, self._has_experts)
             else:
                 judge_change(version, self._probed, manifest, found)
         except WeightsError as error:
             self._calls.failed = str(error)
             raise
         self._probed = (manifest, found)
-        return held
+        return held, gap
 
     def logprobs_of(self, prompt: Sequence[int], response: Sequence[int]) -> Floats:
         """[T] log-probabilities at temperature 1 of the T response tokens, under the engine's weights.

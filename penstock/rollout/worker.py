@@ -72,6 +72,7 @@ class RolloutWorker:
         self._evaluator = Evaluator(generator, scorer, rules.evaluation_slots)
         self._forks: Forks = {}
         self._published = FIRST
+        self._pinned: Version | None = None
         self._looked = self._ask_at = 0.0
         self._backoff = RETRY[0]
         self._requests = 0
@@ -169,6 +170,8 @@ class RolloutWorker:
         if self._published == self._generator.version or self._evaluator.busy:
             return
         try:
+            if self._generator.in_flight and not self._prepared(self._published):
+                return
             self._swap(self._published)
         except WeightsMissing:
             missing = self._published
@@ -176,15 +179,32 @@ class RolloutWorker:
             if self._published == missing:
                 raise  # otherwise it was replaced by a newer one before it could be pinned
 
+    def _prepared(self, version: Version) -> bool:
+        """Whether its checksums have been verified, which goes on beside the generation; until then it is pinned."""
+        if self._pinned != version:
+            self._unpin()
+            self._pin(version)
+        return self._generator.prepared(version)
+
+    def _pin(self, version: Version) -> None:
+        self._ask("pin", partial(self._store.pin, version, self.name, self._rules.weights_deadline))
+        self._pinned = version
+
+    def _unpin(self) -> None:
+        pinned, self._pinned = self._pinned, None
+        if pinned is not None:
+            self._ask("unpin", partial(self._store.unpin, pinned, self.name))
+
     def _swap(self, version: Version) -> None:
         """Bring the generator to `version`, pinned while it is fetched. Raises WeightsMissing, WeightsError."""
         self._in_phase("swapping weights")
-        pin = partial(self._store.pin, version, self.name, self._rules.weights_deadline)
-        self._ask("pin", pin)
+        if self._pinned != version:
+            self._unpin()
+            self._pin(version)
         try:
             self._meter.swapped(self._generator.swap(version))
         finally:
-            self._ask("unpin", partial(self._store.unpin, version, self.name))
+            self._unpin()
         self._serving = str(version)
         self._groups.end_outlived(self._published, self._forks)
 

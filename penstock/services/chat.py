@@ -23,6 +23,11 @@ Message = dict[str, Any]
 class ChatError(PenstockError):
     """A prompt or conversation that cannot become text; the caller adds source and row."""
 
+    def __init__(self, problem: str, key: str = "") -> None:
+        super().__init__(problem)
+        self.key = key
+        """In the data section, where what stands there is the mistake."""
+
 
 class Renderer:
     """A tokenizer and the settings of the data section that shape text."""
@@ -33,10 +38,16 @@ class Renderer:
         self._args = dict(section.template_args)
         has = bool(tokenizer.chat_template)
         if section.chat_template == "always" and not has:
-            raise ChatError("chat_template: always, but the tokenizer has no chat template; set model.chat_template")
+            raise ChatError(
+                "chat_template: always, but the tokenizer has no chat template; set model.chat_template",
+                "chat_template",
+            )
         self.templated = has and section.chat_template != "never"
         if section.system and not self.templated:
-            raise ChatError("data.system needs a chat template, and none is applied to this run's prompts")
+            raise ChatError(
+                "data.system needs a chat template, and none is applied to this run's prompts; set model.chat_template",
+                "system",
+            )
         # A tokenizer that begins every text with a token (BOS) says so when it encodes nothing.
         self._begin: list[int] = list(tokenizer("").input_ids)[:1]
         if self._begin != [tokenizer.bos_token_id]:
@@ -112,7 +123,10 @@ class Renderer:
 
 def _plain(prompt: str | list[Message]) -> str:
     if not isinstance(prompt, str):
-        raise ChatError("the prompt is a list of messages, which needs a chat template; the tokenizer has none in use")
+        raise ChatError(
+            "the prompt is a list of messages, which needs a chat template; the tokenizer has none in use; "
+            "set model.chat_template"
+        )
     if not prompt:
         raise ChatError("the prompt is empty")
     return prompt

@@ -33,6 +33,7 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "f": np.dtype("<f4"),
     "b": np.dtype("?"),
 }
+_BY_BYTE = {ord(code): dtype for code, dtype in _DTYPES.items()}
 
 R = TypeVar("R", bound=Record)
 
@@ -50,10 +51,10 @@ def _encode_array(value: Any) -> Any:
 
 
 def _decode_array(_kind: type, value: Any) -> Any:
-    if not isinstance(value, bytes) or value[:1].decode("latin-1") not in _DTYPES:
+    dtype = _BY_BYTE.get(value[0]) if isinstance(value, bytes) and value else None
+    if dtype is None:
         raise ValueError("expected an array")
-    dtype = _DTYPES[value[:1].decode()]
-    array: NDArray[Any] = np.frombuffer(value, dtype=dtype, offset=1)
+    array: NDArray[Any] = np.frombuffer(value, dtype, -1, 1)
     return array
 
 

@@ -72,6 +72,9 @@ class SwapReport:
     pause: float
     probe: float
     in_flight: int
+    gap: float | None = None
+    """Largest difference between the engine's log-probs of the probe and the learner's, in nats; None where the
+    learner has said none."""
 
 
 class Generator(Protocol):
@@ -104,6 +107,11 @@ class Generator(Protocol):
 
     def cut(self, keys: Sequence[str]) -> list[tuple[str, Completion]]:
         """End these requests now with finish `stale`."""
+        ...
+
+    def prepared(self, version: Version) -> bool:
+        """Whether `swap(version)` need not wait for what can be done beside the generation: fetch and verify. The first
+        call begins with it; while an older version is under way that one comes first."""
         ...
 
     def swap(self, version: Version) -> SwapReport:

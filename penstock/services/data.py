@@ -21,8 +21,8 @@ import xxhash
 from numpy.typing import NDArray
 
 from penstock.services.chat import ChatError, Renderer
-from penstock.services.data_config import DataSection
-from penstock.services.data_read import CACHE, DataError, check_columns, nearest, open_table, place, problems
+from penstock.services.data_config import DataSection, SourceSection
+from penstock.services.data_read import CACHE, DataError, check_columns, nearest, not_text, open_table, place, problems
 from penstock.services.trajectory import TokenIds
 
 if TYPE_CHECKING:
@@ -97,6 +97,17 @@ class _Source(ABC):
     def __len__(self) -> int:
         return len(self._rows)
 
+    def first_longer(self, tokens: int) -> str | None:
+        """Where the first prompt longer than `tokens` lies, how many there are, and how long it is, as `FILE line 3
+        (row 2), the first of 5: the prompt has 70`; None where there is none."""
+        lengths = np.diff(self._offsets)[:: self.width]
+        over = np.flatnonzero(lengths > tokens)
+        if len(over) == 0:
+            return None
+        where, _ = place(self.section, int(self._rows[over[0]]))
+        of = f", the first of {len(over)}" if len(over) > 1 else ""
+        return f"{where}{of}: the prompt has {lengths[over[0]]}"
+
     def _sequence(self, item: int, which: int) -> TokenIds:
         at = item * self.width + which
         return np.array(self._tokens[self._offsets[at] : self._offsets[at + 1]], np.int32)
@@ -113,7 +124,7 @@ class _Source(ABC):
         pieces: list[NDArray[np.int32]] = []
         lengths: list[int] = []
         rows: list[int] = []
-        for first, chunk in _chunks(self._table, self.name):
+        for first, chunk in _chunks(self._table, self.name, self.section):
             texts, closed = self._texts(first, chunk)
             ids = self._renderer.encode(texts, closed)
             for i in range(len(chunk)):
@@ -160,7 +171,7 @@ class _Source(ABC):
         key = columns.messages or columns.prompt
         if values.get(key) is None:
             _, raw = place(self.section, row)
-            near = nearest(key, raw)
+            near = nearest(key, raw) if key not in raw else ""
             raise self._bad(row, f"{key!r} is missing or null; expected a string or a list of messages{near}")
         return values[key]
 
@@ -233,14 +244,17 @@ class PairSource(_Source):
         return texts, [False, True] * len(chunk)
 
 
-def _chunks(table: datasets.Dataset, name: str) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+def _chunks(table: datasets.Dataset, name: str, section: SourceSection) -> Iterator[tuple[int, list[dict[str, Any]]]]:
     """(first row, rows) by the thousand, with a progress bar where the work is long."""
     from rich.progress import Progress
 
     with Progress(transient=True, disable=len(table) < _LONG_WORK) as progress:
         task = progress.add_task(f"tokenising {name}", total=len(table))
         for first in range(0, len(table), _CHUNK):
-            chunk = table[first : first + _CHUNK]
+            try:
+                chunk = table[first : first + _CHUNK]
+            except UnicodeDecodeError as error:  # Arrow looks at the bytes of text only here
+                raise not_text(name, section, error) from error
             count = len(next(iter(chunk.values())))
             yield first, [{key: column[i] for key, column in chunk.items()} for i in range(count)]
             progress.advance(task, count)

@@ -5,6 +5,7 @@ Local files are never looked up on the network. `datasets` keeps its Arrow copie
 
 from __future__ import annotations
 
+import codecs
 import difflib
 import json
 from collections.abc import Iterable, Iterator
@@ -36,6 +37,13 @@ def nearest(name: str, names: Iterable[str]) -> str:
 def layout(name: str, source: SourceSection) -> tuple[str, tuple[Path, ...]]:
     """What the source is (jsonl, parquet, disk, hub) and its local files in order. Raises DataError."""
     path = Path(source.path).expanduser()
+    try:
+        return _layout(name, source, path)
+    except OSError as error:
+        raise DataError(f"source {name!r}: {source.path!r} cannot be read: {error.strerror}") from error
+
+
+def _layout(name: str, source: SourceSection, path: Path) -> tuple[str, tuple[Path, ...]]:
     if source.format == "hub" or (source.format == "auto" and not path.exists() and could_be_hub_id(source.path)):
         return "hub", ()
     if not path.exists():
@@ -61,6 +69,7 @@ def open_table(name: str, source: SourceSection, cache: Path | None = None) -> d
 
     folder = str((cache or CACHE).expanduser() / "arrow")
     datasets.disable_progress_bars()
+    datasets.logging.get_logger("datasets.packaged_modules").setLevel("CRITICAL")  # it is told below, with the line
     paths = [str(f) for f in files]
     try:
         if kind == "hub":
@@ -100,10 +109,46 @@ def open_table(name: str, source: SourceSection, cache: Path | None = None) -> d
 
 def _lines(file: Path) -> Iterator[tuple[int, str]]:
     """The lines of a JSONL file that hold something, with their numbers from 1."""
-    with file.open(encoding="utf-8", errors="replace") as stream:
+    with file.open(encoding="utf-8-sig", errors="replace") as stream:
         for number, line in enumerate(stream, 1):
             if line.strip():
                 yield number, line
+
+
+def _row(file: Path, number: int, line: str) -> Any:
+    """What the line holds. Raises DataError."""
+    try:
+        return json.loads(line, object_pairs_hook=_once)
+    except json.JSONDecodeError as error:
+        where = f"{file} line {number} is not JSON: {error.msg}, column {error.colno}"
+        if file.read_bytes()[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+            raise DataError(f"{file} is UTF-16; save it as UTF-8") from error
+        cut = "" if line.endswith("\n") else "; the file ends in the middle of the line"
+        raise DataError(f"{where}{cut}") from error
+    except ValueError as error:
+        raise DataError(f"{file} line {number}: {error}") from error
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(key for key in found if sum(key == other for other, _ in pairs) > 1)
+        raise ValueError(f"{twice!r} stands twice; keep one of them")
+    return found
+
+
+def not_text(name: str, source: SourceSection, error: Exception) -> DataError:
+    """The first line of a source that is no UTF-8."""
+    kind, files = layout(name, source)
+    for file in files if kind == "jsonl" else ():
+        with file.open("rb") as stream:
+            for number, line in enumerate(stream, 1):
+                try:
+                    line.decode("utf-8")
+                except UnicodeDecodeError as found:
+                    what = f"{file} line {number}: byte {line[found.start]:#04x} is no UTF-8; save the file as UTF-8"
+                    return DataError(f"source {name!r}: {what}")
+    return DataError(f"source {name!r}: {source.path!r} holds text that is no UTF-8: {error}")
 
 
 def _bad_line(files: tuple[Path, ...]) -> str | None:
@@ -114,9 +159,9 @@ def _bad_line(files: tuple[Path, ...]) -> str | None:
     for file in files:
         for number, line in _lines(file):
             try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                return f"{file} line {number} is not JSON: {error.msg}"
+                row = _row(file, number, line)
+            except DataError as error:
+                return str(error)
             if not isinstance(row, dict):
                 return f"{file} line {number}: expected a JSON object, found {type(row).__name__}"
             for key, value in row.items():
@@ -153,11 +198,13 @@ def columns_of(name: str, source: SourceSection) -> list[str] | None:
     """Column names read cheaply from local files; None for the hub. Raises DataError."""
     kind, files = layout(name, source)
     if kind == "jsonl":
-        number, line = next(_lines(files[0]), (0, ""))
         try:
-            row = json.loads(line) if line else {}
-        except json.JSONDecodeError as error:
-            raise DataError(f"source {name!r}: {files[0]} line {number} is not JSON: {error.msg}") from error
+            number, line = next(_lines(files[0]), (0, ""))
+            row = _row(files[0], number, line) if line else {}
+        except DataError as error:
+            raise DataError(f"source {name!r}: {error}") from error
+        except OSError as error:
+            raise DataError(f"source {name!r}: {files[0]} cannot be read: {error.strerror}") from error
         if not isinstance(row, dict) or not row:
             cause = _bad_line(files) or f"{files[0]} line {number} has no keys"
             raise DataError(f"source {name!r}: {cause}")

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from pathlib import Path
+
+_TRIES, _INSTANT = 5, 0.02
+"""How often a lock is tried for that somebody has, and seconds between."""
 
 
 class FileLock:
@@ -18,9 +22,7 @@ class FileLock:
     def claim(self) -> str | None:
         """None when it is ours now; else the process id of whoever has it, or `unknown`."""
         handle = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _taken(handle):
             owner = os.read(handle, 32).decode("ascii", "replace").strip() or "unknown"
             os.close(handle)
             return owner
@@ -48,3 +50,16 @@ class FileLock:
             except BlockingIOError:
                 return True
         return False
+
+
+def _taken(handle: int) -> bool:
+    """Lock the file for this process alone. Whoever asks whether it is `held` has it for an instant: that is waited
+    out."""
+    for _ in range(_TRIES):
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(_INSTANT)
+        else:
+            return True
+    return False

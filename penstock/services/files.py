@@ -27,6 +27,9 @@ def append_line(path: Path, line: bytes) -> None:
     handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         os.write(handle, line)
+    except OSError as error:
+        error.filename = str(path)  # the system knows no name of a descriptor
+        raise
     finally:
         os.close(handle)
 

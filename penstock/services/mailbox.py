@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
+import stat
 import time
 import uuid
 from collections.abc import Callable
@@ -58,7 +60,7 @@ class Mailbox:
             except FileNotFoundError:
                 continue  # its sender has taken it back
             write_atomically(path.with_suffix(".answer"), msgspec.json.encode(_answer(taken, execute)), sync=False)
-            taken.unlink()
+            _remove(taken)
             served += 1
         if served:
             self._forget_unread()
@@ -73,14 +75,25 @@ class Mailbox:
 
 def _answer(path: Path, execute: Callable[[Asked], Answer]) -> Answer:
     """What the command in the file leads to."""
-    size = path.stat().st_size
-    if size > LONGEST:
-        return Answer(False, f"not a command: {size} bytes, a command has at most {LONGEST}")
     try:
+        found = path.lstat()
+        if not stat.S_ISREG(found.st_mode):  # reading a pipe would wait for ever
+            return Answer(False, "not a command: no plain file")
+        if found.st_size > LONGEST:
+            return Answer(False, f"not a command: {found.st_size} bytes, a command has at most {LONGEST}")
         asked = _DECODER.decode(path.read_bytes())
-    except msgspec.MsgspecError as error:
+    except OSError as error:
+        return Answer(False, f"not a command that can be read: {error.strerror}")
+    except ValueError as error:  # msgspec's own, and that of bytes that are no text
         return Answer(False, f"not a command of this version of Penstock: {error}")
     return execute(asked)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink()
 
 
 class MailboxControl:

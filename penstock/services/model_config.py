@@ -8,7 +8,13 @@ from typing import Literal
 
 from pydantic import Field
 
+from penstock.services.contracts import PenstockError
 from penstock.services.settings import Section
+
+
+class ModelError(PenstockError):
+    """A model or tokenizer that is not there, is incomplete, or cannot be loaded."""
+
 
 Dtype = Literal["float32", "bfloat16"]
 """float16 is left out: its narrow exponent needs loss scaling, which no part here does."""

@@ -11,23 +11,18 @@ import difflib
 import json
 import os
 import shutil
-import struct
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from penstock.services.contracts import PenstockError
-from penstock.services.model_config import ModelSection, could_be_hub_id
+from penstock.services import weight_files
+from penstock.services.model_config import ModelError, ModelSection, could_be_hub_id
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-
-class ModelError(PenstockError):
-    """A model or tokenizer that is not there, is incomplete, or cannot be loaded."""
 
 
 def not_found(path: str, looked_for: str) -> str:
@@ -54,9 +49,36 @@ def problems(section: ModelSection) -> list[tuple[str, str]]:
         found.append(("path", not_found(section.path, "config.json")))
         if section.tokenizer is None:
             return found
+    elif Path(section.path).is_dir() and (why := _weights_problem(Path(section.path))):
+        found.append(("path", why))
+    if section.chat_template is not None and (why := _template_problem(section.chat_template)):
+        found.append(("chat_template", why))
     if _is_local(tokenizer) and not _holds_tokenizer(Path(tokenizer)):
         found.append(("tokenizer", not_found(tokenizer, "tokenizer.json")))
     return found
+
+
+def _weights_problem(folder: Path) -> str:
+    try:
+        weight_files.count(folder)
+        return weight_files.problem(folder)
+    except ModelError as error:
+        return str(error)
+
+
+def _template_problem(template: str) -> str:
+    """Why it is no chat template; empty where it is one."""
+    import jinja2
+
+    try:
+        text = _template(template)
+        jinja2.Environment(extensions=["jinja2.ext.loopcontrols"]).parse(text)
+    except ModelError as error:
+        return str(error)
+    except jinja2.TemplateSyntaxError as error:
+        known_elsewhere = "unknown tag" in str(error.message)  # transformers has tags of its own
+        return "" if known_elsewhere else f"line {error.lineno} of the template is no Jinja: {error.message}"
+    return ""
 
 
 def _is_local(path: str) -> bool:
@@ -126,7 +148,7 @@ def describe(path: str, revision: str | None = None) -> ModelFacts:
     heads = int(text.get("num_attention_heads", 1))
     kv_heads = int(text.get("num_key_value_heads") or heads)
     head_dim = int(text.get("head_dim") or text["hidden_size"] // heads)
-    counted = _count_weights(Path(path))
+    counted = weight_files.count(Path(path))
     eos = text.get("eos_token_id", config.get("eos_token_id"))
     return ModelFacts(
         path=path,
@@ -147,23 +169,6 @@ def describe(path: str, revision: str | None = None) -> ModelFacts:
 
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 """What configurations call the number of experts."""
-
-
-def _count_weights(folder: Path) -> int | None:
-    """Parameters by the headers of the safetensors files, or None where there are none."""
-    files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
-    total = 0
-    for file in files:
-        with file.open("rb") as stream:
-            (length,) = struct.unpack("<Q", stream.read(8))
-            header = json.loads(stream.read(length))
-        for name, entry in header.items():
-            if name != "__metadata__":
-                count = 1
-                for size in entry["shape"]:
-                    count *= size
-                total += count
-    return total if files else None
 
 
 def _estimate(config: Mapping[str, Any], heads: int, kv_heads: int, head_dim: int) -> int:
@@ -244,9 +249,10 @@ def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
 def _template(text: str) -> str:
     if "{" in text:
         return text
-    if not Path(text).is_file():
-        raise ModelError(f"chat_template {text!r} is neither a Jinja template nor a file")
-    return Path(text).read_text()
+    try:
+        return Path(text).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelError(f"chat_template {text!r} is neither a Jinja template nor a file that can be read") from error
 
 
 def load_model(section: ModelSection, dtype: str | None = None) -> PreTrainedModel:

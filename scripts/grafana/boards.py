@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from penstock.services.replay import STATES
 from scripts.grafana.describe import Board, Panel, ask, either, grown, of, rate, share_of_time
+
+UNDERWAY = [state for state in STATES if state not in ("committed", "dropped")]
 
 OVERVIEW = Board(
     "penstock-overview",
@@ -27,7 +30,7 @@ OVERVIEW = Board(
             ),
             Panel("Reward", (of("reward/mean"),), "stat", 4),
             Panel("Rollout workers", (of("rollout/workers"),), "stat", 4),
-            Panel("Deaths in the time shown", (grown("event/{kind}", kind="died"),), "stat", 4),
+            Panel("Deaths in the time shown", (grown("event/{kind}", kind="died"),), "stat", 4, whole=True),
         ),
         "Is it learning": (
             Panel("Reward", (of("reward/mean", "mean"), of("reward/solved", "solved"))),
@@ -80,7 +83,15 @@ OVERVIEW = Board(
                 tuple(of(f"time/{part}", part) for part in ("wait", "forward_backward", "publish_blocked")),
                 "stack",
             ),
-            Panel("Ledger", (of("ledger/{state}"),), "stack"),
+            Panel(
+                "Ledger",
+                (of("ledger/{state}", state=f"~{'|'.join(UNDERWAY)}"),),
+                "stack",
+                note="What is under way; committed and dropped groups only ever grow.",
+            ),
+            Panel("Age of the queue", (of("ledger/queue_age"),)),
+            Panel("Learner in forward and backward", (of("learner/busy"),)),
+            Panel("Workers with nothing to generate", (of("rollout/waiting_share", by="worker"),)),
         ),
         "Who is alive": (
             Panel("Rollout workers", (of("rollout/wanted", "wanted"), of("rollout/workers", "running"))),
@@ -169,7 +180,7 @@ FLEET = Board(
             ),
         ),
         "Rollout workers": (
-            Panel("Tokens per second", (of("rollout/tokens_per_second", by="worker"),)),
+            Panel("Tokens per second", (of("rollout/tokens_per_second", by="worker"),), note="Of each worker."),
             Panel("Answers in flight", (of("rollout/in_flight", by="worker"),)),
             Panel("Nothing to generate", (of("rollout/waiting_share", by="worker"),)),
             Panel(
@@ -194,11 +205,10 @@ FLEET = Board(
                 tuple(
                     of(f"rollout/{what}", what, by="worker") for what in ("handed_back", "resumed", "fenced", "refused")
                 ),
-                note="Absent until there is one.",
             ),
         ),
         "Scorers": (
-            Panel("Groups judged per second", (rate("scorer/groups", by="worker"),), unit="suffix: /s"),
+            Panel("Groups judged per second", (rate("scorer/groups", by="worker"),), unit="suffix:/s"),
             Panel("Time to judge a group", (of("scorer/seconds", by="worker"),)),
             Panel("Answers that a part could not judge", (of("scorer/failed/{part}", by="part", how="sum"),)),
         ),
@@ -212,12 +222,12 @@ FLEET = Board(
             ),
         ),
         "Processes": (
-            Panel("CPU", (rate("process/cpu_seconds", by="worker"),), unit="suffix: cores"),
+            Panel("CPU", (rate("process/cpu_seconds", by="worker"),), unit="suffix:cores"),
             Panel("Memory", (of("process/rss", by="worker"),)),
             Panel("Loop silent", (of("process/silent", by="worker"),)),
         ),
         "Accidents": (
-            Panel("Events in the time shown", (grown("event/{kind}"),), "table", 12),
+            Panel("Events in the time shown", (grown("event/{kind}"),), "table", 12, whole=True),
             Panel("Groups leased again", (of("ledger/redelivered"),), width=6),
             Panel("Rule processes replaced", (of("scorer/restarts", by="worker"),), width=6),
         ),

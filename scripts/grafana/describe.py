@@ -37,6 +37,8 @@ class Panel:
     """Grafana's name of a unit; by default that of the first metric."""
     note: str = ""
     """Said in the description before what the metrics mean."""
+    whole: bool = False
+    """Numbers are shown without a fraction: how much a count has grown is extrapolated from scrapes."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +60,12 @@ def metric(name: str) -> Metric:
 
 
 def selected(name: str, **labels: str) -> str:
-    """A metric's series of the runs chosen: `ray_penstock_kl_reference{run=~"$run"}`."""
+    """A metric's series of the runs chosen: `ray_penstock_kl_reference{run=~"$run"}`. The value of a label may begin
+    with `~`, and is an expression then."""
     metric(name)
-    matchers = "".join(f', {label}="{value}"' for label, value in labels.items())
+    matchers = "".join(
+        f', {label}={"~" * value.startswith("~")}"{value.lstrip("~")}"' for label, value in labels.items()
+    )
     return f'{SCRAPED}{to_prometheus(name)}{{run=~"$run"{matchers}}}'
 
 

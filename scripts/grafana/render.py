@@ -8,6 +8,7 @@ from grafana_foundation_sdk.builders import prometheus, stat, statetimeline, tab
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models import common
 from grafana_foundation_sdk.models import dashboard as model
+from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 
 from scripts.grafana.describe import Board, Panel, Query, metric, selected
 
@@ -15,13 +16,13 @@ _HEIGHT = {"stat": 4, "lanes": 10}
 _UNITS = {
     "s": "s",
     "bytes": "bytes",
-    "nat": "suffix: nat",
-    "tok/s": "suffix: tok/s",
-    "tokens/s": "suffix: tok/s",
-    "1/s": "suffix: /s",
+    "nat": "suffix:nat",
+    "tokens/s": "suffix:tokens/s",
 }
 _SOURCE = model.DataSourceRef(type_val="prometheus", uid="${datasource}")
 _TAG = "penstock"
+_VALUE = "count"
+"""Heading of a table's numbers."""
 
 
 def render(board: Board) -> str:
@@ -82,17 +83,26 @@ def _panel(panel: Panel, number: int) -> timeseries.Panel | stat.Panel | stateti
     made = _drawn(panel)
     made.id(number).title(panel.title).description(_description(panel)).datasource(_SOURCE)
     made.unit(panel.unit or _unit(panel.queries[0])).height(_HEIGHT.get(panel.kind, 8)).span(panel.width)
+    if panel.whole:
+        made.decimals(0)
     for letter, query in zip("ABCDEFGH", panel.queries, strict=False):
         target = prometheus.Dataquery().ref_id(letter).expr(query.expr).legend_format(query.legend).datasource(_SOURCE)
+        if panel.kind == "table":  # otherwise every series is a table of its own, behind a menu
+            target.format(PromQueryFormat.TABLE)
         made.with_target(target.instant() if panel.kind in ("stat", "table") else target.range())
     return made
 
 
 def _drawn(panel: Panel) -> timeseries.Panel | stat.Panel | statetimeline.Panel | table.Panel:
     if panel.kind == "stat":
-        return stat.Panel().graph_mode(common.BigValueGraphMode.NONE).text_mode(common.BigValueTextMode.VALUE_AND_NAME)
+        newest = common_builders.ReduceDataOptions().calcs(["lastNotNull"])
+        drawn = stat.Panel().reduce_options(newest).graph_mode(common.BigValueGraphMode.NONE)
+        return drawn.text_mode(common.BigValueTextMode.VALUE_AND_NAME)
     if panel.kind == "table":
-        return table.Panel()
+        columns = {"excludeByName": {"Time": True}, "renameByName": {"Value": _VALUE}}
+        most_first = common_builders.TableSortByFieldState().display_name(_VALUE).desc(True)
+        drawn_table = table.Panel().show_header(True).sort_by([most_first])
+        return drawn_table.with_transformation(model.DataTransformerConfig("organize", options=columns))
     if panel.kind == "lanes":
         words = {
             "0": model.ValueMappingResult(text=" ", color="transparent"),
@@ -100,7 +110,10 @@ def _drawn(panel: Panel) -> timeseries.Panel | stat.Panel | statetimeline.Panel 
         }
         return statetimeline.Panel().mappings([model.ValueMap(options=words)]).merge_values(True)
     lines = timeseries.Panel().line_width(1.5).show_points(common.VisibilityMode.NEVER)
-    lines.tooltip(common_builders.VizTooltipOptions().mode(common.TooltipDisplayMode.MULTI))
+    lines.legend(common_builders.VizLegendOptions().show_legend(True))  # the library's default is none
+    lines.tooltip(
+        common_builders.VizTooltipOptions().mode(common.TooltipDisplayMode.MULTI).sort(common.SortOrder.DESCENDING)
+    )
     if panel.kind in ("stack", "share"):
         mode = common.StackingMode.PERCENT if panel.kind == "share" else common.StackingMode.NORMAL
         lines.stacking(common_builders.StackingConfig().mode(mode)).fill_opacity(60)

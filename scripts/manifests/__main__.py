@@ -17,7 +17,7 @@ from pathlib import Path
 from scripts.manifests.agreements import AGREEMENTS
 from scripts.manifests.render import RenderError, overlays, render
 from scripts.manifests.rules import RULES, Deployment
-from scripts.manifests.schemas import Schemas
+from scripts.manifests.schemas import SchemaError, Schemas
 
 BROUGHT = ("v1.33.0-local-strict", "v1.37.0-local-strict")
 """The oldest Kubernetes that the manifests are held against, and the newest."""
@@ -55,7 +55,11 @@ def main() -> int:
         return 2
     wrong = 0
     collections = [Schemas([path]) for path in brought_along()]
-    collections = [*collections, Schemas([*brought_along()[-1:], *args.schemas])] if args.schemas else collections
+    try:
+        collections += [Schemas([*brought_along()[-1:], *args.schemas])] if args.schemas else []
+    except SchemaError as error:
+        print(f"[manifests] {error}", file=sys.stderr)
+        return 2
     for folder in args.overlays or overlays():
         try:
             count, problems, unknown = check(folder, collections)

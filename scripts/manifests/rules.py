@@ -195,6 +195,10 @@ def _forms() -> dict[str, Object]:
 
 def _secrets(where: str, container: dict[str, Any]) -> Iterator[str]:
     forms = _forms()
+    for source in container.get("envFrom", ()):
+        name = source.get("secretRef", {}).get("name")
+        if name is not None and name not in forms:
+            yield f"{where}: its environment comes from a Secret {name!r}, which {SECRETS.name} lacks"
     for variable in container.get("env", ()):
         wanted = variable.get("valueFrom", {}).get("secretKeyRef")
         if wanted is not None and wanted["key"] not in forms.get(wanted["name"], {}).get("stringData", {}):

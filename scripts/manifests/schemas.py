@@ -13,6 +13,7 @@ in CEL (`x-kubernetes-validations`) is not evaluated.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,13 +26,24 @@ from scripts.manifests.render import Object, title
 Kind = tuple[str, str]
 """apiVersion and kind."""
 _OBJECT_META = "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta"
-_LOADER: type[yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _LEFT_OUT = ("description", "default", "properties")
 _SCALARS = {"int-or-string": ["string", "integer"], "quantity": ["string", "number"]}
+_DEFINITION = "CustomResourceDefinition"
+
+
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """Reads a plain `=` as text, as Kubernetes does; YAML 1.1 has a type of its own for it, which nobody constructs."""
+
+
+_Loader.add_constructor("tag:yaml.org,2002:value", _Loader.construct_yaml_str)
+
+
+class SchemaError(Exception):
+    """A file that should hold schemas and cannot be read; the text says which and why."""
 
 
 class Schemas:
-    """The schemas below some folders, by the kind of object they are for."""
+    """The schemas below some folders, by the kind of object they are for. Raises SchemaError for a damaged file."""
 
     def __init__(self, folders: list[Path]) -> None:
         self._definitions: dict[str, Any] = {}
@@ -60,8 +72,18 @@ class Schemas:
                 self._kinds[version, kind["kind"]] = {"$ref": f"#/definitions/{name}"}
 
     def _read_resources(self, path: Path) -> None:
-        for found in yaml.load_all(path.read_text(), _LOADER):
-            if not isinstance(found, dict) or found.get("kind") != "CustomResourceDefinition":
+        text = path.read_text()
+        # Beside definitions a repository has charts, whose templates are no YAML.
+        if re.search(rf"^kind: *{_DEFINITION} *$", text, re.MULTILINE) is None:
+            return
+        try:
+            documents = list(yaml.load_all(text, _Loader))
+        except yaml.YAMLError as error:
+            if "{{" in text:  # a template that makes definitions
+                return
+            raise SchemaError(f"{path} is no YAML: {error}") from error
+        for found in documents:
+            if not isinstance(found, dict) or found.get("kind") != _DEFINITION:
                 continue
             group, kind = found["spec"]["group"], found["spec"]["names"]["kind"]
             for version in found["spec"]["versions"]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from browsing import LAPTOP, SMALL, complaints, picture, served, shape, until
@@ -38,7 +40,7 @@ def painted(browser: WebDriver) -> str | None:
 
 
 def text(browser: WebDriver, element: str) -> str:
-    return str(browser.execute_script("return document.getElementById(arguments[0]).textContent", element))
+    return str(browser.execute_script("return document.getElementById(arguments[0])?.textContent", element))
 
 
 def press(browser: WebDriver, key: str) -> None:
@@ -146,6 +148,37 @@ def test_the_arrows_move_the_cursor_of_all_charts_step_by_step(browser: WebDrive
     assert "large" not in (chart.get_attribute("class") or "")
 
 
+def test_a_guard_that_is_exhausted_is_no_firing(browser: WebDriver, address: str) -> None:
+    load(browser, address)
+    chart = browser.find_element(By.CSS_SELECTOR, "[aria-label^='Entropy']")
+    chart.send_keys(Keys.END, *[Keys.PAGE_UP] * 4, *[Keys.ARROW_LEFT] * 9)
+    until("it is told", lambda: "· guard, exhausted: guard kl: " in text(browser, "readout"))
+    chart.send_keys(Keys.PAGE_UP, Keys.ARROW_LEFT, Keys.ARROW_LEFT)
+    until("a firing is told as one", lambda: "· guard: kl/reference > 0.1" in text(browser, "readout"))
+
+
+@pytest.mark.parametrize(
+    ("splits", "marks"),
+    [
+        ([0, 0.5, 1], ["0", "0.5", "1"]),
+        ([2.619, 2.6192, 2.6194], ["2.619", "2.6192", "2.6194"]),
+        ([0, 5e-5, 1e-4], ["0", "5e-5", "1.0e-4"]),
+        ([0.0002, 0.00025, 0.0003], ["2.0e-4", "2.5e-4", "3.0e-4"]),
+        ([10_000, 10_500, 11_000], ["10k", "10.5k", "11k"]),
+        ([0, 2_000_000, 4_000_000], ["0", "2M", "4M"]),
+        ([-0.25, 0, 0.25], ["-0.25", "0", "0.25"]),
+    ],
+)
+def test_the_marks_of_an_axis_can_be_told_apart(
+    browser: WebDriver, address: str, splits: list[float], marks: list[str]
+) -> None:
+    browser.get(address)
+    found = browser.execute_async_script(
+        "import('/static/charts.js').then((charts) => arguments[1](charts.axisValues(arguments[0])))", splits
+    )
+    assert found == marks
+
+
 def test_a_range_of_steps_is_asked_for_anew(browser: WebDriver, address: str) -> None:
     load(browser, address)
     over = browser.find_element(By.CSS_SELECTOR, "[aria-label^='Entropy'] .u-over")
@@ -156,6 +189,22 @@ def test_a_range_of_steps_is_asked_for_anew(browser: WebDriver, address: str) ->
     until("only these are drawn", lambda: first <= int(painted(browser) or 0) <= last)
     press(browser, Keys.ESCAPE)
     until("all steps are back", lambda: not browser.find_elements(By.CSS_SELECTOR, "#range button"))
+
+
+def test_another_run_at_the_same_address_leaves_nothing_of_the_one_before(
+    browser: WebDriver, recorded: RunDir, tmp_path: Path
+) -> None:
+    other = RunDir.create(tmp_path, "other", "name: other\n")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    with served(str(recorded.path), "--port", port) as address:
+        load(browser, address)
+    with served(str(other.path), "--port", port):
+        until("the other one is shown", lambda: text(browser, "name") == other.path.name, 20)
+        until("its charts are empty", lambda: not browser.find_elements(By.CSS_SELECTOR, ".plot canvas"))
+        assert text(browser, "phase") == "never started"
+        assert not browser.find_element(By.ID, "track").is_displayed()
 
 
 def test_signing_in_with_a_wrong_and_with_the_right_token(browser: WebDriver, recorded: RunDir) -> None:

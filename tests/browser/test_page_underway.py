@@ -35,7 +35,7 @@ def _phase(browser: WebDriver) -> str:
 
 
 def _button(browser: WebDriver, words: str) -> Any:
-    found = browser.find_elements(By.CSS_SELECTOR, "#steer button")
+    found = browser.find_elements(By.CSS_SELECTOR, "#steer button, .alive .caption button")
     return next(button for button in found if words in (button.text, button.get_attribute("aria-label")))
 
 
@@ -112,6 +112,30 @@ def test_answers_of_a_step_can_be_inspected_token_by_token(page: WebDriver, dril
     until("tokens are shown", lambda: page.find_elements(By.CSS_SELECTOR, "#inspector .tk"), 15)
     picture(page, "live-tokens")
     page.find_element(By.ID, "tab-overview").click()
+
+
+def test_scorers_come_and_go_by_clicks(page: WebDriver, drill: Drill) -> None:
+    assert not _button(page, "One scorer less").is_enabled(), "the last one stays"
+    _button(page, "One scorer more").click()
+    until("it works", lambda: _named(drill, "joined", "scorer-1"), 60)
+    button = "[aria-label='Let scorer-1 part with its work and leave']"
+    until("it can be let go", lambda: page.find_elements(By.CSS_SELECTOR, button), 10)
+    page.find_element(By.CSS_SELECTOR, button).click()
+    until("it has left", lambda: _named(drill, "left", "scorer-1"), 30)
+
+
+def _named(drill: Drill, kind: str, name: str) -> bool:
+    return any(event.facts.get("name") == name for event in drill.events(kind))
+
+
+def test_a_page_whose_process_is_killed_comes_back_by_itself(page: WebDriver, drill: Drill) -> None:
+    children = psutil.Process(drill.process.pid).children()
+    (served,) = [child for child in children if "penstock.deploy.page" in child.cmdline()]
+    served.kill()
+    until("it is told", lambda: _named(drill, "warning", "dashboard"), 10)
+    step = _newest_step(drill)
+    until("the page goes on", lambda: int(page.execute_script("return document.body.dataset.painted")) > step, 20)
+    page.get_log("browser")  # that the connection was reset
 
 
 def test_what_the_run_refuses_is_said_with_the_reason(page: WebDriver, drill: Drill) -> None:

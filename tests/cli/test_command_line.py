@@ -193,3 +193,14 @@ def test_a_command_that_may_be_repeated_says_so_to_the_api(monkeypatch: pytest.M
     monkeypatch.setattr("penstock.api.train", train, raising=False)
     assert [_exit(monkeypatch, "train", "run.yaml"), _exit(monkeypatch, "train", "run.yaml", "--once")] == [0, 0]
     assert said == [False, True]
+
+
+def test_a_job_system_that_repeats_what_failed_may_be_told_that_a_missed_goal_is_no_failure(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    missed = GOAL | {"value": 0.5, "reached": False}
+    monkeypatch.setattr("penstock.api.train", lambda *_, **__: _run(tmp_path, missed), raising=False)
+    exits = [_exit(monkeypatch, "train", "run.yaml", *more) for more in ([], ["--missed-goal", "0"])]
+    assert exits == [3, 0]
+    assert capsys.readouterr().out.count("goal MISSED") == 2
+    assert _exit(monkeypatch, "train", "run.yaml", "--missed-goal", "256") == 2

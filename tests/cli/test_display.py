@@ -9,7 +9,7 @@ from rich.console import Console
 from views import counts, view
 
 from penstock.cli.display import LivePanel, PlainLines, make_display, panel
-from penstock.deploy.view import RunView, WorkerView
+from penstock.deploy.view import Controls, RunView, WorkerView
 
 
 def _lines(*views: RunView) -> list[str]:
@@ -54,6 +54,14 @@ def test_plain_lines_say_phases_messages_and_deaths() -> None:
         "training",
         "rollout-1 dead: out of memory",
     ]
+
+
+def test_the_panel_shows_what_is_held_and_by_whom_also_when_something_was_said_since() -> None:
+    held = view(message="a checkpoint was written", controls=Controls(paused_by="pause by ada@lab", gate_open=False))
+    text = _drawn(held)
+    assert "paused by pause by ada@lab; `penstock go` lets it go on; the gate is held closed" in " ".join(text.split())
+    assert "held closed" not in _drawn(view())
+    assert "held closed" not in _drawn(dataclasses.replace(held, phase="draining")), "nothing can be asked for any more"
 
 
 def test_the_panel_shows_progress_numbers_ledger_and_workers() -> None:

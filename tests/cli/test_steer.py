@@ -8,6 +8,7 @@ import pytest
 
 from penstock.cli import steer
 from penstock.services.control import Gate, NoAnswer, Pause, Refused, Scale, SetCoefficient, SetMaxLag
+from penstock.services.mailbox import MailboxControl
 from penstock.services.rundir import RunDir, RunDirError
 
 
@@ -33,7 +34,9 @@ def test_a_word_that_scales_nothing_is_told_with_what_is_allowed(word: str, said
     assert said in str(refused.value)
 
 
-@pytest.mark.parametrize("word", ["kl.coef", "kl.coef=", "kl.coef=much", "=0.1", "max_lag=1.5", "max_lag=-1"])
+@pytest.mark.parametrize(
+    "word", ["kl.coef", "kl.coef=", "kl.coef=much", "kl.coef=nan", "kl.coef=1e999", "=0.1", "max_lag=1.5", "max_lag=-1"]
+)
 def test_a_word_that_sets_nothing_is_told_with_an_example(word: str) -> None:
     with pytest.raises(Refused, match=r"kl\.coef=0\.01|max_lag=4"):
         steer.settings([word])
@@ -49,11 +52,25 @@ def test_words_become_commands() -> None:
 
 def test_where_there_is_no_run_the_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(RunDirError, match=str(tmp_path)):
-        steer.send("pause", [Pause()], None, tmp_path, None)
+        list(steer.send("pause", [Pause()], None, tmp_path, None))
 
 
 def test_a_run_that_has_ended_is_said_to_be_not_running(tmp_path: Path) -> None:
     run = RunDir.create(tmp_path, "over", "name: over\n")
     for word in (str(run.path), "over", run.path.name):
         with pytest.raises(NoAnswer, match="is not running"):
-            steer.send("pause", [Pause()], word, tmp_path, None)
+            list(steer.send("pause", [Pause()], word, tmp_path, None))
+
+
+def test_of_several_words_those_before_a_refused_one_are_told_as_done(tmp_path: Path, monkeypatch) -> None:
+    def answer(_: MailboxControl, command: Scale, by: str) -> str:
+        if command.count == 0:
+            raise Refused("the last scorer stays")
+        return f"{command.count} {command.role}"
+
+    monkeypatch.setattr(MailboxControl, "send", answer)
+    RunDir.create(tmp_path, "goes-on", "name: goes-on\n")
+    answers = steer.send("scale", steer.scales(["rollout=4", "scorer=0", "rollout=5"]), None, tmp_path, None)
+    assert next(answers) == "4 rollout"
+    with pytest.raises(Refused, match="the last scorer stays"):
+        next(answers)

@@ -51,6 +51,15 @@ def test_a_kind_that_did_not_happen_is_refused_with_those_that_did(run: RunDir) 
         shown(run, Wanted(frozenset(["warnin", "swapped"])))
 
 
+def test_a_damaged_line_is_noted_and_hides_no_other(run: RunDir) -> None:
+    with run.events.open("ab") as file:
+        file.write(b'{"time": 1, "kind": "\xff", "message": ""}\n{"time": 1}\n')
+    run.add_event("warning", "the last")
+    messages, notes = shown(run, Wanted(lines=2))
+    assert messages == ["event 29", "the last"]
+    assert [note.startswith("passed over: not a line of events") for note in notes] == [True, True]
+
+
 def test_since_a_moment_all_are_shown(run: RunDir) -> None:
     assert len(shown(run, Wanted(since=time.time() - 60))[0]) == 30
     assert shown(run, Wanted(since=time.time() + 60))[0] == []

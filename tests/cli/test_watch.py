@@ -95,3 +95,12 @@ def test_on_a_terminal_the_panel_is_drawn_in_place() -> None:
     assert text.count("· training") == 1
     assert "· finished" in text
     assert "\x1b[1A" in text, "the cursor goes up, so that the panel stands where it stood"
+
+
+def test_of_a_run_that_has_ended_the_head_has_the_memory_it_took() -> None:
+    peaks = {f"rollout-{number}": (number + 1) * 10**9 for number in range(10)}
+    ended = Status(Path("/runs/sort-1"), view(), False, 0.0, {"peak_memory_bytes": peaks})
+    line = watching.head(ended).plain.splitlines()[-1]
+    assert line.startswith("peak memory, GB: 55.0 in all: rollout-9 10.00, rollout-8 9.00")
+    assert line.endswith("rollout-2 3.00 and 2 more")
+    assert "memory" not in watching.head(facts(view())).plain

@@ -12,10 +12,10 @@ from penstock.deploy.checks import context
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a model's configuration, a tokenizer and two data files."""
+    """A folder with a model that nobody loads, a tokenizer and two data files."""
     folder = tmp_path_factory.mktemp("home")
     tiny.tokenizer().save_pretrained(folder / "model")
-    tiny.config().save_pretrained(folder / "model")
+    tiny.save_weightless(folder / "model")
     for name in ("train.jsonl", "held_out.jsonl"):
         (folder / name).write_text('{"prompt": "2+2=", "answer": "4"}\n')
     return folder

@@ -14,13 +14,17 @@ FOLLOWS = "staleness.max_lag={min: 1, max: 8}"
 @pytest.mark.parametrize(
     ("overrides", "key", "said"),
     [
-        (["rollout.autoscale={min: 5, max: 4}"], "rollout.autoscale", "min is 5, more than max, which is 4"),
-        ([AUTO, "rollout.workers=6"], "rollout", "workers is 6, outside of autoscale, which goes from 1 to 4"),
-        ([AUTO, "rollout.max_workers=3"], "rollout", "autoscale.max is 4, more than max_workers, which is 3"),
+        (["rollout.autoscale={min: 5, max: 4}"], "rollout.autoscale.min", "min is 5, more than max, which is 4"),
+        ([AUTO, "rollout.workers=6"], "rollout.workers", "workers is 6, outside of autoscale, which goes from 1 to 4"),
+        ([AUTO, "rollout.max_workers=3"], "rollout.autoscale", "autoscale.max is 4, more than max_workers, which is 3"),
         ([AUTO, "staleness.max_lag=0"], "rollout.autoscale", "at staleness.max_lag 0 learner and workers take turns"),
         (["rollout.autoscale.min=2"], "rollout.autoscale.max", "is required and missing"),
-        (["reward.scorers=3", "reward.max_scorers=2"], "reward", "scorers is 3, more than max_scorers, which is 2"),
-        (["staleness.max_lag={min: 4, max: 2}"], "staleness.max_lag", "min is 4, more than max, which is 2"),
+        (
+            ["reward.scorers=3", "reward.max_scorers=2"],
+            "reward.scorers",
+            "scorers is 3, more than max_scorers, which is 2",
+        ),
+        (["staleness.max_lag={min: 4, max: 2}"], "staleness.max_lag.min", "min is 4, more than max, which is 2"),
         (["staleness.max_lag={max: 8, target_ess: 1.2}"], "staleness.max_lag.target_ess", "does not fit"),
         (["staleness.max_lag={max: 8, target_es: 0.9}"], "staleness.max_lag.target_es", "there is no such key"),
         (["staleness.max_lag=lots"], "staleness.max_lag", "does not fit"),

@@ -47,6 +47,20 @@ def test_every_panel_says_what_it_shows_and_in_which_unit(board) -> None:
         assert all(target["legendFormat"].startswith("{{run}}") for target in panel["targets"])
 
 
+def test_lines_have_a_legend_tables_are_one_table_and_counts_have_no_fraction(board) -> None:
+    """What Grafana's library leaves out where nobody asks for it."""
+    for panel in panels(board):
+        (target, *_), options = panel["targets"], panel["options"]
+        if panel["type"] == "timeseries":
+            assert options["legend"]["showLegend"], panel["title"]
+        if panel["type"] == "table":
+            assert (target["format"], target["instant"]) == ("table", True)
+        if panel["type"] == "stat":
+            assert options["reduceOptions"]["calcs"] == ["lastNotNull"]
+        if "increase(" in target["expr"]:
+            assert panel["fieldConfig"]["defaults"]["decimals"] == 0, panel["title"]
+
+
 def test_queries_ask_for_exported_metrics_of_the_chosen_runs(board) -> None:
     known = {SCRAPED + to_prometheus(name) for name in exported()}
     for panel in panels(board):
@@ -97,6 +111,7 @@ def test_queries_by_hand() -> None:
     by_state = of("ledger/{state}", "ledger")
     assert by_state.expr == 'max by (run, state) (ray_penstock_ledger_by_state{run=~"$run"})'
     assert by_state.legend == "{{run}} ledger {{state}}"
+    assert of("ledger/{state}", state="~stored|taken").expr.endswith('{run=~"$run", state=~"stored|taken"})')
     assert rate("scorer/groups", by="worker", role="scorer").expr == (
         'sum by (run, worker) (rate(ray_penstock_scorer_groups{run=~"$run", role="scorer"}[$__rate_interval]))'
     )

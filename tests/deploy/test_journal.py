@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 
 import pytest
 
@@ -84,9 +85,10 @@ def test_what_is_left_follows_the_pace_and_the_nearer_limit(directory, monkeypat
 def test_the_address_of_the_page_is_shown_at_once_and_stays(directory):
     screen = Screen()
     journal = journal_of(directory, screen)
-    journal.serve_at("")
+    journal.serve(None)
     assert screen.views == []
-    journal.serve_at("http://127.0.0.1:8400/")
+    page = Served("http://127.0.0.1:8400/")
+    journal.serve(page)
     assert screen.views[0].message == "watch the run at http://127.0.0.1:8400/"
     journal.enter("training")
     journal.show((), None)
@@ -94,6 +96,22 @@ def test_the_address_of_the_page_is_shown_at_once_and_stays(directory):
     assert [event.facts["address"] for event in directory.read_events() if event.kind == "dashboard"] == [
         "http://127.0.0.1:8400/"
     ]
+    page.address, page.says = "", "the page is given up\nand this is why"
+    journal.show((), None)
+    assert (screen.views[2].page, screen.views[2].message) == ("", "the page is given up")
+    assert [event.facts for event in directory.read_events() if event.kind == "warning"] == [{"name": "dashboard"}]
+
+
+@dataclass
+class Served:
+    """A page that says something of itself once."""
+
+    address: str
+    says: str = ""
+
+    def look(self) -> str:
+        said, self.says = self.says, ""
+        return said
 
 
 def test_what_the_members_did_is_written_once(directory):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from penstock.deploy.catalogue import exported
@@ -17,3 +18,11 @@ def test_every_exported_metric_is_on_it_once() -> None:
     lines = markdown().splitlines()
     for name in exported():
         assert sum(line.startswith(f"| `{name}` |") for line in lines) == 1, name
+
+
+def test_a_unit_has_one_spelling_and_what_is_counted_or_timed_has_one() -> None:
+    counted = {"answers", "events", "firings", "groups", "processes", "scorers", "steps", "swaps", "tokens", "updates"}
+    assert {m.unit for m in exported().values()} <= counted | {"", "workers", "bytes", "nat", "s", "unix s", "tokens/s"}
+    for name, metric in exported().items():
+        if re.search(r"(_|/)(seconds|tokens|groups|bytes|updates|per_second)$|^(event|guard|time)/", name):
+            assert metric.unit, name

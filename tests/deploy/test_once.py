@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from check_parts import GOOD
 
 from penstock import api
 from penstock.learner import checkpoints
+from penstock.services.contracts import PenstockError
 from penstock.services.replay import LedgerMemo
 from penstock.services.rundir import RunDir
 from penstock.services.versions import Version
@@ -79,3 +81,23 @@ def test_runs_of_other_names_are_none_of_its_business(started: list[Any], tmp_pa
     checkpoint(other)
     mine = train(tmp_path, "name=sort")
     assert started == [("start", other), ("start", mine)]
+
+
+def test_a_resume_that_ends_before_the_learner_begins_leaves_the_run_where_its_checkpoint_is(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nothing_starts(*_: Any) -> None:
+        raise PenstockError("no room in the cluster")
+
+    monkeypatch.setattr("penstock.deploy.run.Parts", nothing_starts)
+    (place / "run.yaml").write_text(yaml.safe_dump(GOOD, sort_keys=False))
+    overrides = [f"runs_dir={tmp_path / 'runs'}", "tracking.tensorboard=false"]
+    with pytest.raises(PenstockError, match="no room"):
+        api.train("run.yaml", overrides)
+    run = RunDir.newest(tmp_path / "runs")
+    assert json.loads(run.summary.read_text())["steps"] == 0
+    checkpoint(run.path)
+    with pytest.raises(PenstockError, match="no room"):
+        api.resume(run.path)
+    summary = json.loads(run.summary.read_text())
+    assert (summary["version"], summary["steps"], summary["steps_of_this_start"]) == ("0.5", 5, 0)

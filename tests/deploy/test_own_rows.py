@@ -136,7 +136,7 @@ def test_other_mistakes_in_an_own_cell_are_told_as_pydantic_found_them(own: Path
     ).replace("mask, width):", "mask, width, even):")
     (own / "my_rows.py").write_text(text)
     found = findings(run_file(own), "algorithm.objective={width: 0, even: 3, widht: 2}")
-    assert found["algorithm.objective.width"].allowed == "more than 0.0"
+    assert found["algorithm.objective.width"].allowed == "more than 0"
     assert (found["algorithm.objective.even"].problem, found["algorithm.objective.even"].found) == ("is odd", "3")
     assert found["algorithm.objective.widht"].nearest == "algorithm.objective.width"
 

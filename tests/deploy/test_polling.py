@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -141,3 +142,36 @@ def test_one_that_takes_too_long_to_start_is_told_of(fleet):
     late._ready = Answer(there=False)
     with pytest.raises(DeadlinePassed, match=r"rollout-1 to start"):
         Polling(0.2, 600).look([*made.members, late], -1)
+
+
+def test_nobody_is_silent_because_the_driver_was_stopped_for_a_while(fleet, monkeypatch):
+    """Of many workers few are asked at a time, and the others have no answer waiting when the driver goes on."""
+    made, now = fleet(50, learner="learner"), [time.monotonic()]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    polling = Polling(0.2, 600)
+    for _ in range(3):
+        now[0] += 0.2
+        polling.look(made.members, 10)
+    now[0] += 3600
+    polling.look(made.members, 10)
+    assert max(member.silent for member in made.members) < 10
+    now[0] += 4.0
+    polling.look(made.members, 10)
+    assert max(member.silent for member in made.members) > 4, "a slow look is no excuse"
+
+
+def test_an_actor_that_starts_has_its_time_although_the_driver_was_stopped_for_a_while(fleet, monkeypatch):
+    made, now = fleet(1), [time.monotonic()]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    late = made.members[0]
+    late.launch()
+    late._ready = Answer(there=False)
+    polling = Polling(0.2, 600)
+    polling.look(made.members, 10)
+    now[0] += 3600
+    polling.look(made.members, 10)
+    assert late.state == "starting"
+    for _ in range(4):
+        now[0] += 3
+        polling.look(made.members, 10)
+    assert late.state == "dead" and "waited 10 s (deadlines.start)" in late.cause

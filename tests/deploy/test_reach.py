@@ -21,6 +21,7 @@ from penstock.deploy.listing import listing
 from penstock.deploy.mirror import Mirror
 from penstock.deploy.reach import PAGE, STORY
 from penstock.deploy.status import status_of
+from penstock.deploy.view import Controls
 from penstock.services.control import Answer, NoAnswer, Pause, Refused
 from penstock.services.mailbox import Mailbox
 from penstock.services.metrics import MetricsLog, read_rows
@@ -108,6 +109,12 @@ def test_a_folder_that_is_no_run_says_what_it_lacks(tmp_path: Path):
     (tmp_path / "notes").mkdir()
     with pytest.raises(RunDirError, match=r"is no run directory: it lacks config\.yaml"):
         found(tmp_path / "notes", tmp_path)
+
+
+def test_a_path_that_leads_nowhere_names_the_run_nearest_to_it(tmp_path: Path):
+    run = a_run(tmp_path / "elsewhere", "carry")
+    with pytest.raises(RunDirError, match=f"does not exist; nearest: {run.path}"):
+        found(run.path.with_name("cary"), tmp_path)
 
 
 def test_names_on_the_cluster_are_those_of_directories_run_files_and_ids_and_must_mean_one_run(tmp_path: Path, far):
@@ -236,8 +243,29 @@ def test_runs_here_and_elsewhere_are_listed_the_freshest_first(tmp_path: Path, f
     assert len(listing(tmp_path / "near", None)) == 2
 
 
+def test_a_run_that_somebody_has_paused_is_listed_as_paused(tmp_path: Path):
+    run = a_run(tmp_path, "sums", controls=Controls(paused_by="ada"))
+    run.lock()
+    assert [row.state for row in listing(tmp_path, None)] == ["paused"]
+    run.unlock()
+
+
 def test_a_run_that_is_found_here_and_on_the_cluster_is_listed_once(tmp_path: Path, far):
     first = next(iter(far))
     (tmp_path / "far" / first[:-9] / ".run-id").write_text(first)
     rows = listing(tmp_path / "far", "head:6379")
     assert len([row for row in rows if row.name == first[:-9]]) == 1
+
+
+def test_a_desk_that_is_started_again_and_again_is_not_waited_for_without_end(monkeypatch, tmp_path: Path, far):
+    def away(*_, **__):
+        raise ray.exceptions.ActorUnavailableError("starting again", None)
+
+    handle = next(iter(far.values()))
+    card = Card("carry", "/far/carry", "lab-3", 4711)
+    copy = Mirror(handle, card, tmp_path)
+    monkeypatch.setattr(mirror.ray, "get", away)
+    monkeypatch.setattr(mirror, "_ANSWER", 0.1)
+    with pytest.raises(NoAnswer, match=r"waited 0\.1 s for the desk of carry on lab-3"):
+        copy.refresh(STORY)
+    copy.close()

@@ -109,7 +109,7 @@ def test_a_key_that_is_like_no_other_of_its_section_gets_no_guess(tmp_path: Path
 
 def test_an_override_beyond_a_list_or_without_a_value_is_refused(tmp_path: Path) -> None:
     found = _findings(_file(tmp_path, MINIMAL + "goals: []\n"), "goals.3.metric=reward/mean", "limits.steps", "name=[1")
-    assert found["goals.3"].allowed == "nothing, the list is empty"
+    assert found["goals.3"].allowed == "no index, since the list is empty"
     assert found["limits.steps"].allowed == "section.key=value"
     assert "not a YAML value" in found["name"].problem
 
@@ -163,19 +163,21 @@ def test_a_file_with_eight_mistakes_reports_all_eight_with_lines_and_nearest_nam
 
 def test_a_key_that_stands_twice_is_refused_with_both_lines(tmp_path: Path) -> None:
     found = _findings(_file(tmp_path, MINIMAL + "name: again\n"))
-    assert "run.yaml:11: name stands twice, first on line 1" in found["run file"].problem
+    assert str(found["run file"]).endswith(
+        "run.yaml:11: error: run file: name stands twice, first on line 1; keep one of them"
+    )
 
 
 @pytest.mark.parametrize(
     ("text", "problem"),
-    [("", "found nothing"), ("- a\n", "found list"), ("a: [1\n", "run.yaml:2: "), ("a: b: c\n", "run.yaml:1: ")],
+    [("", "found nothing"), ("- a\n", "found a list"), ("a: [1\n", "run.yaml:2: "), ("a: b: c\n", "run.yaml:1: ")],
 )
 def test_text_that_is_no_run_file_is_refused_with_its_line(tmp_path: Path, text: str, problem: str) -> None:
-    assert problem in _findings(_file(tmp_path, text))["run file"].problem
+    assert problem in str(_findings(_file(tmp_path, text))["run file"])
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
-    assert "absent.yaml: cannot be read" in _findings(tmp_path / "absent.yaml")["run file"].problem
+    assert "absent.yaml: error: run file: there is no such file" in str(_findings(tmp_path / "absent.yaml")["run file"])
 
 
 def test_words_stay_words_and_exponents_are_numbers(tmp_path: Path) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from pathlib import Path
 
 import pytest
 from views import view
 
-from penstock.deploy.status import duration, status
+from penstock.deploy.status import duration, status, status_of
+from penstock.deploy.view import Controls
 from penstock.services.rundir import RunDir, RunDirError
 
 
@@ -35,6 +37,28 @@ def test_a_run_that_is_locked_is_alive(run: RunDir) -> None:
     run.unlock()
     assert facts.alive
     assert facts.verdict == "training"
+
+
+@pytest.mark.parametrize(
+    ("controls", "said"),
+    [
+        (Controls(paused_by="guard kl"), "training, paused by guard kl; `penstock go` lets it go on"),
+        (Controls(gate_open=False), "training, its gate closed by hand; `penstock gate open` opens it"),
+    ],
+)
+def test_a_run_that_somebody_holds_says_so_and_how_it_goes_on(run: RunDir, controls: Controls, said: str) -> None:
+    run.write_status(view(phase="training", controls=controls))
+    run.lock()
+    verdict = status(run.path).verdict
+    run.unlock()
+    assert verdict == said
+
+
+def test_a_run_directory_that_is_deleted_meanwhile_is_said_to_be_gone(run: RunDir) -> None:
+    run.write_status(view())
+    shutil.rmtree(run.path)
+    with pytest.raises(RunDirError, match=r"is no run directory any more: .*config\.yaml is gone"):
+        status_of(run)
 
 
 def test_a_driver_that_died_without_a_word_is_told_with_the_way_on(run: RunDir) -> None:

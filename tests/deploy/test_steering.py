@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
+import ray.exceptions
 from deploy_parts import Method, crew_of, scaling_of
 
 from penstock.deploy import fleet
@@ -99,6 +100,29 @@ def test_every_command_leaves_an_event_with_who_asked_and_what(run):
     command = {"type": "scale", "role": "rollout", "count": 2}
     assert steered.facts == {"by": "ada", "asked": command, "at": 5.0, "step": 7}
     assert refused.message.startswith("ada: there is no worker or scorer")
+
+
+def test_a_run_that_was_paused_when_its_driver_ended_is_paused_still_and_whoever_comes_lets_it_go_on(run):
+    assert not run.steering.paused
+    run.ask(Pause())
+    assert run.steering.controls.paused_by == "ada"
+    again = Run(run.directory)
+    assert again.steering.controls.paused_by == "ada"
+    assert again.gate == [True], "the ledger is told once the learner has begun"
+    assert not again.ask(Pause()).done
+    assert again.ask(Resume()).done
+    assert again.gate == [True, False]
+    assert not Run(run.directory).steering.paused
+
+
+def test_a_cluster_that_does_not_answer_refuses_what_is_asked_and_ends_nothing(run, monkeypatch):
+    def away(_: int) -> str:
+        raise ray.exceptions.RpcError("the head is away")
+
+    monkeypatch.setattr(run.steering._scaling["rollout"]._crew, "require_room", away)
+    answer = run.ask(Scale("rollout", 2))
+    assert not answer.done and "the head is away" in answer.text
+    assert run.directory.read_events()[-1].kind == "refused"
 
 
 def test_checkpoint_and_stop_reach_the_learner_and_are_refused_while_it_does_not_train(run):

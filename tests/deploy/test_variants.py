@@ -83,7 +83,7 @@ def test_the_name_of_the_section_may_stand_before_a_cell() -> None:
         (
             "trust.max_weight=0.5",
             "--set 'trust.max_weight=0.5': error: trust.max_weight: has a value that does not fit; found 0.5; "
-            "allowed: 1.0 or more",
+            "allowed: 1 or more",
         ),
         (
             "trust.kind=masked",

@@ -14,9 +14,10 @@ import pytest
 from live_prometheus import SHORT, LivePrometheus
 
 from penstock.deploy.catalogue import exported
+from penstock.reward.metrics import METRICS as REWARD
 from penstock.services.control import Gate
 from penstock.services.mailbox import MailboxControl
-from penstock.services.metrics import read_rows, to_prometheus
+from penstock.services.metrics import places, read_rows, to_prometheus
 from penstock.services.rundir import RunDir
 
 pytestmark = pytest.mark.engine
@@ -117,6 +118,8 @@ def test_a_run_is_watched_and_alerts_say_when_it_misbehaves(drill, tmp_path) -> 
         # What is exported is declared, and bears the name of the run.
         names = {s["__name__"] for s in prometheus.api("series", **{"match[]": '{__name__=~"ray_penstock_.+"}'})}
         assert {name.removeprefix("ray_") for name in names} <= {to_prometheus(name) for name in exported()}
+        wholes = {"ray_" + to_prometheus(name) for name in REWARD if not places(name) and "reference" not in name}
+        wait("all of the scorer's metrics are scraped", lambda: all(prometheus.ask(name) for name in wholes), 15)
         assert {labels["run"] for labels, _ in prometheus.ask('{__name__=~"ray_penstock_.+"}')} == {run}
         roles = {(m["role"], m["worker"]) for m, _ in prometheus.ask("ray_penstock_process_rss")}
         assert roles == {

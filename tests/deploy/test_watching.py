@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 from views import counts, view
@@ -15,7 +18,8 @@ from penstock.deploy.catalogue import exported
 from penstock.deploy.config import LimitsSection, RecordingSection
 from penstock.deploy.exporter import Export
 from penstock.deploy.journal import Journal
-from penstock.deploy.watching import RunExporter, exporting, of_run
+from penstock.deploy.view import Controls
+from penstock.deploy.watching import COUNTED_FROM_ZERO, RunExporter, exporting, of_run
 from penstock.services.metrics import find
 from penstock.services.rundir import RunDir
 from penstock.services.tracking.feeds import Feeds
@@ -84,11 +88,10 @@ def test_a_run_in_numbers() -> None:
         "run/lineage": 2,
         "run/last_step_time": 1050.0,
         "run/started_time": 1000.0,
+        "run/paused": 0,
         "event/died": 1,
         "event/checkpoint": 4,
-        "event/restarted": 0,
-        "event/warning": 0,
-        "event/refused": 0,
+        **{f"event/{kind}": 0 for kind in COUNTED_FROM_ZERO if kind not in ("died", "checkpoint")},
         "ledger/dropped/stale": 3,
         "ledger/refused/unscored": 2,
         "ledger/refused/prompt_too_long": 0,
@@ -103,6 +106,36 @@ def test_what_actors_export_themselves_is_left_out_lest_a_sum_counts_it_twice() 
     values = of_run(shown, {"rollout/in_flight": 3.0}, {}, 0.0)
     assert {"rollout/workers", "rollout_corr/ess"} <= set(values)
     assert not {"rollout/tokens", "scorer/groups", "rollout/in_flight"} & set(values)
+
+
+def test_a_bucket_without_tokens_is_gone_with_the_next_step_and_what_was_not_measured_again_stays(journal) -> None:
+    journal.step(
+        Version(0, 1), {"off_policy/lag_0/tokens": 9.0, "off_policy/lag_2/tokens": 5.0, "off_policy/mean": 0.7}, [], 1
+    )
+    journal.step(Version(0, 2), {"kl/staleness/lag_2/k3": 0.1, "off_policy/lag_0/tokens": 8.0, "mine/own": 1.0}, [], 2)
+    journal.step(Version(0, 3), {"off_policy/lag_0/tokens": 7.0}, [], 3)
+    journal.evaluated(Version(0, 3), {"eval/sums/greedy/accuracy": 0.5})
+    assert journal.latest == {
+        "off_policy/lag_0/tokens": 7.0,
+        "off_policy/mean": 0.7,
+        "kl/staleness/lag_2/k3": 0.1,
+        "mine/own": 1.0,
+        "eval/sums/greedy/accuracy": 0.5,
+    }
+
+
+def test_a_paused_run_says_so() -> None:
+    assert of_run(view(controls=Controls(paused_by="ada")), {}, {}, 0.0)["run/paused"] == 1
+
+
+def test_what_alerts_and_dashboards_count_is_counted_from_zero() -> None:
+    """Otherwise the first of its kind is seen by nobody."""
+    root = Path(__file__).parents[2] / "deploy"
+    asked = [*(root / "prometheus").glob("rules.yml"), *(root / "grafana" / "dashboards").glob("*.json")]
+    text = "".join(path.read_text() for path in asked).replace('\\"', '"')
+    kinds = {kind for found in re.findall(r'\bkind=~?"([a-z_|]+)"', text) for kind in found.split("|")}
+    assert kinds >= {"died", "guard"}
+    assert kinds <= set(COUNTED_FROM_ZERO)
 
 
 def test_a_run_without_a_ledger_or_a_limit_has_numbers_too() -> None:
@@ -121,7 +154,7 @@ def test_while_a_run_goes_on_a_file_names_its_nodes_and_the_driver_exports(said,
         journal.standing = {"gate/closed/held": 1.0}
         journal.show((), None)
         run = ("run", "carry-1")
-        _wait(lambda: ("penstock_kl_reference", (run,)) in said.values)
+        _wait(lambda: ("penstock_run_phase_by_phase", (("phase", "training"), run)) in said.values)  # the last of them
         assert said.values["penstock_kl_reference", (run,)] == 0.25
         assert said.values["penstock_run_step", (run,)] == 4
         assert said.values["penstock_run_last_step_time", (run,)] == 77.0
@@ -148,6 +181,24 @@ def test_nodes_that_join_are_written_down(said, tmp_path, monkeypatch) -> None:
     cluster, targets = Cluster("a:1"), tmp_path / "targets" / "x.json"
     running = RunExporter(EXPORT, targets, lambda: cluster.endpoints)
     cluster.endpoints = ["a:1", "b:1"]
+    _wait(lambda: json.loads(targets.read_text()) == [{"targets": ["a:1", "b:1"]}])
+    running.close()
+
+
+def test_a_file_that_could_not_be_written_for_a_time_is_written_later(said, tmp_path, monkeypatch, capfd) -> None:
+    monkeypatch.setattr(watching, "_NODES_SECONDS", 0.0)
+    cluster, targets = Cluster("a:1"), tmp_path / "targets" / "x.json"
+    running = RunExporter(EXPORT, targets, lambda: cluster.endpoints)
+    write, full = watching.write_atomically, []
+
+    def on_a_full_disk(*args: Any, **options: Any) -> None:
+        full.append(args)
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(watching, "write_atomically", on_a_full_disk)
+    cluster.endpoints = ["a:1", "b:1"]
+    _wait(lambda: full)
+    monkeypatch.setattr(watching, "write_atomically", write)
     _wait(lambda: json.loads(targets.read_text()) == [{"targets": ["a:1", "b:1"]}])
     running.close()
 

@@ -8,6 +8,8 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from scripts.setup_env import tools_only
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -21,3 +23,17 @@ def test_every_package_that_is_asked_for_is_pinned_to_a_version_that_fits() -> N
         found = versions.get(canonicalize_name(wanted.name))
         assert found is not None, f"{wanted.name} is not there: make constraints-cuda"
         assert wanted.specifier.contains(found, prereleases=True), f"{line} against {found}: make constraints-cuda"
+
+
+def test_tools_are_pinned_on_machines_with_a_gpu_too_and_nothing_is_pinned_twice() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    tested, chosen = ((ROOT / f"constraints-{device}.txt").read_text() for device in ("cpu", "cuda"))
+    both = [
+        Requirement(line) for line in (chosen + tools_only(tested, chosen)).splitlines() if not line.startswith("#")
+    ]
+    names = [canonicalize_name(one.name) for one in both]
+    assert len(set(names)) == len(names)
+    for line in project["optional-dependencies"]["dev"]:
+        wanted = Requirement(line)
+        found = str(both[names.index(canonicalize_name(wanted.name))].specifier).removeprefix("==")
+        assert wanted.specifier.contains(found), line

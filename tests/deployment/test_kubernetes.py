@@ -57,6 +57,10 @@ def test_the_monitors_find_the_pods_and_let_prometheus_in(tmp_path: Path) -> Non
     monitors = deployment.of("PodMonitor", "ServiceMonitor")
     read = {pod.owner for found in monitors for pod in deployment.selected(found["spec"]["selector"])}
     assert read == {pod.owner for pod in deployment.pods if pod.role == "ray"}
+    running = {"sourceLabels": ["__meta_kubernetes_pod_phase"], "regex": "Running", "action": "keep"}
+    for found in monitors:
+        for endpoint in found["spec"].get("endpoints") or found["spec"]["podMetricsEndpoints"]:
+            assert running in endpoint["relabelings"], "a pod that is pulling its image is no node that was lost"
     boards = deployment.named("ConfigMap")["penstock-grafana"]
     assert boards["metadata"]["labels"]["grafana_dashboard"] == "1"
     there = (KUBERNETES.parent / "grafana" / "dashboards").glob("*.json")
@@ -102,6 +106,18 @@ def test_rays_own_autoscaler_starts_pods_of_the_right_groups_for_what_waits(over
     assert started(learner=1, scorer=1, rollout=0) == standing
     assert started(learner=1, scorer=1, rollout=2) == {**standing, "rollout": 2}
     assert started(learner=1, scorer=1, rollout=most + 5) == {**standing, "rollout": most}
+
+
+def test_the_docs_say_what_the_drill_asks_a_node_for() -> None:
+    drill = Deployment(rendered("drill"))
+    asked = [each["resources"]["requests"] for pod in drill.pods for each in pod.spec["containers"]]
+    asked.append(drill.cluster["autoscalerOptions"]["resources"]["requests"])
+    cores = sum(int(cpu[:-1]) / 1000 if cpu.endswith("m") else int(cpu) for cpu in (str(one["cpu"]) for one in asked))
+    memory = sum(bytes_of(one["memory"]) for one in asked) / 2**30
+    page = (KUBERNETES.parents[1] / "docs" / "deploy-kubernetes.md").read_text()
+    assert f"ask for {cores:g} CPUs and {memory:g} GiB with one rollout worker" in page
+    (worker,) = [pod.spec["containers"][0]["resources"]["requests"] for pod in drill.pods if "rollout" in pod.owner]
+    assert worker == {"cpu": "1", "memory": "1Gi"}
 
 
 # --- each rule notices what it is there for -------------------------------------------------------
@@ -157,6 +173,10 @@ BREAKS: list[tuple[Callable[[Deployment], Any], str]] = [
     (
         lambda d: container(d, "StatefulSet")["env"].append({"name": "STORE_PASSWORD", "value": "open-sesame"}),
         "STORE_PASSWORD stands in clear",
+    ),
+    (
+        lambda d: container(d, "StatefulSet").update(envFrom=[{"secretRef": {"name": "penstock-tracker"}}]),
+        "comes from a Secret 'penstock-tracker', which secrets.example.yaml lacks",
     ),
     (lambda d: d.of("Service")[0]["spec"]["selector"].update(role="x"), "its selector finds no pod"),
     (lambda d: d.of("PodDisruptionBudget")[0]["spec"]["selector"]["matchLabels"].update(x="y"), "exactly one owner"),
@@ -279,6 +299,14 @@ def test_a_resource_is_held_against_the_definition_of_its_kind(trees: Schemas, s
     assert any(said in problem for problem in problems) if said else problems == []
 
 
+def test_definitions_are_found_in_a_whole_repository(tmp_path: Path, trees: Schemas) -> None:
+    """As operators' repositories are: a plain `=` among a field's values, charts whose templates are no YAML."""
+    (tmp_path / "trees.yaml").write_text(yaml.safe_dump(CRD) + "---\nkind: Matchers\nenum:\n- =\n- =~\n")
+    (tmp_path / "chart.yaml").write_text("{{- if .Values.crd }}\nkind: CustomResourceDefinition\n{{- end }}\n")
+    (tmp_path / "values.yaml").write_text("{{ nothing of ours")
+    assert Schemas([tmp_path]).kinds == trees.kinds == [("plants.example/v1", "Tree")]
+
+
 def test_definitions_are_read_as_the_kubernetes_repository_has_them(tmp_path: Path) -> None:
     parts = {"type": "object", "properties": {"count": {"type": "integer", "format": "int32"}}}
     whole = {
@@ -325,6 +353,13 @@ def test_a_folder_of_schemas_that_is_not_there_is_refused(monkeypatch, capsys) -
     monkeypatch.setattr(command.sys, "argv", ["manifests", "--schemas", "/nowhere/schemas"])
     assert command.main() == 2
     assert "no such folder: /nowhere/schemas" in capsys.readouterr().err
+
+
+def test_a_damaged_file_of_schemas_is_named(tmp_path: Path, monkeypatch, capsys) -> None:
+    (tmp_path / "trees.yaml").write_text("kind: CustomResourceDefinition\nspec: [\n")
+    monkeypatch.setattr(command.sys, "argv", ["manifests", "--schemas", str(tmp_path)])
+    assert command.main() == 2
+    assert f"[manifests] {tmp_path}/trees.yaml is no YAML: " in capsys.readouterr().err
 
 
 # --- small parts ----------------------------------------------------------------------------------

@@ -55,6 +55,7 @@ def loop_of(
         archive=ArchiveSection(**({"every": 2} | (archive or {}))),
         checkpoints=folder / "checkpoints",
         archives=folder / "archive",
+        nonfinite=folder / "nonfinite",
         model=folder / "model",
         config_hash="abc",
         request=f"start-{resume.version if resume else 0}",

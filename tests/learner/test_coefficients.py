@@ -94,6 +94,7 @@ def run(folder, script, steps, cells=ADAPTIVE_KL, resume=None, change=lambda alg
         archive=ArchiveSection(every=1, weights=False),
         checkpoints=folder / "checkpoints",
         archives=folder / "archive",
+        nonfinite=folder / "nonfinite",
         model=folder / "model",
         config_hash="abc",
         request=f"start-{resume.version if resume else 0}",

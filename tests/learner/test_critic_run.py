@@ -43,6 +43,7 @@ def run(folder, store, sender, name, steps, resume=None):
         meet_at=free_address(),
         checkpoints=folder / "checkpoints",
         archives=folder / "archive",
+        nonfinite=folder / "nonfinite",
         model_folder=folder / "model",
         config_hash="abc",
         request=name,

@@ -273,3 +273,27 @@ def test_after_a_fall_back_a_group_is_judged_by_all_its_versions(bound, kept):
         feed.next(now, no_stop)
     counts = source.store.counts()
     assert counts.dropped == {"stale": 1} and counts.balanced
+
+
+def test_what_is_held_is_judged_again_once_the_bound_was_tightened_and_replaced():
+    source, bound = Source(max_lag=3), [3]
+    for step in (1, 2):
+        source.store.advance(Version(0, step))
+    now = Version(0, 2)
+    feed = source.feed()
+    feed._max_lag = lambda: bound[0]
+    old, young = source.give(0.0, 1.0, version=FIRST), source.give(0.0, 1.0, version=Version(0, 1))
+    fed = feed.next(now, no_stop)
+    assert fed.indices == [old, young]
+    assert not feed.drop_outlived(fed), "both are within the bound by which they were taken"
+    bound[0] = 1
+    source.store.amend(LedgerRules(1, 2, None, 10**8))
+    assert feed.drop_outlived(fed)
+    assert (fed.indices, [group.prompt.index for group in fed.groups]) == ([young], [young])
+    new = source.give(0.0, 1.0, version=now)
+    fed = feed.next(now, no_stop, fed)
+    assert (fed.indices, [group.prompt.index for group in fed.groups]) == ([young, new], [young, new])
+    assert +fed.dropped == {"stale": 1}
+    counts = source.store.counts()
+    assert counts.balanced and dict(counts.dropped) == {"stale": 1}
+    assert not feed.drop_outlived(fed)

@@ -55,6 +55,7 @@ def plan(folder: Path, address: str, request: str, resume=None) -> LearnerPlan:
         meet_at=address,
         checkpoints=folder / "checkpoints",
         archives=folder / "archive",
+        nonfinite=folder / "nonfinite",
         model_folder=folder / "model",
         config_hash="abc",
         request=request,

@@ -81,6 +81,22 @@ def until(true, deadline: float = 60.0) -> None:
         time.sleep(0.02)
 
 
+def test_a_loop_that_begins_paused_makes_no_step_and_lets_nobody_begin_a_group_until_it_goes_on(team, tmp_path):
+    store, sender, reports = MemoryStore(), MemorySender(), []
+    loop = loop_of(team, store, sender, tmp_path, steps=2, reports=reports)
+    loop.requests.pause(True, 0)
+    thread = threading.Thread(target=loop.run)
+    with working(store, sender):
+        thread.start()
+        until(lambda: [report["kind"] for report in reports] == ["started"])
+        time.sleep(0.5)
+        assert (store.gate(), store.counts().issued, steps_of(reports)) == ("held", 0, [])
+        loop.requests.pause(False, 1)
+        store.hold(False)
+        thread.join(60)
+    assert len(steps_of(reports)) == 2
+
+
 def test_a_paused_loop_that_is_to_end_makes_no_further_step(team, tmp_path):
     store, sender = MemoryStore(), MemorySender()
     reports = Reports(2, lambda: loop.requests.pause(True, 1))
@@ -253,6 +269,36 @@ def test_a_bound_that_is_opened_admits_more_groups(team, tmp_path):
     run_with_worker(loop, store, sender)
     assert [r["metrics"]["off_policy/bound"] for r in steps_of(kept)] == [2, 2, 2]
     assert store.counts().balanced
+
+
+def test_a_bound_that_is_tightened_during_a_pause_holds_for_what_was_taken_before(team, tmp_path):
+    """The step is full when the pause begins: its groups were taken by a bound of 2, and are of version 0.0."""
+    store, sender, kept = MemoryStore(), MemorySender(), []
+    loop = loop_of(team, store, sender, tmp_path, steps=3, reports=kept, staleness={"max_lag": 2})
+    fill = loop._feed.next
+
+    def pause_once_full(version, waiting, begun=None):
+        fed = fill(version, waiting, begun)
+        if version == Version(0, 1) and begun is None and not fed.ended:
+            held.extend(group.spans[0].version for group in fed.groups)
+            loop.requests.pause(True, 1)
+            threading.Timer(0.5, tighten).start()
+        return fed
+
+    def tighten() -> None:
+        store.amend(LedgerRules(0, 4, None, 10**8))
+        loop.requests.turn({"max_lag": 0.0}, 2)
+        loop.requests.pause(False, 3)
+
+    held: list[Version] = []
+    loop._feed.next = pause_once_full
+    run_with_worker(loop, store, sender)
+    assert Version(0, 0) in held, "something was held that the new bound does not allow"
+    rows = [report["metrics"] for report in steps_of(kept)]
+    assert [row["off_policy/bound"] for row in rows] == [2, 0, 0]
+    assert all(row["off_policy/max"] <= row["off_policy/bound"] for row in rows)
+    counts = store.counts()
+    assert counts.balanced and counts.dropped["stale"] >= sum(version.step == 0 for version in held)
 
 
 def test_a_report_has_what_was_turned_meanwhile_and_says_up_to_which_request(team, tmp_path):

@@ -168,6 +168,15 @@ def test_rates_are_over_the_last_half_minute():
     assert meter.read()["rollout/tokens"] == 900
 
 
+def test_every_count_of_the_catalogue_is_there_from_the_start():
+    """That something grew is seen only where it was 0 before."""
+    counted = {name for name, metric in METRICS.items() if "since" in metric.help or name.startswith("rollout/tokens_")}
+    counted -= {"rollout/tokens_per_second", "rollout/tokens_sampled", "rollout/tokens_in_flight"}  # not the meter's
+    fresh = Meter().read()
+    assert len(counted) >= 7
+    assert {name: fresh.get(name) for name in counted} == dict.fromkeys(counted, 0.0)
+
+
 def test_every_metric_is_declared():
     meter = Meter()
     for name in ("groups_put", "refused", "handed_back", "fenced", "cut", "resumed", "tokens_put"):

@@ -231,7 +231,7 @@ def test_a_group_without_scores_is_dropped_and_one_with_a_quorum_is_put():
         until(lambda: store.counts().by_state["stored"] == 3)
         until(lambda: store.counts().dropped == {"unscored": 1})
     assert store.counts().refused == {"unscored": 1}
-    assert store.counts().causes == {"unscored": "group 1 has 0 scores of 1 that are needed: it broke"}
+    assert store.counts().causes == {"unscored": "group 1 (test row 1) has 0 scores of 1 that are needed: it broke"}
 
 
 def test_when_prompts_end_the_worker_waits_and_says_why():
@@ -340,6 +340,30 @@ def test_when_the_engine_fails_what_it_had_is_handed_back_and_the_error_comes_ou
     assert store.counts().by_state["reserved"] == 0
     ticket = store.reserve("w1", FIRST, 1, 5.0, "again").tickets[0]
     assert ticket.partial is not None
+
+
+def test_weights_are_fetched_while_answers_go_on_and_pinned_until_they_are_in_use():
+    class Slow(Paced):
+        there = threading.Event()
+
+        def prepared(self, version: Version) -> bool:
+            return self.there.is_set()
+
+    store = ledger(groups_per_step=1)
+    slow = Slow()
+    with running(worker(store, slow, max_groups=1)):
+        until(lambda: len(slow.in_flight) == 3)
+        slow.go(1)
+        store.advance(Version(0, 1))
+        until(lambda: Version(0, 1) in store.pinned())
+        slow.go(4)
+        until(lambda: slow.lengths == [5, 5, 5])  # with the old weights
+        store.advance(Version(0, 2))
+        until(lambda: store.pinned() == {Version(0, 2)})  # nobody waits for the one before any more
+        assert slow.version == FIRST
+        slow.there.set()
+        until(lambda: slow.version == Version(0, 2))
+        until(lambda: store.pinned() == frozenset())
 
 
 def test_leases_are_renewed_while_the_engine_is_busy():

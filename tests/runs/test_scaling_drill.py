@@ -3,14 +3,21 @@ number of workers, and whoever leaves does so in the middle of answers. Every to
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from ray_clusters import until
 
 import penstock
 from benchmarks.drills import RECIPE, Onlooker, inputs_in, played
-from penstock.services.control import Refused, Remove, Scale, Stop
+from penstock.services.control import Pause, Refused, Remove, Resume, Scale, Stop
+from penstock.services.mailbox import MailboxControl
+from penstock.services.rundir import runs_in
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.story]
 
@@ -146,3 +153,46 @@ def test_the_bound_follows_the_worth_of_old_groups_and_comes_back_with_a_resume(
     down = followed(tmp_path, wish, "limits.steps=24")
     assert bounds(down) == [3, 2, 1]
     assert down.summary["ledger"]["balanced"]
+
+
+@contextmanager
+def driven(*words: str) -> Iterator[subprocess.Popen]:
+    """A driver of its own, ended at the latest here."""
+    command = [str(Path(sys.executable).parent / "penstock"), *words]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait(30)
+
+
+def test_a_run_whose_driver_is_killed_while_it_is_paused_and_scaled_is_paused_still_when_it_is_resumed(tmp_path):
+    given = [*inputs_in(tmp_path), "name=drill-paused", "checkpoints.every=2", "limits.steps=100000"]
+
+    def steps() -> int:
+        return len(penstock.open_run(directory.path).metrics["step"])
+
+    with driven("train", str(RECIPE / "drill.yaml"), *given) as driver:
+        until("there is a run", lambda: list(runs_in(tmp_path)), 60)
+        (directory,) = runs_in(tmp_path)
+        until("it makes steps", lambda: steps() > 4, 90)
+        control = MailboxControl(directory)
+        control.send(Pause(), "story")
+        control.send(Scale("rollout", 3), "story")
+        driver.kill()
+        driver.wait(30)
+    with driven("resume", str(directory.path)) as driver:
+        until("it trains again", lambda: (directory.read_status() or {}).get("pid") == driver.pid, 60)
+        told = "the run is paused still, by story; `penstock go` lets it go on"
+        until("it says so", lambda: told in [event.message for event in directory.read_events()], 90)
+        before = steps()
+        time.sleep(5)
+        assert steps() == before
+        control.send(Resume(), "story")
+        until("it goes on", lambda: steps() > before + 3, 60)
+        control.send(Stop("enough"), "story")
+        assert driver.wait(90) == 0
+    summary = directory.read_summary()
+    assert summary is not None and summary["outcome"] == "finished"
+    assert summary["ledger"]["balanced"] and summary["version"].startswith("1.")

@@ -29,8 +29,9 @@ def page(run: RunDir) -> Iterator[int]:
     """The port of a page that asks for no token."""
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("PENSTOCK_DASHBOARD_TOKEN", raising=False)
-        with beside(DashboardSection(enabled=True), run) as address:
-            yield urlsplit(address).port or 0
+        with beside(DashboardSection(enabled=True), run) as served:
+            assert served is not None
+            yield urlsplit(served.address).port or 0
 
 
 def ask(port: int, path: str, *headers: str, method: str = "GET", body: str = "", host: str = "127.0.0.1") -> int:
@@ -67,8 +68,9 @@ def test_saying_to_be_somebody_else_does_not_help(page: int) -> None:
 @needs_root
 def test_with_a_token_the_token_decides_for_everybody(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PENSTOCK_DASHBOARD_TOKEN", TOKEN)
-    with beside(DashboardSection(enabled=True), run) as address:
-        port = urlsplit(address).port or 0
+    with beside(DashboardSection(enabled=True), run) as served:
+        assert served is not None
+        port = urlsplit(served.address).port or 0
         right, wrong = f"Authorization: Bearer {TOKEN}", "Authorization: Bearer guess"
         assert ask(port, "/api/status") == 401
         assert as_nobody(lambda: [ask(port, "/api/status", *given) for given in ((), (wrong,), (right,))]) == [

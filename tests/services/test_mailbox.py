@@ -120,6 +120,7 @@ def test_what_was_left_for_an_earlier_start_is_refused_and_not_carried_out(run_d
         (b'{"id": "1", "by": "x", "at": 1, "command": {"type": "explode"}}', "explode"),
         (b'{"id": "1", "by": "x", "at": 1, "command": {"type": "scale", "role": "learner", "count": 2}}', "learner"),
         (b'{"id": "1", "by": "x", "at": 1, "command": {"type": "pause", "why": 1}}', "why"),
+        (b'{"id": "1", "by": "x", "at": 1, "command": {"type": "stop", "why": "\xff"}}', "utf-8"),
         (b" " * (LONGEST + 1), f"at most {LONGEST}"),
     ],
 )
@@ -130,6 +131,15 @@ def test_a_file_that_is_no_command_is_answered_and_harms_nothing(run_dir: RunDir
     answer = (run_dir.control / "1.answer").read_text()
     assert '"done":false' in answer
     assert said in answer
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
+def test_what_is_no_plain_file_is_answered_without_being_read(run_dir: RunDir, make) -> None:
+    box = Mailbox(run_dir)
+    make(run_dir.control / "1.json")
+    assert box.serve(lambda _: pytest.fail("carried out")) == 1
+    assert "no plain file" in (run_dir.control / "1.answer").read_text()
+    assert [path.name for path in run_dir.control.iterdir()] == ["1.answer"]
 
 
 def test_answers_that_nobody_reads_are_forgotten(run_dir: RunDir) -> None:

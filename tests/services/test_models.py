@@ -11,8 +11,8 @@ import tiny
 import torch
 from safetensors.torch import load_file, save_file
 
-from penstock.services.model_config import ModelSection, locate
-from penstock.services.models import ModelError, describe, load_model, load_tokenizer, problems, save_model
+from penstock.services.model_config import ModelError, ModelSection, locate
+from penstock.services.models import describe, load_model, load_tokenizer, problems, save_model
 
 
 @pytest.fixture(scope="module")

@@ -95,6 +95,8 @@ def test_a_learning_curve_over_seeds_of_different_length(
 def test_where_a_guard_fired_there_is_a_mark_across_every_plot(tmp_path: Path) -> None:
     run = _run(tmp_path)
     before = {path.name: _ink(path.read_bytes()) for path in write_plots(run)}
+    run.add_event("guard", "guard kl: it has fired as often as it may", name="kl", step=15, what="exhausted")
+    assert {path.name: _ink(path.read_bytes()) for path in write_plots(run)} == before
     for step in (10, 20, 20):
         run.add_event("guard", "guard kl: kl/reference > 1", name="kl", step=step)
     after = {path.name: _ink(path.read_bytes()) for path in write_plots(run)}

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
+from disks import fill, small_disk
 
+from penstock.services.file_lock import FileLock
 from penstock.services.rundir import RunDir, RunDirError
 from penstock.services.versions import Version
 
@@ -122,3 +126,26 @@ def test_a_damaged_summary_is_named(tmp_path: Path) -> None:
     run.summary.write_text("{")
     with pytest.raises(RunDirError, match=r"summary\.json is damaged"):
         run.read_summary()
+
+
+def test_whoever_only_asks_whether_a_run_goes_on_keeps_nobody_from_starting_it(tmp_path: Path) -> None:
+    """Asking takes a shared lock for an instant, and a page asks often."""
+    lock = FileLock(tmp_path / ".lock")
+    (tmp_path / ".lock").touch()
+    with (tmp_path / ".lock").open("rb") as asking:
+        fcntl.flock(asking, fcntl.LOCK_SH)
+        threading.Timer(0.03, asking.close).start()
+        assert lock.claim() is None
+    lock.release()
+
+
+def test_a_run_directory_that_cannot_be_made_is_an_error_of_the_users(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(
+        RunDirError, match=r"no run directory can be made in .*/file/runs: Not a directory; make room, or"
+    ):
+        RunDir.create(tmp_path / "file" / "runs", "sort", "name: sort\n")
+    with small_disk(tmp_path / "disk") as disk:
+        fill(disk)
+        with pytest.raises(RunDirError, match="No space left on device"):
+            RunDir.create(disk, "sort", "name: sort\n" + "# long\n" * 1000)

@@ -23,6 +23,8 @@ from penstock.services.contracts import PenstockError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from penstock.services.data import PairSource, PromptSource
+
 _NOTHING = object()
 """Stands for a key that the file does not have."""
 Stage = Literal["train", "sft", "evaluate"]
@@ -108,6 +110,11 @@ class Context:
             return models.load_tokenizer(self.run_file.model)
         except PenstockError as error:
             return error
+
+    @cached_property
+    def opened(self) -> dict[str, PromptSource | PairSource]:
+        """Sources whose rows can all be used, by their keys; filled by the rule that reads the rows."""
+        return {}
 
     @cached_property
     def gpus(self) -> int:

@@ -94,13 +94,14 @@ def actions_do_not_contradict_each_other(ctx: Context) -> Iterator[Finding]:
         for (place, first), (_, second) in itertools.combinations(enumerate(guard.do), 2):
             if why := contradiction(first, second):
                 yield ctx.error(f"{key}.do.{place}", f"contradicts {second} of the same guard: {why}")
-    for (key, one), (_, other) in itertools.combinations(guards, 2):
+    for (key, one), (beside, other) in itertools.combinations(guards, 2):
         if one.condition.metric != other.condition.metric or not one.condition.overlaps(other.condition):
             continue
         for mine, theirs in itertools.product(one.do, other.do):
             if mine.target and (why := contradiction(mine, theirs)):
-                both = f"{one.when!r} and {other.when!r} can hold together, and then {why}"
-                yield ctx.error(f"{key}.do", both)
+                both = f"{one.when!r} of {key} and {other.when!r} of {beside} can hold together, and then {why}"
+                for told in (key, beside):  # whoever reads of one of them finds the other
+                    yield ctx.error(f"{told}.do", both)
 
 
 def contradiction(one: ActionSection, other: ActionSection) -> str:

@@ -35,9 +35,22 @@ def a_prompt_and_its_answer_fit_the_engine(ctx: Context) -> Iterator[Finding]:
         sides = f"a prompt of {prompt} and an answer of {answer}" if prompt else f"an answer of {answer}"
         yield ctx.error(
             "rollout.sampling.max_tokens",
-            f"{sides} tokens do not fit engine.max_model_len {limit}",
+            f"{sides} tokens {'do' if prompt else 'does'} not fit engine.max_model_len {limit}",
             allowed=f"up to {limit - (prompt or 1)}",
             remedy="lower it or data.max_prompt_tokens, or raise engine.max_model_len",
+        )
+
+
+@rule("learner")
+def mini_batches_are_equally_large(ctx: Context) -> Iterator[Finding]:
+    groups, parts = ctx.run_file.learner.groups_per_step, ctx.run_file.learner.mini_batches
+    if groups % parts:
+        fitting = [str(number) for number in range(1, groups + 1) if groups % number == 0]
+        yield ctx.error(
+            "learner.mini_batches",
+            f"learner.groups_per_step {groups} is not divisible by it: some updates would be made of more groups",
+            allowed=", ".join(fitting),
+            remedy=f"or set learner.groups_per_step to {groups - groups % parts} or {groups + parts - groups % parts}",
         )
 
 

@@ -1,4 +1,4 @@
-"""Rules about what lies outside of the run file: models, data, rewards, the store, this machine. Starts nothing."""
+"""Rules about what lies outside of the run file: the store, the page, this machine. Starts nothing."""
 
 from __future__ import annotations
 
@@ -12,14 +12,9 @@ import psutil
 from penstock.deploy.checks.context import STAGES, Context, all_rules, existing_folder, rule
 from penstock.deploy.findings import Finding
 from penstock.learner.checkpoints import UNRATED
-from penstock.reward import check as reward_check
 from penstock.reward import confinement
-from penstock.services import data_read, models
-from penstock.services.chat import ChatError, Renderer
 from penstock.services.contracts import PenstockError
 from penstock.services.dashboard import listener
-from penstock.services.data import PairSource, PromptSource
-from penstock.services.data_config import DataSection
 
 GIB = 1024**3
 LEAST_DISK = GIB
@@ -32,21 +27,6 @@ LEARNER_BYTES = 0.8 * GIB
 """A DeepSpeed rank on CPU without its model."""
 
 
-@rule("model", stages=STAGES)
-def the_model_is_there(ctx: Context) -> Iterator[Finding]:
-    found = models.problems(ctx.run_file.model)
-    yield from ctx.within("model", found)
-    if isinstance(ctx.model, PenstockError) and not any(key == "path" for key, _ in found):
-        yield ctx.error("model.path", str(ctx.model))
-
-
-@rule("reward")
-def the_reference_model_is_there(ctx: Context) -> Iterator[Finding]:
-    reference = ctx.run_file.reward.reference.model if ctx.run_file.reward else None
-    if reference is not None:
-        yield from ctx.within("reward.reference.model", models.problems(reference))
-
-
 @rule("reward")
 def rules_can_be_shut_in(ctx: Context) -> Iterator[Finding]:
     why = confinement.lacking() if ctx.run_file.reward and ctx.run_file.reward.confine else ""
@@ -54,101 +34,6 @@ def rules_can_be_shut_in(ctx: Context) -> Iterator[Finding]:
         problem = f"reward functions cannot be shut in here and can read other processes' memory: {why}"
         remedy = "run on such a kernel, or set reward.confine to false if every reward function is trusted"
         yield ctx.warning("reward.confine", problem, remedy=remedy)
-
-
-@rule("model", stages=STAGES)
-def the_tokenizer_loads(ctx: Context) -> Iterator[Finding]:
-    # A model that cannot be had has been reported; a tokenizer of its own is looked at all the same.
-    own = ctx.run_file.model.tokenizer is not None
-    if isinstance(ctx.tokenizer, PenstockError) and (own or not isinstance(ctx.model, PenstockError)):
-        yield ctx.error("model.tokenizer" if ctx.run_file.model.tokenizer else "model.path", str(ctx.tokenizer))
-
-
-@rule("model", "data", stages=STAGES)
-def the_chat_template_is_there(ctx: Context) -> Iterator[Finding]:
-    if isinstance(ctx.tokenizer, PenstockError):
-        return
-    try:
-        Renderer(ctx.tokenizer, ctx.run_file.data)
-    except ChatError as error:
-        yield ctx.error("data.chat_template", str(error))
-
-
-@rule("model", "rollout")
-def stop_texts_are_single_tokens(ctx: Context) -> Iterator[Finding]:
-    if isinstance(ctx.tokenizer, PenstockError):
-        return
-    for number, text in enumerate(ctx.run_file.rollout.sampling.stop):
-        ids = ctx.tokenizer(text, add_special_tokens=False).input_ids
-        if len(ids) != 1:
-            key = f"rollout.sampling.stop.{number}"
-            yield ctx.error(key, f"is {len(ids)} tokens of this tokenizer", allowed="texts that are one token")
-
-
-@rule("data", stages=("train", "sft"))
-def the_data_is_there(ctx: Context) -> Iterator[Finding]:
-    yield from ctx.within("data", data_read.problems(ctx.run_file.data, responses=ctx.stage == "sft"))
-
-
-@rule("evaluation", stages=STAGES)
-def the_held_out_data_is_there(ctx: Context) -> Iterator[Finding]:
-    data = ctx.run_file.evaluation.data
-    if data is not None:
-        yield from ctx.within("evaluation.data", data_read.problems(data))
-    elif ctx.stage == "evaluate":
-        yield ctx.error("evaluation.data", "is required to evaluate, and missing: there are no held-out prompts")
-
-
-@rule("model", "data", stages=("train", "sft"))
-def every_row_can_be_used(ctx: Context) -> Iterator[Finding]:
-    yield from _unusable_rows(ctx, "data", ctx.run_file.data, responses=ctx.stage == "sft")
-
-
-@rule("model", "evaluation", stages=("train", "evaluate"))
-def every_held_out_row_can_be_used(ctx: Context) -> Iterator[Finding]:
-    if ctx.run_file.evaluation.data is not None:
-        yield from _unusable_rows(ctx, "evaluation.data", ctx.run_file.evaluation.data, responses=False)
-
-
-def _unusable_rows(ctx: Context, key: str, section: DataSection, responses: bool) -> Iterator[Finding]:
-    """The first row of each local source that cannot become tokens. What is read here is kept for the run itself."""
-    if isinstance(ctx.tokenizer, PenstockError) or list(data_read.problems(section, responses=responses)):
-        return
-    for name, source in section.sources.items():
-        try:
-            if data_read.columns_of(name, source) is not None:  # on this machine; the hub is asked by the run
-                (PairSource if responses else PromptSource)(name, section, ctx.tokenizer)
-        except PenstockError as error:
-            yield ctx.error(f"{key}.sources.{name}", str(error))
-
-
-@rule("reward", "data", stages=("train", "evaluate"))
-def the_rules_are_there(ctx: Context) -> Iterator[Finding]:
-    if ctx.run_file.reward is not None:
-        yield from ctx.within("reward", reward_check.problems(ctx.run_file.reward, _columns(ctx.run_file.data)))
-
-
-def _columns(section: DataSection) -> set[str] | None:
-    """Columns that every source has; None where they cannot be known without the network."""
-    common: set[str] | None = None
-    for name, source in section.sources.items():
-        try:
-            present = data_read.columns_of(name, source)
-        except PenstockError:
-            return None
-        if present is None:
-            return None
-        kept = set(present if source.keep is None else source.keep)
-        common = kept if common is None else common & kept
-    return common
-
-
-@rule("model", "engine", "rollout")
-def the_model_is_long_enough(ctx: Context) -> Iterator[Finding]:
-    length = ctx.run_file.engine.max_model_len
-    if not isinstance(ctx.model, PenstockError) and 0 < ctx.model.max_positions < length:
-        problem = f"the model was made for {ctx.model.max_positions} positions"
-        yield ctx.error("engine.max_model_len", problem, allowed=f"up to {ctx.model.max_positions}")
 
 
 @rule("store")
@@ -162,11 +47,15 @@ def the_store_answers(ctx: Context) -> Iterator[Finding]:
         except PenstockError as error:
             yield ctx.error("store.url", str(error))
         return
-    from penstock.services.store.connection import Connection
+    from penstock.services.store.connection import Connection, StoreRefused
 
-    connection = Connection(store.url, "penstock-check", deadline=STORE_DEADLINE, password=store.password())
+    password, limit = store.password(), "what a check waits for"
+    connection = Connection(store.url, "penstock-check", deadline=STORE_DEADLINE, password=password, limit=limit)
     try:
         connection.require()
+    except StoreRefused as error:
+        state = "is set here" if password is not None else "is not set here"
+        yield ctx.error("store.password_env", str(error), remedy=f"{store.password_env} {state}")
     except PenstockError as error:
         remedy = "start the server, correct the url, or leave it out for a private server"
         yield ctx.error("store.url", str(error), remedy=remedy)

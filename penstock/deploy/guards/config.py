@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 import operator
 import re
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, get_args
 
 from pydantic import Field, SerializerFunctionWrapHandler, create_model, field_validator, model_serializer
 from pydantic import model_validator as validator
 
 from penstock.learner.dials import HIGHEST_LAG
-from penstock.services.settings import Section
+from penstock.services.settings import Section, form
 
 Word = Literal["checkpoint", "pause", "stop", "roll_back", "warn"]
 WORDS: tuple[str, ...] = get_args(Word)
@@ -75,6 +75,10 @@ class Condition(NamedTuple):
 class ActionSection(Section):
     """One thing that a guard does. In its place may stand a word: one of those of `then`."""
 
+    left_out: ClassVar[Mapping[str, str]] = {
+        word: f"{word} is a word of its own, written `do: {word}`, or `then: {word}`" for word in WORDS
+    }
+
     scale: str | None = None
     """A coefficient to multiply by `by`: `kl.coef`, `learning_rate`, `clip`, or a number of the objective or the trust
     cell by its key."""
@@ -95,7 +99,13 @@ class ActionSection(Section):
     minutes: float | None = Field(None, gt=0, le=1440)
     """After so long the gate is left to the lag again, whatever the metric says; sooner when the condition has failed
     to hold as often in a row as it must hold to fire."""
-    webhook: str | None = Field(None, pattern=r"^(https?://\S+|\$[A-Za-z_][A-Za-z0-9_]*)$")
+    webhook: str | None = Field(
+        None,
+        pattern=form(
+            r"^(https?://\S+|\$[A-Za-z_][A-Za-z0-9_]*)$",
+            "an address that begins with http:// or https://, or $NAME of an environment variable that holds one",
+        ),
+    )
     """An address that is sent a JSON object with the run, the guard, the value and what was done; or `$NAME` of an
     environment variable that holds the address, where that is a secret."""
     then: Word | None = None
@@ -173,7 +183,7 @@ _COMPANIONS: dict[str, tuple[set[str], set[str]]] = {
 class _Guard(Section):
     """A condition on a metric, and what is done when it has held for long enough."""
 
-    name: str = Field("", pattern=r"^[A-Za-z0-9_.-]{0,60}$")
+    name: str = Field("", pattern=form(r"^[A-Za-z0-9_.-]{0,60}$", "up to 60 letters, digits, '_', '.' and '-'"))
     """What it is called in events, metrics and on the page; by default the metric's name."""
     when: str
     """A metric, one of `>` `>=` `<` `<=`, and a number: `kl/reference > 0.2`."""

@@ -8,7 +8,13 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
+from pydantic_core.core_schema import ErrorType
+
+from penstock.deploy.guards.config import GuardSection
 
 _AMISS: list[dict[str, Any]] = [
     {
@@ -43,15 +49,38 @@ PRESETS: Mapping[str, list[dict[str, Any]]] = {
 
 
 def expanded(guards: Any) -> Any:
-    """A list of guards, with those of a preset in the place of its name. Raises ValueError for a name that is none."""
+    """A list of guards, with those of a preset in the place of its name. Raises ValidationError with every mistake in
+    them, each by the place of its guard as it was written."""
     if isinstance(guards, str):
-        guards = [guards]
+        return _preset(guards)
     if not isinstance(guards, (list, tuple)):
-        return guards
+        raise ValueError(
+            f"is a list of guards, or the name of a preset: {', '.join(PRESETS)}; one guard is a list, too: "
+            "guards: [{when: …, do: …}]"
+        )
     found: list[Any] = []
-    for guard in guards:
-        found += _preset(guard) if isinstance(guard, str) else [guard]
+    wrong: list[InitErrorDetails] = []
+    for place, guard in enumerate(guards):
+        try:
+            if not isinstance(guard, str):
+                GuardSection.model_validate(guard)
+            found += _preset(guard) if isinstance(guard, str) else [guard]
+        except ValidationError as error:
+            wrong += [_at(place, each) for each in error.errors(include_url=False)]
+        except ValueError as error:
+            wrong.append(InitErrorDetails(type="value_error", loc=(place,), input=guard, ctx={"error": error}))
+    if wrong:
+        raise ValidationError.from_exception_data("guards", wrong)
     return found
+
+
+def _at(place: int, found: ErrorDetails) -> InitErrorDetails:
+    """The mistake of one guard as one of the list."""
+    kind: Any = found["type"]
+    context = found.get("ctx", {})
+    if kind not in get_args(ErrorType):
+        kind = PydanticCustomError(kind, found["msg"], context)
+    return InitErrorDetails(type=kind, loc=(place, *found["loc"]), input=found["input"], ctx=context)
 
 
 def written_at(guards: Any, number: int) -> str:
@@ -59,7 +88,7 @@ def written_at(guards: Any, number: int) -> str:
     says."""
     if not isinstance(guards, (list, tuple)):
         return "guards"
-    places = [place for place, guard in enumerate(guards) for _ in expanded([guard])]
+    places = [p for p, guard in enumerate(guards) for _ in (_preset(guard) if isinstance(guard, str) else [guard])]
     return f"guards.{places[number]}" if number < len(places) else f"guards.{number}"
 
 

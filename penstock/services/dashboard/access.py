@@ -1,7 +1,8 @@
 """Who may look and who may act: checked before anything else is done with a request.
 
-- **Host**: a page on this machine's own address answers to that address alone. Otherwise a foreign page could make its
-  own name mean 127.0.0.1 and then read this one as if it were its own.
+- **Host**: a page on this machine's own address answers to that address alone, at any port, since a tunnel may begin at
+  another one. Otherwise a foreign page could make its own name mean 127.0.0.1 and then read this one as if it were its
+  own.
 - **Token**, where there is one: in the cookie that the sign-in sets, or as `Authorization: Bearer …`.
 - **User**, where there is none: the page answers to programs of the user who serves it, and to root. This machine's own
   address is open to all of its users.
@@ -11,9 +12,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import os
+import re
 from collections.abc import Callable, Iterable
 from urllib.parse import urlsplit
 
@@ -25,9 +28,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from penstock.services.dashboard.config import TOKEN_ENV, is_local
 from penstock.services.dashboard.peer import Address, user_of
 
+_HOST = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[^\[\]:@/]+)(:\d{1,5})?")
 READING = frozenset({"GET", "HEAD"})
 LARGEST = 64 * 1024
 """Bytes of a request's body."""
+WRONG_TOKEN_PAUSE = 0.5
+"""Seconds before a wrong token is answered; who tries many needs long."""
 OPEN = frozenset({"/sign-in", "/api/sign-in"})
 """What is answered without a token; the page's own style and scripts are too."""
 OPEN_FOLDERS = ("/static/", "/library/")
@@ -69,7 +75,8 @@ class Access:
         """`user_of`: who is at the other end of a connection, by its two ends; see `peer`."""
         self._token, self._local, self._user_of = token, is_local(host), user_of
         names = {"localhost", "127.0.0.1", "[::1]", f"[{host}]" if ":" in host else host}
-        self._hosts = {f"{name}:{port}" for name in names} | (names if port == 80 else set())
+        self._names = names
+        self._home = f"{f'[{host}]' if ':' in host else host}:{port}"
         self.cookie = f"penstock-{port}"
         """Cookies know no ports: the name keeps two pages on one machine apart."""
 
@@ -98,8 +105,9 @@ class Access:
     def refusal(self, request: Request) -> Response | None:
         """Why it is not answered; None when it may be."""
         host = request.headers.get("host", "")
-        if self._local and host.lower() not in self._hosts:
-            return _error(403, f"this page does not go by the name {host!r}; it is at {sorted(self._hosts)[0]}")
+        named = _HOST.fullmatch(host.lower())
+        if self._local and (named is None or named["name"] not in self._names):
+            return _error(403, f"this page does not go by the name {host!r}; it is at {self._home}")
         if request.method not in READING:
             refused = _foreign(request, host)
             if refused is not None:
@@ -123,7 +131,7 @@ class Access:
 
 
 def _same(given: str, wanted: str) -> bool:
-    return hmac.compare_digest(given.encode(), wanted.encode())
+    return hmac.compare_digest(given.encode(errors="surrogatepass"), wanted.encode(errors="surrogatepass"))
 
 
 def _foreign(request: Request, host: str) -> Response | None:
@@ -167,7 +175,10 @@ class Guarded:
                     headers[name] = value
             await send(message)
 
-        refusal = self._access.refusal(Request(scope))
+        request = Request(scope)
+        refusal = self._access.refusal(request)
+        if refusal is not None and refusal.status_code == 401 and "authorization" in request.headers:
+            await asyncio.sleep(WRONG_TOKEN_PAUSE)
         await (refusal or self._app)(scope, receive, strict)
 
 

@@ -36,7 +36,7 @@ class Activity:
             for line in lines:
                 try:
                     found = _LINE.decode(line)
-                except msgspec.MsgspecError:
+                except ValueError:  # msgspec's own, and that of bytes that are no text
                     continue
                 for name, spans in found.lanes.items():
                     self._lanes.setdefault(name, deque(maxlen=KEPT)).extend(spans)

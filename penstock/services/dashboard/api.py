@@ -118,7 +118,7 @@ def command_router(subject: Subject) -> APIRouter:
 
         try:
             asked = _COMMAND.decode(await request.body())
-        except msgspec.MsgspecError as error:
+        except ValueError as error:  # msgspec's own, and that of bytes that are no text
             raise HTTPException(422, f"no command: {error}") from error
         client = request.client.host if request.client else "unknown"
         by = f"page from {client}" + (f", served by {subject.user}" if subject.user else "")

@@ -8,20 +8,22 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, FastAPI, HTTPException, Response
-from fastapi.responses import FileResponse, HTMLResponse
+from fastapi import APIRouter, Body, FastAPI, HTTPException, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse
+from pydantic import BaseModel
 from starlette.responses import Response as AnyResponse
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Scope
 
-from penstock.services.dashboard.access import Access, Guarded
+from penstock.services.dashboard.access import WRONG_TOKEN_PAUSE, Access, Guarded
 from penstock.services.dashboard.api import Subject, command_router, run_router
 from penstock.services.dashboard.libraries import LIBRARIES
 from penstock.services.dashboard.watch import Watch
 
 STATIC = Path(__file__).with_name("static")
-WRONG_TOKEN_PAUSE = 0.5
-"""Seconds before a wrong token is answered; who tries many needs long."""
+_QUOTED = 80
+"""Characters of what was sent and meant nothing."""
 
 
 def create_app(subject: Subject, access: Access, routers: Sequence[APIRouter] = ()) -> ASGIApp:
@@ -41,6 +43,8 @@ def create_app(subject: Subject, access: Access, routers: Sequence[APIRouter] = 
         docs_url=None,  # FastAPI's own pages load their scripts from elsewhere
         redoc_url=None,
         lifespan=lifespan,
+        responses={422: {"model": Problem, "description": "what was asked means nothing"}},
+        exception_handlers={RequestValidationError: _misunderstood},
     )
     for router in (run_router(subject, watch), command_router(subject), *routers):
         app.include_router(router, prefix="/api")
@@ -48,6 +52,22 @@ def create_app(subject: Subject, access: Access, routers: Sequence[APIRouter] = 
     app.include_router(_files_router())
     app.mount("/static", _Files(directory=STATIC), name="static")
     return Guarded(app, access)
+
+
+class Problem(BaseModel):
+    """Every answer that is an error."""
+
+    detail: str
+    """What is wrong, where, and what was found."""
+
+
+async def _misunderstood(_: Request, error: RequestValidationError) -> Response:
+    """One sentence for people. What was sent is quoted in part, and as what any text can hold."""
+    wrong = [
+        f"{'.'.join(str(part) for part in one['loc'])}: {one['msg']}; found {ascii(one.get('input'))[:_QUOTED]}"
+        for one in error.errors()
+    ]
+    return JSONResponse({"detail": "; ".join(wrong)}, 422)
 
 
 class _Files(StaticFiles):

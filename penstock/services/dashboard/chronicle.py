@@ -52,8 +52,10 @@ class Chronicle:
             for line in lines:
                 try:
                     facts = msgspec.json.decode(line, type=dict[str, Any])
-                except msgspec.MsgspecError:
+                except ValueError:  # msgspec's own, and that of bytes that are no text
                     continue  # what else the file says is worth more than an error here
+                if not isinstance(facts.get("time"), int | float):
+                    continue
                 self.count += 1
                 self._recent.append((self.count, facts))
                 if facts.get("kind") in MARKS:
@@ -68,7 +70,7 @@ class Chronicle:
 
     def _entry(self, number: int, line: dict[str, Any]) -> Entry:
         facts = dict(line)
-        time, kind = float(facts.pop("time", 0.0)), str(facts.pop("kind", ""))
+        time, kind = float(facts.pop("time")), str(facts.pop("kind", ""))
         step = facts.get("step")
         at = step if isinstance(step, int) else self._step_at(time)
         return Entry(number, time, kind, str(facts.pop("message", "")), at, facts)

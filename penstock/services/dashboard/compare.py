@@ -43,7 +43,7 @@ class Neighbours:
     def others(self) -> list[Other]:
         """The newest first."""
         found = self._directory.beside()[:MOST_RUNS]
-        return [Other(run.path.name, state_of(run), (run.read_status() or {}).get("step", 0)) for run in found]
+        return [_other(run) for run in found]
 
     def compare(self, name: str) -> Comparison:
         """With the run `name`. Raises NotRecorded where there is none."""
@@ -72,6 +72,14 @@ class Neighbours:
             del self._sides[next(iter(self._sides))]
         side.follow()
         return side
+
+
+def _other(run: RunDir) -> Other:
+    """One that is damaged is offered all the same: which of its files is, a comparison with it says."""
+    try:
+        return Other(run.path.name, state_of(run), (run.read_status() or {}).get("step", 0))
+    except (PenstockError, OSError):
+        return Other(run.path.name, "damaged", 0)
 
 
 Name = Annotated[str, Query(max_length=300, description="Name of the other run's directory.")]

@@ -238,12 +238,13 @@ def _accidents(directory: RunDir) -> Facts:
     again = Counter(str(event.facts.get("name", "")) for event in events if event.kind == "restarted")
     deaths = died | Counter({name: count for name, count in again.items() if name not in died})
     kinds = Counter(event.kind for event in events)
+    exhausted = sum(event.kind == "guard" and event.facts.get("what") == "exhausted" for event in events)
     return {
         ("accidents", "deaths", ""): float(deaths.total()),
         **{("accidents", f"deaths of {name}", ""): float(count) for name, count in sorted(deaths.items())},
         ("accidents", "resumed", "times"): float(max(0, kinds["published"] - 1)),
         ("accidents", "rolled back", "times"): float(kinds["rolled_back"]),
-        ("accidents", "guards fired", "times"): float(kinds["guard"]),
+        ("accidents", "guards fired", "times"): float(kinds["guard"] - exhausted),
         ("accidents", "warnings", ""): float(kinds["warning"]),
     }
 

@@ -6,7 +6,7 @@ import ipaddress
 import os
 
 from penstock.services.contracts import PenstockError
-from penstock.services.settings import Section, on_resume
+from penstock.services.settings import VARIABLE, Section, on_resume
 
 TOKEN_ENV = "PENSTOCK_DASHBOARD_TOKEN"
 """Environment variable of the token, unless another one is named."""
@@ -28,7 +28,7 @@ class DashboardSection(Section):
     """Address to listen on. Any but this machine's own (127.0.0.1, ::1, localhost) demands a token."""
     port: int = on_resume(0, ge=0, le=65535)
     """Port to listen on; 0 takes one that is free."""
-    token_env: str = on_resume(TOKEN_ENV, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    token_env: str = on_resume(TOKEN_ENV, pattern=VARIABLE)
     """Name of the environment variable that holds the token which the page asks for. Where `host` is this machine's
     own and the variable is unset, the page answers without one, to the user who serves it and to root only."""
 

@@ -7,8 +7,9 @@ wrote beyond the step at which a newer one begins is a lost future.
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -19,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from penstock.services.dashboard.buckets import Buckets, floor, reduce, width_for
-from penstock.services.dashboard.columns import Columns
+from penstock.services.dashboard.columns import KEYS, Columns
 from penstock.services.dashboard.tail import Tail
 from penstock.services.metrics import MetricError
 
@@ -28,6 +29,9 @@ _BLOCK = 2048
 _REMEMBERED = 4096
 """Changes that are remembered for pages that are behind; one that is further behind is sent everything."""
 _NUMBERS = msgspec.json.Decoder(dict[str, float])
+_TEXTS = msgspec.json.Decoder(dict[str, float | str])
+_LARGEST = 2.0**53
+"""Beyond it, not every whole number is one that a JSON reader gets right."""
 
 
 @dataclass(frozen=True)
@@ -53,33 +57,39 @@ class Look:
 class History:
     """The values of every step that led to the present one. Safe to use from several threads."""
 
-    def __init__(self, path: Path) -> None:
-        self._where, self._tail = str(path), Tail(path)
+    def __init__(self, path: Path, damaged: Callable[[MetricError], None] | None = None) -> None:
+        """`damaged` is told of every line that is none, which is then passed over; without it, such a line is an
+        error."""
+        self._where, self._tail, self._damaged = str(path), Tail(path), damaged
         self._lock = threading.Lock()
         self._table = Columns()
         self._begins: dict[int, int] = {}
         """The step at which each lineage begins."""
         self._changes: deque[int] = deque(maxlen=_REMEMBERED)
         """The smallest step that changed, for every change."""
-        self.revision = 0
-        """Counts the changes."""
+        self.revision = self._began = time.time_ns() // 1_000_000
+        """Counts the changes, from a number on that no earlier process has come to: who asks with one of those is sent
+        everything."""
 
     # --- reading the file ---------------------------------------------------------------------------
 
     @property
     def read_share(self) -> float:
-        """How much of the file has been read, 1 for all of it."""
+        """How much of the file has been read, 1 for all of it and 0 before anything was."""
+        if self.revision == self._began:
+            return 0.0
         return 1 - self._tail.behind / self._tail.size if self._tail.size else 1.0
 
     def follow(self) -> bool:
-        """Read what was added, a few megabytes at most; True when there was anything. Raises MetricError."""
+        """Read what was added, a few megabytes at most; True when there was anything. Raises MetricError where nobody
+        is told of damage."""
         lines = self._tail.read()
         if lines:
             self.add(lines)
         return bool(lines)
 
     def add(self, lines: Iterable[bytes]) -> None:
-        """Whole lines of the file, in its order. Raises MetricError for one that is damaged."""
+        """Whole lines of the file, in its order. Raises MetricError for one that is damaged, where nobody is told."""
         with self._lock:
             changed = self._lay(lines)
             if changed is not None:
@@ -93,8 +103,7 @@ class History:
         block: list[tuple[float, ...]] = []
         names: tuple[str, ...] = ()
         newest = self._table.newest
-        for line in lines:
-            row = _decode(line, self._where)
+        for row in self._rows(lines):
             step, lineage = int(row["step"]), int(row["lineage"])
             plain = step > newest and bool(self._begins) and lineage == max(self._begins)
             if not plain or tuple(row) != names or len(block) >= _BLOCK:
@@ -109,6 +118,15 @@ class History:
                 names, newest = (), self._table.newest
         self._table.append(names, block)
         return min(changed) if changed else None
+
+    def _rows(self, lines: Iterable[bytes]) -> Iterator[dict[str, float]]:
+        for line in lines:
+            try:
+                yield _decode(line, self._where)
+            except MetricError as error:
+                if self._damaged is None:
+                    raise
+                self._damaged(error)
 
     def _lay_out_of_turn(self, row: dict[str, float], lineage: int, step: int) -> list[int]:
         """A row that is not simply the next one: a lineage that begins, a second line of a step, a lost future. The
@@ -229,12 +247,19 @@ class History:
 
 
 def _decode(line: bytes, where: str) -> dict[str, float]:
+    """Raises MetricError for what is no line of metrics."""
     try:
-        return _NUMBERS.decode(line)
-    except msgspec.ValidationError:  # infinity and not-a-number are texts
-        return {name: float(value) for name, value in msgspec.json.decode(line).items()}
-    except msgspec.DecodeError as error:
+        try:
+            row = _NUMBERS.decode(line)
+        except msgspec.ValidationError:  # infinity and not-a-number are texts
+            row = {name: float(value) for name, value in _TEXTS.decode(line).items()}
+        if not all(0 <= row[key] < _LARGEST for key in KEYS):
+            raise ValueError(f"{', '.join(KEYS)} must be numbers from 0 on")
+    except KeyError as error:
+        raise MetricError(f"{where}: not a line of metrics: it lacks {error}") from error
+    except ValueError as error:  # msgspec's own, and that of bytes that are no text
         raise MetricError(f"{where}: not a line of metrics: {error}") from error
+    return row
 
 
 def _series(names: list[str], found: Buckets, width: int) -> dict[str, list[list[float | None]]]:
@@ -258,8 +283,9 @@ def _short(values: NDArray[Any]) -> list[list[float | None]]:
 
 
 def sampled(path: Path, lines: int) -> History:
-    """A history of some lines, evenly spaced over the file: what a page shows while the whole is being read."""
-    history = History(path)
+    """A history of some lines, evenly spaced over the file: what a page shows while the whole is being read. Of damage
+    tells whoever reads the whole."""
+    history = History(path, damaged=lambda _: None)
     size = path.stat().st_size
     found: dict[bytes, None] = {}
     with path.open("rb") as file:

@@ -47,7 +47,7 @@ class Live:
     read_share: float
     """How much of the metrics has been read; below 1 the curves are made of evenly spaced steps."""
     damage: str
-    """What is wrong with the metrics' file; empty when nothing is."""
+    """What is wrong with the run's files; empty when nothing is."""
     status: dict[str, Any]
     """`verdict`, and `facts` without the metrics and the summary."""
     metrics: Look

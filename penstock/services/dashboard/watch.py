@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from penstock.services.dashboard.activity import Activity
 from penstock.services.dashboard.chronicle import Chronicle
@@ -26,13 +25,13 @@ class Watch:
 
     def __init__(self, directory: RunDir) -> None:
         self._directory = directory
-        self._whole = History(directory.metrics)
+        self._whole = History(directory.metrics, self._pass_over)
         self.history = self._whole
         """All steps; some of them while a large file is being read."""
         self.chronicle = Chronicle(directory.events, self._step_at)
         self.activity = Activity(directory.activity, directory.activity_before)
-        self.damage = ""
-        """What is wrong with the metrics from some line on; empty when nothing is."""
+        self._damaged = self._unreadable = ""
+        self._passed_over = 0
         self._stop, self._looked = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._follow, name="watch", daemon=True)
 
@@ -48,13 +47,12 @@ class Watch:
         """How much of the metrics has been read, 1 for all."""
         if self.history is self._whole:
             return 1.0
-        return self._whole.read_share if self._whole.revision else 0.0
+        return self._whole.read_share
 
     def __enter__(self) -> Watch:
         path = self._directory.metrics
         if path.exists() and path.stat().st_size > _LARGE:
-            with contextlib.suppress(MetricError):  # whoever reads the whole will say what is wrong
-                self.history = sampled(path, _SAMPLED)
+            self.history = sampled(path, _SAMPLED)
         self._thread.start()
         return self
 
@@ -63,25 +61,45 @@ class Watch:
         self._looked.set()
         self._thread.join()
 
+    @property
+    def damage(self) -> str:
+        """What is wrong with the run's files; empty when nothing is."""
+        return self._unreadable or self._damaged
+
+    def _pass_over(self, error: MetricError) -> None:
+        """A line of metrics that is none: the others are shown all the same."""
+        self._passed_over += 1
+        lines = "this line is" if self._passed_over == 1 else f"{self._passed_over} lines are"
+        self._damaged = f"{error} ({lines} passed over)"
+
     def _follow(self) -> None:
-        steps: tuple[Callable[[], bool], ...] = (self.chronicle.follow, self.activity.follow, self._read_metrics)
-        for step in steps[:2]:
-            step()
-        if self.history is not self._whole:
-            self._looked.wait(_COURTESY)
-        while not self._stop.is_set():
-            found = [step() for step in steps]
-            if not any(found):
-                self._stop.wait(LOOK)
+        """A thread that ended in silence would leave a page that looks alive and stands still."""
+        try:
+            self._read((self.chronicle.follow, self.activity.follow))
+            if self.history is not self._whole:
+                self._looked.wait(_COURTESY)
+            while not self._stop.is_set():
+                if not self._read((self.chronicle.follow, self.activity.follow, self._read_metrics)):
+                    self._stop.wait(LOOK)
+        except BaseException as error:
+            self._unreadable = (
+                f"the page has stopped reading the run's files, {type(error).__name__}: {error}; start it again"
+            )
+            raise
+
+    def _read(self, steps: Sequence[Callable[[], bool]]) -> bool:
+        """Whether there was anything new. What cannot be read now, as on a file system that is away, is tried again."""
+        more, wrong = False, ""
+        for step in steps:
+            try:
+                more = step() or more
+            except OSError as error:
+                wrong = f"the run's files cannot be read: {error}"
+        self._unreadable = wrong
+        return more
 
     def _read_metrics(self) -> bool:
-        if self.damage:
-            return False
-        try:
-            more = self._whole.follow()
-        except MetricError as error:
-            self.damage = str(error)
-            return False
+        more = self._whole.follow()
         if not more and self.history is not self._whole:
             self._whole.replace(self.history)
             self.history = self._whole

@@ -18,6 +18,8 @@ from penstock.services.store.registry import Registry
 from penstock.services.versions import FIRST, Version
 
 OUTSTANDING = ("returned", "reserved", "stored", "taken")
+REPLY_KEPT = 300.0
+"""Seconds for which the answer to a reservation is kept for a repetition."""
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -69,14 +71,15 @@ class Book(Registry):
         self._now: Version | None = None
         self._forks: dict[int, Version] = {}
         self._entries: dict[int, Entry] = {}
-        self._issued = self._cursor = self._high = self._fence = self._committed = self._redelivered = 0
+        self._ahead: set[int] = set()
+        self._issued = self._cursor = self._fence = self._committed = self._redelivered = 0
         self._drops: Counter[str] = Counter()
         self._refused: Counter[str] = Counter()
         self._causes: dict[str, str] = {}
         self._draining = self._by_hand = False
         self._last_commit: Version | None = None
         self._reconciled: tuple[str, Version] | None = None
-        self._replies: dict[str, tuple[str, Reservation]] = {}
+        self._replies: dict[str, tuple[str, float, Reservation]] = {}
 
     @atomic
     def published(self) -> Version:
@@ -115,8 +118,7 @@ class Book(Registry):
     def _closed(self, behind: int) -> Closed:
         """Why no new prompt may start at a worker that lags by `behind`."""
         rules = self._run_rules()
-        while self._cursor < self._high and self._cursor in self._entries:  # still here after a rewind
-            self._cursor += 1
+        self._skip_issued()
         if self._draining:
             return "draining"
         if rules.prompts is not None and self._cursor >= rules.prompts:
@@ -126,6 +128,12 @@ class Book(Registry):
         if not staleness.admits(len(self._in(*OUTSTANDING)), behind, rules.max_lag, rules.groups_per_step):
             return "lag"
         return "memory" if self._bytes() > rules.max_bytes else ""
+
+    def _skip_issued(self) -> None:
+        """After a rewind the cursor passes over prompts that were issued before it, whatever has become of them."""
+        while self._cursor in self._ahead:
+            self._ahead.remove(self._cursor)
+            self._cursor += 1
 
     def _at(self) -> Version:
         if self._now is None:

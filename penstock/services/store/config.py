@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import Annotated, Literal
 from urllib.parse import parse_qs, urlsplit
 
 from pydantic import AfterValidator, Field
 
-from penstock.services.settings import Section, on_resume
+from penstock.services.settings import VARIABLE, Section, on_resume
 
 Fsync = Literal["always", "everysec", "never"]
 """When the private server's append-only file is forced to disk, and what is promised for every transition that
@@ -48,6 +49,13 @@ def check_url(url: str | None) -> str | None:
         raise ValueError(
             f"expected redis://HOST:PORT/DB, rediss://HOST:PORT/DB or unix:///PATH, found scheme {parts.scheme!r}"
         )
+    try:
+        port = parts.port
+    except ValueError as error:
+        raise ValueError(f"the port in the url is no number from 1 to 65535: {parts.netloc!r}") from error
+    if parts.scheme != "unix" and (port == 0 or not re.fullmatch(r"/?\d*", parts.path)):
+        wrong = "port 0" if port == 0 else repr(parts.path)
+        raise ValueError(f"expected {parts.scheme}://HOST:PORT/DB, and DB is a number, as in /0; found {wrong}")
     if parts.scheme == "unix" and not parts.path:
         raise ValueError("a unix url names the socket's path: unix:///run/redis/redis.sock")
     if parts.scheme != "unix" and not parts.hostname:
@@ -62,7 +70,7 @@ class StoreSection(Section):
     """Redis server: redis://, rediss:// (TLS) or unix://. Empty starts a private server for the run, whose data lies in
     the run directory. May change on resume, since a server can move; a server without the run's data counts as lost."""
 
-    password_env: str = Field("PENSTOCK_STORE_PASSWORD", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    password_env: str = Field("PENSTOCK_STORE_PASSWORD", pattern=VARIABLE)
     """Name of the environment variable that holds the password of `url`; no password when the variable is unset."""
 
     fsync: Fsync = on_resume("never")
@@ -74,6 +82,10 @@ class StoreSection(Section):
     """The gate closes while the payloads in the store are larger than this (bytes). It must hold what is outstanding
     and what was used since the last checkpoint: (max_lag + 1 + steps between checkpoints) × groups per step × size of
     a group. At least 1 MiB, below which hardly one step's groups fit."""
+
+    max_restarts: int = on_resume(10, ge=0)
+    """How often the private server is started again after it died. One that dies more often has a cause that starting
+    again does not mend, such as a full disk, and ends the run with it."""
 
     deadline: float = on_resume(30.0, ge=1.0, le=3600.0)
     """Seconds that a call keeps trying while the server is away or restarts, before it is an error. At least 1, the

@@ -5,8 +5,9 @@ Every script may be repeated, so a call whose reply was lost is simply made agai
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from hashlib import sha1
@@ -35,13 +36,22 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _REFUSED = (AuthenticationError, AuthenticationWrongNumberOfArgsError, AuthorizationError, NoPermissionError)
-_PASSING = ("BUSY", "LOADING", "MASTERDOWN", "TRYAGAIN")
-"""Answers of a server that will be able to serve in a moment."""
+_PASSING = ("BUSY", "LOADING", "MASTERDOWN", "TRYAGAIN", "MISCONF")
+"""Answers of a server that will be able to serve in a moment, or, where its disk is full, when somebody has made space:
+it tries to write once a second."""
 _AWAY = (redis.ConnectionError, redis.TimeoutError)
 
 
 class ForksChanged(Exception):
     """The client's picture of the lineages is older than the store's; internal to this package."""
+
+
+class StoreRefused(StoreError):
+    """The server does not let us in."""
+
+
+class Away(StoreError):
+    """The server has not answered within the deadline."""
 
 
 class Unattached(StoreError):
@@ -75,11 +85,24 @@ def script(name: str) -> tuple[str, str]:
     return text, sha1(text.encode(), usedforsecurity=False).hexdigest()
 
 
+def _said(error: ResponseError) -> str:
+    """What the server answers, without where in a script it was refused."""
+    inside = _IN_SCRIPT.search(str(error))
+    return inside[1] if inside else str(error)
+
+
+_IN_SCRIPT = re.compile(r"script.*-((?:OOM|MISCONF|READONLY|MASTERDOWN|NOREPLICAS)\b.*)", re.DOTALL)
+
+
 class Connection:
     """Calls scripts under one key prefix. Safe to use from several threads."""
 
-    def __init__(self, url: str, prefix: str, *, deadline: float, password: str | None) -> None:
+    def __init__(
+        self, url: str, prefix: str, *, deadline: float, password: str | None, limit: str = "store.deadline"
+    ) -> None:
+        """`limit` is what the deadline is called where it is said that it has passed."""
         check_url(url)
+        self._limit = limit
         self._url = url
         self._prefix = prefix
         self._deadline = deadline
@@ -128,9 +151,22 @@ class Connection:
             raise self._unattached("published")
         return int(found[0]), int(found[1])
 
+    def payloads(self, indices: Sequence[int]) -> list[bytes | None]:
+        """What these groups carry, on one trip; None for one that carries nothing, or is gone."""
+        if not indices:
+            return []
+
+        def ask() -> list[bytes | None]:
+            asked = self._redis.pipeline(transaction=False)
+            for index in indices:
+                asked.hget(f"{self._prefix}entry:{index}", "payload")
+            return cast(list[bytes | None], asked.execute())
+
+        return self._until_deadline("payloads", ask)
+
     def version(self) -> tuple[int, ...]:
         """Version of the server."""
-        info = self._until_deadline("info", lambda: self._redis.info("server"))
+        info = self._until_deadline("asking for its version", lambda: self._redis.info("server"))
         return tuple(int(part) for part in info["redis_version"].split(".")[:3])
 
     def require(self, oldest: tuple[int, ...] = OLDEST) -> None:
@@ -184,21 +220,24 @@ class Connection:
             try:
                 return attempt()
             except _REFUSED as error:
-                raise StoreError(
-                    f"{name}: the Redis server at {self._url} refuses the connection: {error}. The password comes from "
+                why = str(error).rstrip(".")
+                raise StoreRefused(
+                    f"{name}: the Redis server at {self._url} refuses the connection: {why}. The password comes from "
                     "the environment variable that store.password_env names"
                 ) from error
             except ResponseError as error:
-                if not str(error).startswith(_PASSING):
-                    raise StoreError(f"{name}: {self._refusal(str(error))}") from error
+                answer = _said(error)
+                if not answer.startswith(_PASSING):
+                    raise StoreError(f"{name}: {self._refusal(answer)}") from error
                 reason: Exception = error
+                state = f"{self._refusal(answer)}, and has done so for"
             except _AWAY as error:
                 reason = error
+                state = f"the Redis server at {self._url} did not answer for"
             waited = time.monotonic() - began
             if waited + pause > self._deadline:
-                raise StoreError(
-                    f"{name}: the Redis server at {self._url} did not answer for {waited:.1f} s "
-                    f"(store.deadline is {self._deadline:g} s): {reason}"
-                ) from reason
+                limit = f"{self._limit} is {self._deadline:g} s"
+                said = f": {reason}" if isinstance(reason, _AWAY) else ""
+                raise Away(f"{name}: {state} {waited:.1f} s ({limit}){said}") from reason
             time.sleep(pause)
             pause = min(2 * pause, 0.5)

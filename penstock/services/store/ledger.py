@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
-from penstock.services.contracts import StoreError
+from penstock.services.contracts import Fenced, StoreError
 from penstock.services.replay import (
     STATES,
     Closed,
+    Finished,
     LedgerCounts,
     LedgerMemo,
     LedgerRules,
@@ -27,6 +28,10 @@ from penstock.services.versions import FIRST, Version
 _RUN_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 T = TypeVar("T")
+
+MOST_BYTES = 4 * 1024**2
+MOST_GROUPS = 256
+"""Of payloads in one `put`: while the server copies them it answers nobody else."""
 
 
 def check_run_id(run_id: str) -> str:
@@ -94,10 +99,10 @@ class RedisStore:
         return version
 
     def drain(self, reason: str) -> int:
-        return int(self._connection.call("drain", reason)[0])
+        return int(self._in_tree(lambda tree: self._connection.call("drain", reason, tree.lineage))[0])
 
     def hold(self, held: bool) -> None:
-        self._connection.call("hold", int(held))
+        self._in_tree(lambda tree: self._connection.call("hold", int(held), tree.lineage))
 
     def erase(self) -> int:
         """Delete everything this run has in the store, for a server that outlives the run. Not to be undone."""
@@ -135,9 +140,19 @@ class RedisStore:
         return tuple(int(index) for index in self._connection.call("renew", repr(float(lease)), *pairs))
 
     def put(self, ticket: Ticket, payload: bytes, binding: Version) -> None:
-        if not payload:
-            raise ValueError(f"put: group {ticket.index} has an empty payload")
-        self._connection.call("put", ticket.index, ticket.fence, payload, str(binding))
+        if self.put_all([Finished(ticket, payload, binding)]):
+            raise Fenced(f"put: the lease of group {ticket.index} (fencing token {ticket.fence}) is no longer current")
+
+    def put_all(self, groups: Sequence[Finished]) -> tuple[int, ...]:
+        fenced: list[int] = []
+        for several in _in_calls(groups):
+            values = [
+                value
+                for ticket, payload, binding in several
+                for value in (ticket.index, ticket.fence, payload, str(binding))
+            ]
+            fenced += [int(index) for index in self._connection.call("put", *values)]
+        return tuple(fenced)
 
     def release(self, ticket: Ticket, partial: bytes | None) -> None:
         self._connection.call("release", ticket.index, ticket.fence, partial or b"")
@@ -155,19 +170,24 @@ class RedisStore:
         and not sent again, so that waiting for the last group of a step is cheap."""
 
         def ask(tree: Tree) -> list[Any]:
-            have = ",".join(map(str, known))
-            where = (version.lineage, version.step, want, tree.lineage)
-            return self._connection.call("take", *where, tree.current_text, have)
+            return self._connection.call("take", version.lineage, version.step, want, tree.lineage, tree.current_text)
 
         held_for, kept = self._held
         known = kept if held_for == version else {}
-        stale, exhausted, *flat = self._in_tree(ask)
-        payloads: dict[int, bytes] = {}
-        for i in range(0, len(flat), 2):
-            index = int(flat[i])
-            payloads[index] = known[index] if flat[i + 1] is None else flat[i + 1]
-        self._held = (version, payloads)
-        return Taken(tuple(Stored(i, payload) for i, payload in payloads.items()), int(stale), bool(exhausted))
+        stale = 0
+        for _ in range(5):
+            dropped, exhausted, *flat = self._in_tree(ask)
+            stale += int(dropped)
+            indices = [int(index) for index in flat]
+            missing = [index for index in indices if index not in known]
+            found = zip(missing, self._connection.payloads(missing), strict=True)
+            have = {**known, **{index: payload for index, payload in found if payload is not None}}
+            if have.keys() >= set(indices):
+                payloads = {index: have[index] for index in indices}
+                self._held = (version, payloads)
+                return Taken(tuple(Stored(i, payload) for i, payload in payloads.items()), stale, bool(exhausted))
+            # Between the two questions somebody has ended a group that was taken; asked again, the script says who.
+        raise StoreError(f"take: groups that are taken for the step from version {version} vanish before they are read")
 
     def discard(self, version: Version, indices: Sequence[int], reason: str) -> None:
         if indices:
@@ -177,13 +197,16 @@ class RedisStore:
         self._connection.call("advance", version.lineage, version.step)
 
     def memo(self, version: Version) -> LedgerMemo:
-        issued, committed, drops, outstanding, forks = self._connection.call("memo", version.lineage, version.step)
+        issued, committed, drops, outstanding, forks, ahead = self._connection.call(
+            "memo", version.lineage, version.step
+        )
         return LedgerMemo(
             issued=int(issued),
             committed=int(committed),
             dropped=_drops(drops),
             outstanding=tuple(sorted(int(index) for index in outstanding)),
             forks=_forks(forks),
+            ahead=tuple(sorted(int(index) for index in ahead)),
         )
 
     def commit(self, version: Version) -> int:
@@ -265,6 +288,23 @@ class RedisStore:
             if not new:
                 raise
             return Tree(-1)
+
+
+def _in_calls(groups: Sequence[Finished]) -> Iterator[list[Finished]]:
+    """The groups in calls that hold the server up for some milliseconds at most. Raises ValueError for one without a
+    payload."""
+    several: list[Finished] = []
+    size = 0
+    for group in groups:
+        if not group.payload:
+            raise ValueError(f"put: group {group.ticket.index} has an empty payload")
+        if several and (size + len(group.payload) > MOST_BYTES or len(several) >= MOST_GROUPS):
+            yield several
+            several, size = [], 0
+        several.append(group)
+        size += len(group.payload)
+    if several:
+        yield several
 
 
 def _rule_values(rules: LedgerRules) -> tuple[int, int, int, int]:

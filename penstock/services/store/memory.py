@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
-from penstock.services.contracts import StoreError
-from penstock.services.replay import Closed, LedgerMemo, LedgerRules, Reservation, Stored, Taken, Ticket
+from penstock.services.contracts import Fenced, StoreError
+from penstock.services.replay import Closed, Finished, LedgerMemo, LedgerRules, Reservation, Stored, Taken, Ticket
 from penstock.services.staleness import Forks
-from penstock.services.store.book import OUTSTANDING, Book, Entry, atomic
+from penstock.services.store.book import OUTSTANDING, REPLY_KEPT, Book, Entry, atomic
 from penstock.services.store.lineages import Tree
 from penstock.services.versions import FIRST, Version
 
@@ -42,12 +43,13 @@ class MemoryStore(Book):
             raise ValueError(f"reconcile: the memo knows of {memo.issued} prompts, the call says {issued}")
         forks = self._forks | dict(memo.forks if memo else {})
         if self._now is None:
-            self._issued = self._cursor = self._high = issued
+            self._issued = self._cursor = issued
             if checkpoint == FIRST and issued == 0:
                 return self._settle(request, FIRST)
             if memo:
                 self._committed, self._drops = memo.committed, Counter(memo.dropped)
-            self._drops["store_lost"] += issued - self._committed - self._drops.total()
+                self._ahead, self._cursor = set(memo.ahead), memo.cursor
+            self._drops += Counter(store_lost=issued - self._committed - self._drops.total())
         else:
             self._back_to(checkpoint, forks, memo)
         newest = max(self._now.lineage if self._now else 0, checkpoint.lineage, *forks, 0)
@@ -83,11 +85,12 @@ class MemoryStore(Book):
 
     def _rebase(self, memo: LedgerMemo) -> None:
         """The checkpoint is older than the last commit, or the store has not gone that way: the checkpoint's view."""
-        kept = {i: e for i, e in self._entries.items() if i >= memo.issued or i in memo.outstanding}
+        later = {i for i in self._entries if i >= memo.cursor and i not in memo.ahead}
+        kept = {i: e for i, e in self._entries.items() if i in later or i in memo.outstanding}
         again = {i: Entry("returned") for i in memo.outstanding if i not in kept}
         self._entries = kept | again
-        self._issued = memo.issued + sum(i >= memo.issued for i in kept)
-        self._cursor, self._high = memo.issued, max(self._high, memo.issued)
+        self._issued = memo.issued + len(later)
+        self._cursor, self._ahead = memo.cursor, later | set(memo.ahead)
         self._committed, self._drops = memo.committed, Counter(memo.dropped)
 
     @atomic
@@ -105,9 +108,9 @@ class MemoryStore(Book):
 
     @atomic
     def reserve(self, worker: str, version: Version, want: int, lease: float, request: str) -> Reservation:
-        last, answer = self._replies.get(worker, ("", None))
-        if answer is not None and last == request:
-            return answer
+        last, since, answer = self._replies.get(worker, ("", 0.0, None))
+        if answer is not None and last == request and self._clock() - since < REPLY_KEPT:
+            return replace(answer, tickets=tuple(map(self._again, answer.tickets)))
         now, rules = self._at(), self._run_rules()
         behind = self._lag(now, version)
         if behind is None:
@@ -128,10 +131,14 @@ class MemoryStore(Book):
                 tickets.append(self._grant(self._cursor, self._entries[self._cursor], ends))
                 self._issued += 1
                 self._cursor += 1
-                self._high = max(self._high, self._cursor)
         answer = Reservation(tuple(tickets), now, closed)
-        self._replies[worker] = (request, answer)
+        self._replies[worker] = (request, self._clock(), answer)
         return answer
+
+    def _again(self, ticket: Ticket) -> Ticket:
+        """A ticket of an answer that is given a second time: with the partial while it is good for anything."""
+        entry = self._held(ticket)
+        return replace(ticket, partial=entry.payload or None if entry is not None and entry.leased else None)
 
     def _grant(self, index: int, entry: Entry, ends: float) -> Ticket:
         self._fence += 1
@@ -159,6 +166,16 @@ class MemoryStore(Book):
         if entry.leased:
             entry.lapsed, entry.payload, entry.binding = False, payload, binding
             entry.store(self._clock())
+
+    @atomic
+    def put_all(self, groups: Sequence[Finished]) -> tuple[int, ...]:
+        fenced = []
+        for ticket, payload, binding in groups:
+            try:
+                self.put(ticket, payload, binding)
+            except Fenced:
+                fenced.append(ticket.index)
+        return tuple(fenced)
 
     @atomic
     def release(self, ticket: Ticket, partial: bytes | None) -> None:
@@ -231,9 +248,21 @@ class MemoryStore(Book):
 
     @atomic
     def memo(self, version: Version) -> LedgerMemo:
-        used = self._used("memo", version)
-        outstanding = tuple(sorted(self._entries.keys() - used))
-        return LedgerMemo(self._issued, self._committed + len(used), dict(self._drops), outstanding, dict(self._forks))
+        used, last = self._used("memo", version), self._last_commit
+        if last is not None and last.lineage == version.lineage and version < last:
+            raise StoreError(
+                f"memo: version {version} is older than the last commit, {last}: what was committed since is no longer "
+                "told apart"
+            )
+        self._skip_issued()
+        return LedgerMemo(
+            issued=self._issued,
+            committed=self._committed + len(used),
+            dropped=dict(self._drops),
+            outstanding=tuple(sorted(self._entries.keys() - used)),
+            forks=dict(self._forks),
+            ahead=tuple(sorted(self._ahead)),
+        )
 
     @atomic
     def commit(self, version: Version) -> int:

@@ -68,7 +68,8 @@ def test_deaths_are_counted_once_whatever_is_told_of_them(runs: tuple[RunDir, Ru
     for _ in range(3):
         other.add_event("published", "the learner begins")
     other.add_event("warning", "look")
-    other.add_event("guard", "kl/reference > 0.2")
+    other.add_event("guard", "kl/reference > 0.2", what="fired")
+    other.add_event("guard", "kl/reference > 0.2, as often as it may", what="exhausted")
     other.add_event("rolled_back", "to 0.4")
     found = figures(compare(Side.read(one), Side.read(other)))
     assert found["deaths"] == (3, 0)
@@ -141,6 +142,14 @@ def test_the_runs_beside_this_one_are_offered(client: TestClient, runs: tuple[Ru
     assert client.get("/api/compare/runs").json() == [
         {"name": runs[1].path.name, "state": "died while training", "step": 60}
     ]
+
+
+def test_a_damaged_run_hides_no_other(client: TestClient, runs: tuple[RunDir, RunDir]) -> None:
+    RunDir.create(runs[0].path.parent, "torn", "name: torn\n").status.write_text('{"phase"')
+    told = {other["name"]: other["state"] for other in client.get("/api/compare/runs").json()}
+    assert len(told) == 2
+    assert told.pop(next(name for name in told if name.startswith("torn"))) == "damaged"
+    assert client.get("/api/compare/with", params={"run": next(iter(told))}).status_code == 200
 
 
 def test_a_comparison_keeps_up_with_a_run_that_goes_on(client: TestClient, runs: tuple[RunDir, RunDir]) -> None:

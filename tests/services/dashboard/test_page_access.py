@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from page_parts import HERE, JSON, PORT, Control, a_run, client
 from starlette.testclient import TestClient
 
+from penstock.services.dashboard.access import WRONG_TOKEN_PAUSE
 from penstock.services.dashboard.config import PageError, is_local, token_for
 from penstock.services.rundir import RunDir
 
@@ -41,12 +43,14 @@ def closed_page(run: RunDir, control: Control) -> Iterator[TestClient]:
 # --- the name under which the page is asked for --------------------------------------------------------
 
 
-@pytest.mark.parametrize("host", [f"127.0.0.1:{PORT}", f"localhost:{PORT}", f"LOCALHOST:{PORT}", f"[::1]:{PORT}"])
+@pytest.mark.parametrize("host", [f"127.0.0.1:{PORT}", f"LOCALHOST:{PORT}", f"[::1]:{PORT}", "localhost:9000", "[::1]"])
 def test_a_local_page_answers_to_its_own_names(open_page: TestClient, host: str) -> None:
     assert open_page.get("/api/status", headers={"host": host}).status_code == 200
 
 
-@pytest.mark.parametrize("host", ["evil.example:8400", "127.0.0.1:9999", "127.0.0.1", "127.0.0.1.evil.test:8400", ""])
+@pytest.mark.parametrize(
+    "host", ["evil.example:8400", "evil@127.0.0.1", "127.0.0.1:8400/", "127.0.0.1.evil.test:8400", ""]
+)
 @pytest.mark.parametrize("path", ["/", "/api/live", "/static/page.js", "/library/uplot.js"])
 def test_a_name_that_was_made_to_mean_this_machine_is_refused(open_page: TestClient, host: str, path: str) -> None:
     answer = open_page.get(path, headers={"host": host})
@@ -116,7 +120,9 @@ def test_the_page_leads_to_the_sign_in_which_needs_no_token(closed_page: TestCli
 
 def test_the_token_in_a_header_is_enough(closed_page: TestClient) -> None:
     assert closed_page.get("/api/live", headers={"authorization": f"Bearer {TOKEN}"}).status_code == 200
+    began = time.monotonic()
     assert closed_page.get("/api/live", headers={"authorization": f"Bearer {TOKEN}x"}).status_code == 401
+    assert time.monotonic() - began >= WRONG_TOKEN_PAUSE, "guesses cost time"
     assert closed_page.get("/api/live", headers={"authorization": f"Basic {TOKEN}"}).status_code == 401
 
 
@@ -135,6 +141,13 @@ def test_a_wrong_token_is_told_so_and_sets_nothing(closed_page: TestClient) -> N
     assert answer.status_code == 401
     assert "this is not the token" in answer.json()["detail"]
     assert "set-cookie" not in answer.headers
+
+
+@pytest.mark.parametrize("body", [r'{"token": "\ud800"}', '{"token": 3}', "{}", '{"token": "' + 2000 * "x" + '"}', "["])
+def test_what_is_no_token_is_told_in_a_sentence(closed_page: TestClient, body: str) -> None:
+    answer = closed_page.post("/api/sign-in", content=body, headers=JSON)
+    assert answer.status_code in (401, 422)
+    assert len(answer.json()["detail"]) < 300
 
 
 def test_the_cookie_of_another_page_does_not_count(closed_page: TestClient) -> None:

@@ -65,7 +65,7 @@ def test_what_was_put_aside_is_read_first(tmp_path: Path) -> None:
 
 def test_a_damaged_line_is_passed_over(tmp_path: Path) -> None:
     path = tmp_path / "activity.jsonl"
-    path.write_text('nonsense\n{"lanes": {"a": [["generating", 1, 2]]}}\n')
+    path.write_bytes(b'nonsense\n{"lanes": {"\xff": []}}\n{"lanes": {"a": [["generating", 1, 2]]}}\n')
     activity = Activity(path, tmp_path / "before.jsonl")
     activity.follow()
     assert activity.between(0.0, 9.0, 0.1) == {"a": [Span("generating", 1.0, 2.0)]}

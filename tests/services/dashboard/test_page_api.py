@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import errno
+import re
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from page_parts import JSON, Control, a_run, client
 from starlette.testclient import TestClient
 
 from penstock.services.control import Gate, Scale, SetCoefficient
+from penstock.services.dashboard.chronicle import Chronicle
 from penstock.services.metrics import MetricsLog
 from penstock.services.rundir import RunDir
 from penstock.services.versions import Version
@@ -91,6 +96,29 @@ def test_a_damaged_file_is_said_and_the_rest_goes_on(tmp_path: Path, control: Co
     with client(run, control) as opened:
         until(lambda: "not a line of metrics" in opened.get("/api/live").json()["damage"])
         assert len(opened.get("/api/live").json()["events"]) == 3
+        MetricsLog(run.metrics).write(Version(0, 21), {"reward/mean": 0.5}, 1021.0)
+        until(lambda: opened.get("/api/live").json()["steps"] == [0, 21])
+
+
+def test_files_that_cannot_be_read_for_a_while_are_read_later(
+    run: RunDir, control: Control, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    away = OSError(errno.EIO, "away", str(run.events))
+    with client(run, control) as opened, monkeypatch.context() as broken:
+        broken.setattr(Chronicle, "follow", Mock(side_effect=away))
+        until(lambda: "cannot be read" in opened.get("/api/live").json()["damage"])
+        broken.undo()
+        run.add_event("steered", "page: a checkpoint")
+        until(lambda: opened.get("/api/live").json()["damage"] == "")
+        until(lambda: opened.get("/api/live").json()["events"][-1]["kind"] == "steered")
+
+
+def test_a_page_that_reads_no_more_says_so(run: RunDir, control: Control, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Chronicle, "follow", Mock(side_effect=ZeroDivisionError("a fault of the page")))
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    with client(run, control) as opened:
+        said = "ZeroDivisionError: a fault of the page; start it again"
+        until(lambda: said in opened.get("/api/live").json()["damage"])
 
 
 def test_metrics_are_told_with_what_they_mean(page: TestClient) -> None:
@@ -148,13 +176,25 @@ def test_a_run_that_has_ended_answers_nothing_and_that_is_told(page: TestClient,
         '{"type": "scale", "role": "learner", "count": 2}',
         '{"type": "scale", "role": "rollout", "count": 2, "now": true}',
         '{"type": "set", "name": "kl.coefficient", "value": "much"}',
+        '{"type": "scale", "role": "rollout", "count": ' + 5000 * "9" + "}",
+        b'{"type": "stop", "why": "\xff"}',
+        '{"type": "stop", "why": "' + 2000 * "x" + '"}',
+        '{"type": "remove", "name": "' + 2000 * "x" + '"}',
     ],
 )
-def test_what_is_no_command_is_told_and_never_reaches_the_run(page: TestClient, control: Control, body: str) -> None:
+def test_what_is_no_command_is_told_and_never_reaches_the_run(
+    page: TestClient, control: Control, body: str | bytes
+) -> None:
     answer = page.post("/api/commands", content=body, headers=JSON)
     assert answer.status_code == 422
     assert "no command" in answer.json()["detail"]
     assert control.asked == []
+
+
+def test_what_cannot_be_asked_for_is_told_in_a_sentence(page: TestClient) -> None:
+    answer = page.get("/api/live", params={"buckets": "many"})
+    assert answer.status_code == 422
+    assert re.fullmatch(r"query\.buckets: .* valid integer.*; found 'many'", answer.json()["detail"])
 
 
 def test_the_schema_names_every_route_and_every_command(page: TestClient) -> None:

@@ -41,7 +41,8 @@ def test_marks_are_remembered_longer_than_the_rest(run: RunDir) -> None:
 
 
 def test_a_damaged_line_does_not_hide_the_others(run: RunDir) -> None:
-    run.events.write_text('nonsense\n{"time": 1, "kind": "training", "message": "training"}\n[1]\n')
+    damaged = (b"nonsense", b"[1]", b"{}", b'{"time": "now"}', b'{"time": null}', b'{"time": 1, "kind": "\xff"}')
+    run.events.write_bytes(b"\n".join((*damaged, b'{"time": 1, "kind": "training", "message": "training"}', b"")))
     chronicle = Chronicle(run.events, lambda _: 0)
     chronicle.follow()
     assert [entry.kind for entry in chronicle.after(0)] == ["training"]

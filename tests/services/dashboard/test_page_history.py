@@ -155,6 +155,33 @@ def test_a_damaged_line_is_named(tmp_path: Path) -> None:
         History(path).follow()
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"lineage": 0, "step": 2, "ti',
+        b'{"lineage": 0, "step": 2, "time": 1, "a": "\xff"}',
+        b"\0\0\0",
+        b"[1]",
+        b"7",
+        b"{}",
+        b'{"lineage": 0, "step": "x", "time": 1}',
+        b'{"lineage": 0, "step": null, "time": 1}',
+        b'{"lineage": 0, "step": "inf", "time": 1}',
+        b'{"lineage": 0, "step": 1e30, "time": 1}',
+        b'{"lineage": 0, "step": -1, "time": 1}',
+        b'{"lineage": 0, "step": 2, "time": 1, "a": {"b": 1}}',
+    ],
+)
+def test_whatever_a_damaged_line_is_the_others_are_kept_and_it_is_told(tmp_path: Path, line: bytes) -> None:
+    path, told = tmp_path / "metrics.jsonl", list[MetricError]()
+    whole = b'{"lineage": 0, "step": %d, "time": 1, "reward/mean": "nan"}\n'
+    path.write_bytes(whole % 1 + line + b"\n" + whole % 3)
+    history = History(path, told.append)
+    history.follow()
+    assert history.span == (1, 3)
+    assert [str(error).startswith(f"{path}: not a line of metrics") for error in told] == [True]
+
+
 def test_a_sample_of_a_large_file_is_a_history_of_some_of_its_steps(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     log = MetricsLog(path)
@@ -164,6 +191,19 @@ def test_a_sample_of_a_large_file_is_a_history_of_some_of_its_steps(tmp_path: Pa
     assert 45 <= len(steps.last) <= 50
     assert steps.last[-1] > 1900
     assert steps.values["reward/mean"][0] == [step / 10 for step in steps.last]
+
+
+def test_whoever_asked_an_earlier_process_is_sent_everything(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    log = MetricsLog(path)
+    log.write(Version(0, 1), {"reward/mean": 1.0}, 1)
+    earlier, later = History(path), History(path)
+    earlier.follow()
+    seen = earlier.look(["*"], 100)
+    later.revision = later._began = earlier._began + 1  # a millisecond later
+    log.write(Version(0, 2), {"reward/mean": 1.0}, 2)
+    later.follow()
+    assert later.look(["*"], 100, (seen.revision, seen.width)).last == [1, 2]
 
 
 def test_whoever_saw_the_sample_is_sent_everything_of_the_whole(tmp_path: Path) -> None:

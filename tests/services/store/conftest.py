@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from ledger_steps import RULES
 
 from penstock.services.replay import ReplayStore
@@ -16,6 +17,7 @@ from penstock.services.store.memory import MemoryStore
 from penstock.services.store.server import PrivateServer
 from penstock.services.versions import FIRST
 
+settings.register_profile("long", max_examples=1000, stateful_step_count=80, derandomize=False, print_blob=True)
 _runs = itertools.count()
 
 

@@ -182,6 +182,50 @@ def test_rolling_back_beyond_the_last_commit_rewinds_the_cursor_and_plays_again_
     assert states(store)["stored"] == 3
 
 
+@pytest.fixture
+def rewound(opened):
+    """A store whose cursor stands at 4 again, while 5 and 6 of the lost future are still stored."""
+    store = opened(groups_per_step=2, max_lag=3)
+    play(store, 4)
+    first = step(store, FIRST, 2)
+    old = checkpoint(store, first)
+    play(store, 3, version=first)  # 4, 5, 6
+    again = step(store, first, 2)  # uses 2 and 3
+    step(store, again, 1)  # uses 4
+    checkpoint(store, again.next())
+    assert store.reconcile(first, old.issued, "roll back", old) == Version(1, 1)
+    assert states(store) == {"committed": 2, "returned": 2, "stored": 2}
+    return store
+
+
+def test_what_was_kept_from_a_lost_future_is_not_issued_again_when_it_has_ended_before_the_cursor_comes_by(rewound):
+    at = step(rewound, Version(1, 1), 2)  # uses 5 and 6, which the cursor has not reached
+    rewound.commit(at)
+    assert states(rewound) == {"committed": 4, "returned": 2}
+    assert indices(reserve(rewound, 4, version=at)) == [2, 3, 4, 7]
+    assert states(rewound) == {"committed": 4, "reserved": 4}
+
+
+def test_a_checkpoint_made_while_prompts_are_ahead_of_the_cursor_can_be_gone_back_to(rewound):
+    at = Version(1, 1)
+    memo = checkpoint(rewound, at)
+    assert (memo.issued, memo.outstanding, memo.ahead) == (6, (2, 3, 5, 6), (5, 6))
+    used = step(rewound, at, 2)  # uses 5 and 6
+    checkpoint(rewound, used)
+    back = rewound.reconcile(at, memo.issued, "roll back again", memo)
+    assert states(rewound) == {"committed": 2, "returned": 4}
+    assert indices(reserve(rewound, 6, version=back)) == [2, 3, 5, 6, 4, 7]
+
+
+def test_a_lost_store_goes_on_behind_the_cursor_of_a_checkpoint_with_prompts_ahead_of_it(blank):
+    memo = LedgerMemo(6, 2, {}, (2, 3, 5, 6), {1: Version(0, 1)}, ahead=(5, 6))
+    blank.attach(RULES)
+    again = blank.reconcile(Version(1, 1), 6, "resume", memo)
+    assert blank.counts().dropped == {"store_lost": 4}
+    assert indices(reserve(blank, 3, version=again)) == [4, 7, 8]
+    assert states(blank) == {"committed": 2, "dropped": 4, "reserved": 3}
+
+
 def test_drops_after_the_checkpoint_are_undone_by_a_roll_back(opened):
     store = opened(groups_per_step=2)
     first = train(store, FIRST, 1)

@@ -34,6 +34,11 @@ export class Board {
   }
 }
 
+/** A guard that may not fire any more and has done nothing, or only what it does at the end: no firing. */
+export function isExhausted(event) {
+  return event.kind === "guard" && event.facts.what === "exhausted";
+}
+
 /** Colours of marks, by the kind of their event. */
 export const MARK_COLOURS = {
   steered: "mark-steered",
@@ -97,13 +102,16 @@ export class Chart extends Card {
     this.uplot = null;
     this.shape = "";
     board.charts.add(this);
-    this.empty = make("p", { class: "empty" }, spec.empty ?? "nothing recorded yet");
+    this.empty = make("p", { class: "empty" });
     this.plot.append(this.empty);
     this.size = { width: 0, height: 0 };
     new ResizeObserver(([entry]) => {
+      const wider = Math.floor(entry.contentRect.width) !== this.size.width;
       this.size = { width: Math.floor(entry.contentRect.width), height: Math.floor(entry.contentRect.height) };
-      if (this.uplot && this.size.width > 0) this.uplot.setSize(this.size);
-      else this.refresh();
+      if (this.uplot && this.size.width > 0) {
+        this.uplot.setSize(this.size);
+        if (wider) this.fitLegend(true);
+      } else this.refresh();
     }).observe(this.plot);
     this.element.addEventListener("keydown", (event) => this.onKey(event));
     this.element.addEventListener("blur", () => this.uplot?.setCursor({ left: -10, top: -10 }));
@@ -124,6 +132,7 @@ export class Chart extends Card {
     this.curves = this.spec.curves(series).map((curve) => ({ ...curve, stroke: colour(curve.colour) }));
     const shape = this.curves.map((curve) => curve.name).join(",") + (series.width > 1 ? " wide" : "");
     this.empty.hidden = this.curves.length > 0 && series.length > 0;
+    this.empty.textContent = (series.length > 0 && this.spec.empty) || "nothing recorded yet";
     if (shape !== this.shape) {
       this.uplot?.destroy();
       this.uplot = null;
@@ -134,9 +143,17 @@ export class Chart extends Card {
       return;
     }
     const data = this.data(series);
+    const anew = !this.uplot;
     if (this.uplot) this.uplot.setData(data);
     else this.uplot = new window.uPlot(this.options(), data, this.plot);
     this.tellValues();
+    this.fitLegend(anew);
+  }
+
+  /** A second line for names that do not fit on one. It stays: the drawing must not jump with the values. */
+  fitLegend(anew) {
+    if (anew) this.legend.classList.remove("two");
+    if (this.legend.scrollWidth > this.legend.clientWidth + 1) this.legend.classList.add("two");
   }
 
   /** [steps, curve, …]: a stack adds them up; a bucket of several steps brings its smallest and largest value. */
@@ -211,7 +228,7 @@ export class Chart extends Card {
     const shared = { stroke: text, font: FONT, grid, ticks: { show: false } };
     return [
       { ...shared, size: 18, gap: 3, space: 44, grid: { show: false }, incrs: WHOLE, values: (u, splits) => splits.map(axisStep) },
-      { ...shared, size: 36, gap: 4, space: (u) => (u.height < 110 ? 15 : 26), values: (u, splits) => splits.map(axisValue), ...this.spec.axis },
+      { ...shared, size: axisSize, gap: 4, space: (u) => (u.height < 110 ? 15 : 26), values: (u, splits) => axisValues(splits), ...this.spec.axis },
     ];
   }
 
@@ -287,12 +304,35 @@ function axisStep(step) {
   return step >= 1e4 ? `${step / 1e3}k` : whole(step);
 }
 
-export function axisValue(value) {
+/** Marks of an axis with as many digits as tell neighbours apart. */
+export function axisValues(splits) {
+  const apart = splits.length > 1 ? Math.abs(splits[1] - splits[0]) : Math.abs(splits[0]) || 1;
+  return splits.map((value) => axisValue(value, apart));
+}
+
+function axisValue(value, apart) {
   const size = Math.abs(value);
-  if (size >= 1e6) return `${Number((value / 1e6).toPrecision(3))}M`;
-  if (size >= 1e4) return `${Number((value / 1e3).toPrecision(3))}k`;
-  if (size !== 0 && size < 0.001) return value.toExponential(0).replace("e-0", "e-");
-  return Number(value.toPrecision(4)).toString();
+  if (size >= 1e6) return `${rounded(value / 1e6, apart / 1e6)}M`;
+  if (size >= 1e4) return `${rounded(value / 1e3, apart / 1e3)}k`;
+  if (size !== 0 && size < 0.001) return value.toExponential(digits(apart / 10 ** Math.floor(Math.log10(size)))).replace("e-0", "e-");
+  return rounded(value, apart);
+}
+
+function rounded(value, apart) {
+  return Number(value.toFixed(digits(apart))).toString();
+}
+
+/** Digits behind the point of a number that is 1, 2, 2.5 or 5 times a power of ten. */
+function digits(apart) {
+  const isWhole = (value) => value > 0.9 && Math.abs(value - Math.round(value)) < 1e-3;
+  let found = 0;
+  while (found < 8 && !isWhole(apart * 10 ** found)) found++;
+  return found;
+}
+
+/** Room for the longest mark. */
+function axisSize(u, values) {
+  return Math.max(36, 8 + 6 * Math.max(0, ...(values ?? []).map((text) => text.length)));
 }
 
 /** One step alone still needs a width. */
@@ -319,20 +359,26 @@ export function drawMarks(u, marks) {
   for (const mark of marks) {
     if (mark.step < min || mark.step > max) continue;
     const x = Math.round(u.valToPos(mark.step, "x", true));
-    ctx.strokeStyle = ctx.fillStyle = colour(MARK_COLOURS[mark.kind] ?? "text-dim");
-    ctx.globalAlpha = 0.45;
+    const hollow = isExhausted(mark);
+    ctx.strokeStyle = ctx.fillStyle = colour(hollow ? "mark-refused" : (MARK_COLOURS[mark.kind] ?? "text-dim"));
     ctx.lineWidth = ratio;
-    ctx.setLineDash([3 * ratio, 3 * ratio]);
-    ctx.beginPath();
-    ctx.moveTo(x, bbox.top);
-    ctx.lineTo(x, bbox.top + bbox.height);
-    ctx.stroke();
-    ctx.globalAlpha = 1;
+    if (!hollow) {
+      ctx.globalAlpha = 0.45;
+      ctx.setLineDash([3 * ratio, 3 * ratio]);
+      ctx.beginPath();
+      ctx.moveTo(x, bbox.top);
+      ctx.lineTo(x, bbox.top + bbox.height);
+      ctx.stroke();
+      ctx.setLineDash([]);
+      ctx.globalAlpha = 1;
+    }
     ctx.beginPath();
     ctx.moveTo(x - 3.5 * ratio, bbox.top - 1 * ratio);
     ctx.lineTo(x + 3.5 * ratio, bbox.top - 1 * ratio);
     ctx.lineTo(x, bbox.top + 5 * ratio);
-    ctx.fill();
+    ctx.closePath();
+    if (hollow) ctx.stroke();
+    else ctx.fill();
   }
   ctx.restore();
 }

@@ -4,8 +4,9 @@ import { clock, duration, make, short } from "./format.js";
 import { kindOf } from "./lanes.js";
 
 export class Fleet {
-  /** `onRemove(name)` lets a rollout worker leave. */
-  constructor(onRemove) {
+  /** `scorers` is a control that says how many of them there shall be; `onRemove(name)` lets a rollout worker or a
+   * scorer leave. */
+  constructor(scorers, onRemove) {
     this.onRemove = onRemove;
     this.rows = new Map();
     this.words = new Map();
@@ -22,7 +23,7 @@ export class Fleet {
     this.element = make(
       "section",
       { class: "card", "aria-label": "Who is alive" },
-      make("div", { class: "caption" }, make("span", { class: "title" }, "Actors"), this.count),
+      make("div", { class: "caption" }, make("span", { class: "title" }, "Actors"), this.count, scorers),
       make("div", { class: "scroll", tabindex: "0" }, this.table, this.deaths),
     );
     this.dialog = document.getElementById("ask");
@@ -54,6 +55,7 @@ export class Fleet {
   show(facts, canSteer) {
     const view = facts.view;
     const workers = view?.workers ?? [];
+    this.workers = workers;
     const rank = { learner: 0, rollout: 1, scorer: 2, store: 3 };
     const sorted = [...workers].sort((a, b) => rank[a.role] - rank[b.role] || a.name.localeCompare(b.name, "en", { numeric: true }));
     const there = new Set(sorted.map((worker) => worker.name));
@@ -75,7 +77,6 @@ export class Fleet {
     const rollouts = workers.filter((worker) => worker.role === "rollout" && !worker.state.startsWith("dead")).length;
     const said = facts.alive ? `${rollouts} rollout worker${rollouts === 1 ? "" : "s"}, ${workers.length} actors` : "nothing runs";
     if (this.count.textContent !== said) this.count.textContent = said;
-    this.workers = workers;
   }
 
   row(name) {
@@ -95,9 +96,16 @@ export class Fleet {
       flight,
       rate: worker.tokens_per_second ? short(worker.tokens_per_second) : "",
       restarts: worker.restarts,
-      removable: canSteer && worker.role === "rollout" && worker.state !== "leaving",
+      removable: canSteer && this.isSpare(worker),
       hint: `process ${worker.pid ?? "–"} on ${worker.node || "–"}`,
     };
+  }
+
+  /** Whether the run can go on without it: rollout workers may all go, of the scorers one stays. */
+  isSpare(worker) {
+    if (worker.state === "leaving") return false;
+    if (worker.role !== "scorer") return worker.role === "rollout";
+    return this.workers.filter((one) => one.role === "scorer" && one.state !== "leaving").length > 1;
   }
 
   departed(name, event) {
@@ -149,7 +157,7 @@ class Row {
     this.element.title = values.hint;
     set(this.again, values.restarts ? ` ↻${values.restarts}` : "");
     this.remove.hidden = !values.removable;
-    this.remove.title = `Let ${values.name} hand on its work and leave`;
+    this.remove.title = `Let ${values.name} part with its work and leave`;
     this.remove.setAttribute("aria-label", this.remove.title);
   }
 }

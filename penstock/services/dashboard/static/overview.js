@@ -86,10 +86,10 @@ function section(question, kind, ...cards) {
 }
 
 export class Overview {
-  constructor(board, { onRemove, onLaneSpan }) {
+  constructor(board, { scorers, onRemove, onLaneSpan }) {
     this.board = board;
     this.lanes = new Lanes(onLaneSpan);
-    this.fleet = new Fleet(onRemove);
+    this.fleet = new Fleet(scorers, onRemove);
     const chart = (spec) => new Chart(board, spec);
     this.queue = chart({
       title: "Queue",

@@ -1,6 +1,6 @@
 // One drawing of curves that have their own places on the horizontal axis.
 
-import { axisValue, FONT } from "./charts.js";
+import { axisValues, FONT } from "./charts.js";
 import { make, short } from "./format.js";
 import { colour, nth, onTheme } from "./theme.js";
 
@@ -27,7 +27,7 @@ export function plot(element, { series, xlabel, ylabel }) {
   const draw = () => {
     drawn?.destroy();
     const text = colour("text-dim");
-    const axis = { stroke: text, font: FONT, grid: { stroke: colour("grid"), width: 1 }, ticks: { show: false }, values: (u, splits) => splits.map(axisValue) };
+    const axis = { stroke: text, font: FONT, grid: { stroke: colour("grid"), width: 1 }, ticks: { show: false }, values: (u, splits) => axisValues(splits) };
     const size = { width: Math.max(80, room.clientWidth), height: Math.max(80, room.clientHeight) };
     const options = {
       ...size,

@@ -3,25 +3,64 @@
 import { command } from "./api.js";
 import { make } from "./format.js";
 
+/** Whether the run can be asked for anything now. */
+export function steerable(facts) {
+  return facts.alive && ["training", "evaluating"].includes(facts.view?.phase);
+}
+
+/** Seconds after which a number that was asked for and has not come about is no longer shown. */
+const PATIENCE = 120;
+
+/** How many actors of a role there are, with a button for one less and one for one more. */
+class Stepper {
+  /** The last `least` cannot be let go. */
+  constructor(steer, { role, noun, word, least }) {
+    this.steer = steer;
+    this.role = role;
+    this.least = least;
+    this.number = 0;
+    this.wanted = null;
+    this.fewer = steer.button("−", `One ${noun} less`, () => this.ask(-1), "step");
+    this.count = make("output", { "aria-label": `${noun}s`.replace(/^./, (letter) => letter.toUpperCase()) }, "0");
+    this.more = steer.button("+", `One ${noun} more`, () => this.ask(+1), "step");
+    this.element = make("span", { class: "workers", title: `${noun}s` }, make("span", { "aria-hidden": "true" }, word), this.fewer, this.count, this.more);
+  }
+
+  show(workers, able) {
+    const there = workers.filter((worker) => worker.role === this.role && worker.state !== "leaving").length;
+    if (this.wanted !== null && (there === this.wanted || Date.now() > this.wantedUntil)) this.wanted = null;
+    this.number = this.wanted ?? there;
+    set(this.count, String(this.number));
+    this.fewer.disabled = !able || this.number <= this.least;
+  }
+
+  ask(by) {
+    const count = Math.max(this.least, this.number + by);
+    this.number = this.wanted = count;
+    this.wantedUntil = Date.now() + 1000 * PATIENCE;
+    set(this.count, String(count));
+    return this.steer.ask({ type: "scale", role: this.role, count }, by > 0 ? this.more : this.fewer, () => (this.wanted = null));
+  }
+}
+
 export class Steer {
   constructor() {
     this.group = document.getElementById("steer");
     this.toasts = document.getElementById("toasts");
     this.dialog = document.getElementById("ask");
-    this.workers = 0;
     this.paused = false;
     this.held = false;
     this.coefficients = {};
-    this.fewer = this.button("−", "One rollout worker less", () => this.scale(-1), "step");
-    this.count = make("output", { "aria-label": "Rollout workers" }, "0");
-    this.more = this.button("+", "One rollout worker more", () => this.scale(+1), "step");
+    this.workers = new Stepper(this, { role: "rollout", noun: "rollout worker", word: "workers", least: 0 });
+    /** Shown beside the actors: there is no room for it in the head. */
+    this.scorers = new Stepper(this, { role: "scorer", noun: "scorer", word: "scorers", least: 1 });
     this.pause = this.button("Pause", "No new groups and no new train steps until it goes on", () => this.ask({ type: this.paused ? "resume" : "pause" }, this.pause));
     this.gate = this.button("Close gate", "No new prompts; what is stored is trained on", () => this.ask({ type: "gate", open: this.held }, this.gate));
     this.checkpoint = this.button("Checkpoint", "Write a checkpoint at the end of this step", () => this.ask({ type: "checkpoint" }, this.checkpoint));
     this.tune = this.button("Tune…", "Change the KL coefficient, the learning rate, …", () => this.openTune());
     this.stop = this.button("Stop…", "End the run after this step, with a checkpoint and a summary", () => this.openStop(), "danger");
     this.group.append(
-      make("span", { class: "workers", title: "Rollout workers" }, make("span", { "aria-hidden": "true" }, "workers"), this.fewer, this.count, this.more),
+      this.workers.element,
       this.pause,
       this.gate,
       this.checkpoint,
@@ -41,11 +80,7 @@ export class Steer {
   /** What the run is doing now, so that the buttons say what they would change. */
   show(facts) {
     const view = facts.view;
-    const able = facts.alive && ["training", "evaluating"].includes(view?.phase);
-    const staying = (view?.workers ?? []).filter((worker) => worker.role === "rollout" && worker.state !== "leaving");
-    this.workers = this.wanted ?? staying.length;
-    if (this.wanted !== undefined && (staying.length === this.wanted || Date.now() > this.wantedUntil)) this.wanted = undefined;
-    this.count.textContent = String(this.workers);
+    const able = steerable(facts);
     const controls = view?.controls ?? {};
     this.paused = Boolean(controls.paused_by);
     this.held = controls.gate_open === false;
@@ -57,20 +92,12 @@ export class Steer {
     if (able !== this.able) {
       this.able = able;
       const why = facts.alive ? `the run is ${view?.phase ?? "starting"}` : "the run has ended";
-      for (const each of this.group.querySelectorAll("button")) {
+      for (const each of [...this.group.querySelectorAll("button"), this.scorers.fewer, this.scorers.more]) {
         each.disabled = !able;
         each.title = able ? each.dataset.hint : `${each.dataset.hint} – not now: ${why}`;
       }
     }
-    this.fewer.disabled = !able || this.workers <= 0;
-  }
-
-  scale(by) {
-    const count = Math.max(0, (this.wanted ?? this.workers) + by);
-    this.wanted = count;
-    this.wantedUntil = Date.now() + 120_000;
-    this.count.textContent = String(count);
-    return this.ask({ type: "scale", role: "rollout", count }, by > 0 ? this.more : this.fewer, () => (this.wanted = undefined));
+    for (const stepper of [this.workers, this.scorers]) stepper.show(view?.workers ?? [], able);
   }
 
   remove(name) {
@@ -128,7 +155,7 @@ export class Steer {
         if (input.value.trim() === "") continue;
         const value = Number(input.value);
         const name = input.dataset.name;
-        if (Number.isNaN(value)) this.toast(`${name}: ${input.value} is no number`, "refused");
+        if (!Number.isFinite(value)) this.toast(`${name}: ${input.value} is no number`, "refused");
         else await this.ask(name === "max_lag" ? { type: "max_lag", bound: value } : { type: "set", name, value }, this.tune);
       }
     };

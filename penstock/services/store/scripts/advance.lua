@@ -8,8 +8,6 @@ if step <= run.step then return { 'ok' } end -- a repetition
 if step ~= run.step + 1 then
   return wrong('version ' .. lineage .. '.' .. step .. ' does not follow the published ' .. lineage .. '.' .. run.step)
 end
-for _, index in ipairs(redis.call('ZRANGEBYSCORE', QUEUES.taken, '-inf', '(' .. step)) do
-  move(index, 'taken', 'applied', step)
-end
+move(redis.call('ZRANGEBYSCORE', QUEUES.taken, '-inf', '(' .. step), 'taken', 'applied', step)
 redis.call('HSET', META, 'step', step)
 return { 'ok' }

@@ -9,7 +9,7 @@ if step > run.step then
     .. ' is): advance first')
 end
 local used = redis.call('ZRANGEBYSCORE', QUEUES.applied, '-inf', step)
-for _, index in ipairs(used) do forget(index, 'applied') end
+forget(used, 'applied')
 if #used > 0 then redis.call('HINCRBY', META, 'committed', #used) end
 if run.commit_lineage ~= lineage or run.commit_step < step then
   redis.call('HSET', META, 'commit_lineage', lineage, 'commit_step', step)

@@ -5,6 +5,7 @@ local META = prefix .. 'meta' -- rules, counters, the published version
 local DROPS = prefix .. 'drops' -- reason -> how many
 local REFUSED = prefix .. 'refused' -- reason -> how many of the drops were a worker's
 local CAUSES = prefix .. 'causes' -- the same reasons -> why the last one was
+local AHEAD = prefix .. 'ahead' -- set of indices beyond the cursor that have been issued nevertheless, before a rewind
 local FORKS = prefix .. 'forks' -- lineage -> the version it forked from
 local BINDINGS = prefix .. 'bindings' -- binding version -> how many stored groups have it
 local SINCE = prefix .. 'since' -- sorted set of stored indices; score: unix seconds at which each became stored
@@ -27,11 +28,12 @@ end
 -- The run's numbers in one read; fields that were never written are nil.
 local function state()
   local names = {
-    'lineage', 'step', 'max_lag', 'groups_per_step', 'prompts', 'max_bytes', 'issued', 'cursor', 'high',
-    'committed', 'bytes', 'redelivered', 'commit_lineage', 'commit_step',
+    'lineage', 'step', 'max_lag', 'groups_per_step', 'prompts', 'max_bytes', 'issued', 'committed', 'bytes',
+    'redelivered', 'commit_lineage', 'commit_step',
   }
   local found, run = redis.call('HMGET', META, unpack(names)), {}
   for i, name in ipairs(names) do run[name] = tonumber(found[i]) end
+  run.cursor = run.issued and run.issued - redis.call('SCARD', AHEAD)
   run.draining = redis.call('HEXISTS', META, 'draining') == 1
   run.held = redis.call('HEXISTS', META, 'held') == 1
   return run
@@ -63,36 +65,59 @@ local function closed(run, running, behind)
   return ''
 end
 
--- After a rewind the cursor passes over prompts that are still in the store.
-local function skip_living(run)
-  while run.cursor < run.high and redis.call('EXISTS', entry(run.cursor)) == 1 do run.cursor = run.cursor + 1 end
+-- After a rewind the cursor passes over prompts that were issued before it, whatever has become of them.
+local function skip_issued(run)
+  while redis.call('SISMEMBER', AHEAD, run.cursor) == 1 do run.cursor = run.cursor + 1 end
 end
 
-local function count_binding(index, by)
-  local binding = redis.call('HGET', entry(index), 'binding')
-  if redis.call('HINCRBY', BINDINGS, binding, by) == 0 then redis.call('HDEL', BINDINGS, binding) end
+-- A command on a key with many arguments, in pieces that fit on Lua's stack.
+local function with_many(command, key, list)
+  for i = 1, #list, 4000 do redis.call(command, key, unpack(list, i, math.min(i + 3999, #list))) end
 end
 
-local function leave(index, from)
-  redis.call('ZREM', QUEUES[from], index)
+-- The moves below take lists: one command for many groups costs the server a fraction of a command for each.
+local function count_bindings(indices, by)
+  local counts = {}
+  for _, index in ipairs(indices) do
+    local binding = redis.call('HGET', entry(index), 'binding')
+    counts[binding] = (counts[binding] or 0) + by
+  end
+  for binding, change in pairs(counts) do
+    if redis.call('HINCRBY', BINDINGS, binding, change) == 0 then redis.call('HDEL', BINDINGS, binding) end
+  end
+end
+
+local function leave(indices, from)
+  with_many('ZREM', QUEUES[from], indices)
   if from == 'stored' then
-    count_binding(index, -1)
-    redis.call('ZREM', SINCE, index)
+    count_bindings(indices, -1)
+    with_many('ZREM', SINCE, indices)
   end
 end
 
-local function enter(index, to, score)
-  redis.call('ZADD', QUEUES[to], score, index)
-  redis.call('HSET', entry(index), 'state', to)
-  if to == 'stored' then
-    count_binding(index, 1)
-    redis.call('ZADD', SINCE, clock(), index)
+-- Into the queue of a state that the entries have already. Without `score` each group's is its index.
+local function queue(indices, to, score)
+  local scored, since = {}, {}
+  local now = to == 'stored' and clock()
+  for i, index in ipairs(indices) do
+    scored[2 * i - 1], scored[2 * i] = score or index, index
+    if now then since[2 * i - 1], since[2 * i] = now, index end
+  end
+  with_many('ZADD', QUEUES[to], scored)
+  if now then
+    count_bindings(indices, 1)
+    with_many('ZADD', SINCE, since)
   end
 end
 
-local function move(index, from, to, score)
-  leave(index, from)
-  enter(index, to, score)
+local function enter(indices, to, score)
+  for _, index in ipairs(indices) do redis.call('HSET', entry(index), 'state', to) end
+  queue(indices, to, score)
+end
+
+local function move(indices, from, to, score)
+  leave(indices, from)
+  enter(indices, to, score)
 end
 
 -- Replace what an entry carries (a partial or a whole group); '' for nothing.
@@ -106,26 +131,28 @@ local function carry(index, payload)
   end
 end
 
--- End an entry; no key of it stays.
-local function forget(index, from)
-  leave(index, from)
-  local size = redis.call('HSTRLEN', entry(index), 'payload')
+-- End entries; no key of them stays.
+local function forget(indices, from)
+  leave(indices, from)
+  local size, keys = 0, {}
+  for i, index in ipairs(indices) do
+    keys[i] = entry(index)
+    size = size + redis.call('HSTRLEN', keys[i], 'payload')
+  end
+  for i = 1, #keys, 4000 do redis.call('UNLINK', unpack(keys, i, math.min(i + 3999, #keys))) end
   if size > 0 then redis.call('HINCRBY', META, 'bytes', -size) end
-  redis.call('UNLINK', entry(index))
 end
 
-local function drop(index, from, reason)
-  forget(index, from)
-  redis.call('HINCRBY', DROPS, reason, 1)
+local function drop(indices, from, reason)
+  forget(indices, from)
+  if #indices > 0 then redis.call('HINCRBY', DROPS, reason, #indices) end
 end
 
 -- reserved -> returned for every lease that has ended. The old ticket stays good until someone else gets one.
 local function lapse()
   local ended = redis.call('ZRANGEBYSCORE', QUEUES.reserved, '-inf', clock())
-  for _, index in ipairs(ended) do
-    move(index, 'reserved', 'returned', index)
-    redis.call('HSET', entry(index), 'lapsed', 1)
-  end
+  for _, index in ipairs(ended) do redis.call('HSET', entry(index), 'lapsed', 1) end
+  move(ended, 'reserved', 'returned')
   return #ended
 end
 

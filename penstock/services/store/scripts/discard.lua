@@ -4,7 +4,7 @@ local run = state()
 if not run.lineage then return { 'unattached' } end
 local other = replaced(run, lineage, step)
 if other then return other end
-local present = {}
+local present, seen = {}, {}
 for i = 4, #ARGV do
   local found = redis.call('HGET', entry(ARGV[i]), 'state')
   if found then -- else it ended before: a repetition
@@ -12,8 +12,9 @@ for i = 4, #ARGV do
       return wrong('group ' .. ARGV[i] .. ' is ' .. found .. ', not taken for the step from '
         .. lineage .. '.' .. step)
     end
-    present[ARGV[i]] = true
+    if not seen[ARGV[i]] then present[#present + 1] = ARGV[i] end
+    seen[ARGV[i]] = true
   end
 end
-for index in pairs(present) do drop(index, 'taken', reason) end
+drop(present, 'taken', reason)
 return { 'ok' }

@@ -25,37 +25,47 @@ local function recount(known_drops)
   for reason, count in pairs(known_drops) do redis.call('HSET', DROPS, reason, count) end
 end
 
+-- The cursor stands where the checkpoint's did, and will pass over what had been issued beyond it.
+local function put_ahead(later)
+  redis.call('DEL', AHEAD)
+  for _, index in ipairs(memo.ahead) do redis.call('SADD', AHEAD, index) end
+  for _, index in ipairs(later) do redis.call('SADD', AHEAD, index) end
+end
+
 -- The checkpoint's view replaces the store's: it is older than the last commit, or the store has not gone that way
 -- (it lost its last writes, or stands on another branch).
 local function rebase()
-  local missing, later = {}, 0
+  local missing, later = {}, {}
+  local known_ahead, cursor = {}, memo.issued - #memo.ahead
+  for _, index in ipairs(memo.ahead) do known_ahead[index] = true end
   for _, index in ipairs(memo.outstanding) do missing[tostring(index)] = true end
   for name, _ in pairs(QUEUES) do
     for _, index in ipairs(members(name)) do
-      if tonumber(index) >= memo.issued then
-        later = later + 1
+      if tonumber(index) >= cursor and not known_ahead[tonumber(index)] then
+        later[#later + 1] = index
       elseif missing[index] then
         missing[index] = nil
       else
-        forget(index, name) -- the checkpoint has counted it as committed or dropped
+        forget({ index }, name) -- the checkpoint has counted it as committed or dropped
       end
     end
   end
   for index, _ in pairs(missing) do
     redis.call('HSET', entry(index), 'fence', 0)
-    enter(index, 'returned', index)
+    enter({ index }, 'returned')
   end
   recount(memo.dropped)
-  set('committed', memo.committed, 'issued', memo.issued + later, 'cursor', memo.issued,
-    'high', math.max(run.high, memo.issued))
+  set('committed', memo.committed, 'issued', memo.issued + #later)
+  put_ahead(later)
 end
 
 if not run.lineage then
-  set('committed', 0, 'bytes', 0, 'redelivered', 0, 'issued', issued, 'cursor', issued, 'high', issued)
+  set('committed', 0, 'bytes', 0, 'redelivered', 0, 'issued', issued)
   if lineage == 0 and step == 0 and issued == 0 then return settle(0, 0) end
   local lost = issued -- a checkpoint without its store: what the store alone knew is lost
   if memo then
     recount(memo.dropped)
+    put_ahead({})
     set('committed', memo.committed)
     lost = lost - memo.committed
     for _, count in pairs(memo.dropped) do lost = lost - count end
@@ -63,13 +73,13 @@ if not run.lineage then
   if lost > 0 then redis.call('HINCRBY', DROPS, 'store_lost', lost) end
 else
   local ours = common[tostring(run.lineage)]
-  for _, index in ipairs(members('taken')) do move(index, 'taken', 'stored', index) end
+  move(members('taken'), 'taken', 'stored')
   for _, index in ipairs(members('applied')) do
     if tonumber(redis.call('ZSCORE', QUEUES.applied, index)) <= ours then
-      forget(index, 'applied')
+      forget({ index }, 'applied')
       redis.call('HINCRBY', META, 'committed', 1)
     else
-      move(index, 'applied', 'stored', index)
+      move({ index }, 'applied', 'stored')
     end
   end
   local rolled_back = run.commit_step and (common[tostring(run.commit_lineage)] or -1) < run.commit_step

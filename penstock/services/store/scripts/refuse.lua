@@ -2,7 +2,7 @@
 local index = ARGV[1]
 local from, mine = held(index, ARGV[2])
 if mine then
-  drop(index, from, ARGV[3])
+  drop({ index }, from, ARGV[3])
   redis.call('HINCRBY', REFUSED, ARGV[3], 1)
   redis.call('HSET', CAUSES, ARGV[3], ARGV[4])
 elseif redis.call('EXISTS', entry(index)) == 1 then

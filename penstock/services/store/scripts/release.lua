@@ -5,7 +5,7 @@ if not from then return { 'fenced' } end
 if mine then
   carry(index, ARGV[3])
   redis.call('HDEL', entry(index), 'lapsed')
-  move(index, from, 'returned', index)
+  move({ index }, from, 'returned')
 elseif from ~= 'returned' then
   return { 'fenced' }
 end

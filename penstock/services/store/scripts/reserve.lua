@@ -6,10 +6,10 @@ local REPLY = prefix .. 'reply:' .. worker
 local function answer(lineage, published, why, expires, tickets)
   local reply = { 'ok', lineage, published, why, expires }
   for index, fence in string.gmatch(tickets, '(%d+):(%d+)') do
-    local found = redis.call('HMGET', entry(index), 'fence', 'state', 'payload')
+    local _, mine = held(index, fence)
     reply[#reply + 1] = index
     reply[#reply + 1] = fence
-    reply[#reply + 1] = found[1] == fence and found[2] == 'reserved' and found[3]
+    reply[#reply + 1] = mine == true and redis.call('HGET', entry(index), 'payload')
   end
   return reply
 end
@@ -24,13 +24,13 @@ if run.lineage ~= known then return { 'forks' } end
 lapse()
 local expires = string.format('%.6f', clock() + lease)
 local fence = tonumber(redis.call('HGET', META, 'fence') or '0')
-local tickets = {}
+local tickets, granted = {}, {}
 
 local function grant(index)
   fence = fence + 1
   tickets[#tickets + 1] = index .. ':' .. fence
-  redis.call('HSET', entry(index), 'fence', fence)
-  enter(index, 'reserved', expires)
+  granted[#granted + 1] = index
+  redis.call('HSET', entry(index), 'fence', fence, 'state', 'reserved')
 end
 
 local behind, why = lag(run.step, common, step), ''
@@ -39,29 +39,33 @@ if run.draining then
 elseif behind > run.max_lag then
   why = 'lag'
 else
-  for _, index in ipairs(redis.call('ZRANGE', QUEUES.returned, 0, want - 1)) do
-    leave(index, 'returned')
+  local again = redis.call('ZRANGE', QUEUES.returned, 0, want - 1)
+  leave(again, 'returned')
+  for _, index in ipairs(again) do
     redis.call('HDEL', entry(index), 'lapsed')
     grant(index)
   end
-  local again = #tickets
-  if again > 0 then redis.call('HINCRBY', META, 'redelivered', again) end
-  local running = outstanding()
+  if #again > 0 then redis.call('HINCRBY', META, 'redelivered', #again) end
+  local running = outstanding() + #again
   while #tickets < want do
-    skip_living(run)
+    skip_issued(run)
     why = closed(run, running, behind)
     if why ~= '' then break end
     grant(run.cursor)
     run.cursor, running = run.cursor + 1, running + 1
   end
-  local new = #tickets - again
-  redis.call('HSET', META, 'fence', fence, 'cursor', run.cursor, 'high', math.max(run.high, run.cursor))
+  queue(granted, 'reserved', expires)
+  local new = #tickets - #again
+  redis.call('HSET', META, 'fence', fence)
   redis.call('HINCRBY', META, 'issued', new)
+  for _, index in ipairs(redis.call('SMEMBERS', AHEAD)) do
+    if tonumber(index) < run.cursor then redis.call('SREM', AHEAD, index) end
+  end
 end
 
 -- The last answer is kept for a repetition, one per worker, and not for ever.
-local granted = table.concat(tickets, ',')
+local tokens = table.concat(tickets, ',')
 redis.call('HSET', REPLY, 'request', request, 'lineage', run.lineage, 'step', run.step, 'why', why,
-  'expires', expires, 'tickets', granted)
+  'expires', expires, 'tickets', tokens)
 redis.call('EXPIRE', REPLY, 300)
-return answer(run.lineage, run.step, why, expires, granted)
+return answer(run.lineage, run.step, why, expires, tokens)

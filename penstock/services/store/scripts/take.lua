@@ -1,7 +1,7 @@
--- take: lineage, step, want, lineage known to the client, common_step by lineage, indices the client already has.
+-- take: lineage, step, want, lineage known to the client, common_step by lineage. Answers with indices; the client
+-- reads the payloads that it does not have itself, since to pass them through here would copy each of them twice.
 local lineage, step, want, known = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
-local common, have = cjson.decode(ARGV[5]), {}
-for index in string.gmatch(ARGV[6], '%d+') do have[index] = true end
+local common = cjson.decode(ARGV[5])
 
 local run = state()
 if not run.lineage then return { 'unattached' } end
@@ -20,37 +20,29 @@ local function stale(binding)
 end
 
 -- Few versions bind the stored groups, so the groups are looked through only when one of those is too old.
-local old, any, dropped = {}, false, 0
+local old, any, gone = {}, false, {}
 for _, binding in ipairs(redis.call('HKEYS', BINDINGS)) do
   old[binding] = stale(binding)
   any = any or old[binding]
 end
 if any then
   for _, index in ipairs(members('stored')) do
-    if old[redis.call('HGET', entry(index), 'binding')] then
-      drop(index, 'stored', 'stale')
-      dropped = dropped + 1
-    end
+    if old[redis.call('HGET', entry(index), 'binding')] then gone[#gone + 1] = index end
   end
+  drop(gone, 'stored', 'stale')
 end
 
 local held_now = redis.call('ZCOUNT', QUEUES.taken, step, step)
 if held_now < want then
-  for _, index in ipairs(redis.call('ZRANGE', QUEUES.stored, 0, want - held_now - 1)) do
-    move(index, 'stored', 'taken', step)
-    held_now = held_now + 1
-  end
+  move(redis.call('ZRANGE', QUEUES.stored, 0, want - held_now - 1), 'stored', 'taken', step)
 end
 
 local mine = redis.call('ZRANGEBYSCORE', QUEUES.taken, step, step)
 table.sort(mine, function(a, b) return tonumber(a) < tonumber(b) end)
-skip_living(run)
+skip_issued(run)
 local waiting = redis.call('ZCARD', QUEUES.returned) + redis.call('ZCARD', QUEUES.reserved)
   + redis.call('ZCARD', QUEUES.stored)
 local over = run.draining or (run.prompts >= 0 and run.cursor >= run.prompts)
-local reply = { 'ok', dropped, (over and waiting == 0) and 1 or 0 }
-for _, index in ipairs(mine) do
-  reply[#reply + 1] = index
-  reply[#reply + 1] = not have[index] and redis.call('HGET', entry(index), 'payload')
-end
+local reply = { 'ok', #gone, (over and waiting == 0) and 1 or 0 }
+for _, index in ipairs(mine) do reply[#reply + 1] = index end
 return reply
