@@ -93,6 +93,7 @@ def heard(onlooker: Onlooker) -> list[str]:
     listed = subprocess.run(["ps", "axww", "-o", "args"], capture_output=True, text=True).stdout
     found = [f"ps: {word}" for word in WORDS if word in listed]
     for folder in Path(tempfile.gettempdir()).glob("penstock-ray-*"):
+        assert folder.stat().st_mode & 0o077 == 0, "closed to other users"
         found += holding(folder.rglob("*"))
     found += holding(Path("/dev/shm").rglob("*"))
     address = next(event.facts["address"] for event in onlooker.directory.read_events() if event.kind == "dashboard")
