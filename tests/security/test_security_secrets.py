@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import socket
 import subprocess
@@ -82,9 +83,10 @@ def holding(files: Iterator[Path]) -> list[str]:
     """The files that hold one of the words."""
     found = []
     for path in files:
-        if path.is_file() and not path.is_symlink():
-            text = path.read_bytes()
-            found += [f"{path}: {word}" for word in WORDS if word.encode() in text]
+        with contextlib.suppress(FileNotFoundError):  # gone while we looked
+            if path.is_file() and not path.is_symlink():
+                text = path.read_bytes()
+                found += [f"{path}: {word}" for word in WORDS if word.encode() in text]
     return found
 
 
@@ -126,7 +128,7 @@ def test_secrets_stand_in_no_log_no_copy_of_the_run_file_no_error_and_no_page(
         "dashboard.enabled=true",
         "reward={rules: {judged: {rule: 'rule:judged'}}, environment: [JUDGE_KEY], folder: " + str(tmp_path) + "}",
         "tracking.wandb={project: p, mode: offline}",
-        "guards=[{when: 'off_policy/mean >= 0', for_steps: 1, do: [{webhook: $ALARM}]}]",
+        "guards=[{when: 'off_policy/mean >= 0', do: [{webhook: $ALARM}]}]",
         "checkpoints.every=2",
         "limits.steps=100000",
     ]
