@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,18 @@ def spread(values: Sequence[float], digits: int = 4) -> dict[str, float]:
 def ratios(over: Sequence[float], under: Sequence[float]) -> dict[str, float]:
     """Median and quartiles of the rounds' ratios: each divides what was measured side by side."""
     return spread([a / b for a, b in zip(over, under, strict=True)])
+
+
+class Stopwatch:
+    """Wall-clock seconds from birth on, and those of this process's CPU: what a side that only computes, in one thread,
+    would take on a machine of its own."""
+
+    def __init__(self) -> None:
+        self._wall, self._cpu = time.perf_counter(), time.process_time()
+
+    def read(self) -> tuple[float, float]:
+        """(wall, CPU)."""
+        return time.perf_counter() - self._wall, time.process_time() - self._cpu
 
 
 def machine() -> dict[str, Any]:

@@ -3,8 +3,11 @@
 Runs the carry demo (seed 0, two workers), or reads a run that is there. From the first answer's first token on, until
 the run's last event, out of the phases that every actor has written into `activity.jsonl`:
 
-    nobody   the share of the time in which no engine generates and the learner does nothing but wait: the goal is 0.05
-    strict   the same where only training itself counts as the learner's work, and not publishing or checkpoints
+    nobody   the share of the time in which no engine generates or loads weights and the learner does nothing but wait:
+             the goal is 0.05
+    strict   the same where only generating and training themselves count, and not swaps, publishing and checkpoints
+    cause    of `nobody`: from the last actor's end on (Ray ends, plots are drawn), while all workers wait for the gate,
+             and the rest
     idle     by role, the mean share in which its actors had nothing to do: a worker without an answer to generate, a
              learner without groups, a scorer without a group
     phases   by role, the share of every phase, as a mean over its actors
@@ -33,7 +36,7 @@ from penstock.services.rundir import RunDir
 
 GOAL = 0.05
 MEMORY_GOAL = 12e9
-GENERATING, TRAINING = "generating", "training"
+GENERATING, TRAINING, SWAPPING = "generating", "training", "swapping weights"
 WAITS = ("waiting", "paused", "starting", "ended", "ready", "meeting", "draining")
 """How the phases begin in which an actor does nothing."""
 Interval = tuple[float, float]
@@ -88,13 +91,17 @@ def measure(run: RunDir) -> dict[str, Any]:
     first = min(span.begin for spans in lanes.values() for span in spans if span.phase == GENERATING)
     last = max(event.at for event in run.read_events())
 
-    def idle_time(counts: Callable[[str], bool]) -> list[Interval]:
+    def idle_time(engine: tuple[str, ...], counts: Callable[[str], bool]) -> list[Interval]:
         every = ((name, span) for name, spans in lanes.items() for span in spans)
-        busy = [(span.begin, span.end) for name, span in every if _generates(name, span) or _learns(name, span, counts)]
+        busy = [(s.begin, s.end) for name, s in every if _engine(name, s, engine) or _learns(name, s, counts)]
         return gaps(union(busy), first, last)
 
-    whole, nobody = last - first, idle_time(works)
-    strict = idle_time(lambda phase: phase == TRAINING)
+    whole, nobody = last - first, idle_time((GENERATING, SWAPPING), works)
+    strict = idle_time((GENERATING,), lambda phase: phase == TRAINING)
+    ended = max(span.end for spans in lanes.values() for span in spans)
+    at_end = _total((max(a, ended), b) for a, b in nobody if b > ended)
+    gate = _total((a, b) for a, b in nobody if b <= ended and _all_at_gate(lanes, (a + b) / 2))
+    causes = {"end": at_end, "gate": gate, "rest": _total(nobody) - at_end - gate}
     shares = {name: phases_of(spans, first, last) for name, spans in lanes.items()}
     roles: dict[str, list[dict[str, float]]] = defaultdict(list)
     for name, each in shares.items():
@@ -106,6 +113,7 @@ def measure(run: RunDir) -> dict[str, Any]:
         "seconds": round(whole, 1),
         "nobody": round(_total(nobody) / whole, 4),
         "strict": round(_total(strict) / whole, 4),
+        "cause": {name: round(seconds / whole, 4) for name, seconds in causes.items()},
         "idle": {role: round(share, 4) for role, share in (idle | scorer_idle(run, whole)).items()},
         "phases": {role: _mean_of(several) for role, several in roles.items()},
         "longest": [
@@ -134,8 +142,13 @@ def phases_of(spans: list[Span], begin: float, end: float) -> dict[str, float]:
     return {phase: share for phase, share in found.items() if share > 0}
 
 
-def _generates(name: str, span: Span) -> bool:
-    return name.startswith("rollout") and span.phase == GENERATING
+def _engine(name: str, span: Span, phases: tuple[str, ...]) -> bool:
+    return name.startswith("rollout") and span.phase in phases
+
+
+def _all_at_gate(lanes: dict[str, list[Span]], at: float) -> bool:
+    found = [phase for name, phase in _phases_at(lanes, at).items() if name.startswith("rollout")]
+    return all(phase.startswith("waiting: ") for phase in found)
 
 
 def _learns(name: str, span: Span, counts: Callable[[str], bool]) -> bool:

@@ -11,7 +11,7 @@ One engine with answers in flight, all in one process and one thread. In turns, 
 `pause` is the time for which no answer goes on: load and the probe, less one ordinary step, since the step that
 the probe is made of samples a token for every answer. The ordinary step is the one before. All ratios are medians and
 quartiles over the rounds, in each of which all sides have had a turn; with `kv: keep`, and with `kv: recompute`, where
-the probe's step computes the cache again.
+the probe's step computes the cache again. `cpu` has them in CPU seconds, which other programs do not lengthen.
 
 Prints one JSON line. The goal: for the large model, with `keep`, a pause of at most 1.2 times the bare reload.
 """
@@ -20,13 +20,12 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-import time
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 from benchmarks import engines
-from benchmarks.measuring import Line, parser, ratios, spread
+from benchmarks.measuring import Line, Stopwatch, parser, ratios, spread
 
 GOAL = 1.2
 IN_FLIGHT = 8
@@ -46,6 +45,9 @@ class Swaps:
         self._copies = {name: tensor.clone() for name, tensor in self._weights[0].items()}
         self._number = 0
         self.found: dict[str, list[float]] = defaultdict(list)
+        """Seconds by the clock."""
+        self.cpu: dict[str, list[float]] = defaultdict(list)
+        """The same of the CPU."""
 
     def _probe(self, model: Any) -> Any:
         import numpy as np
@@ -74,14 +76,16 @@ class Swaps:
         self._generator.step()
         while not self._generator.prepared(version):  # as the worker does: it is verified beside the generation
             self._generator.step()
-        before = time.perf_counter()
+        watch = Stopwatch()
         self._generator.step()
-        began = time.perf_counter()
+        step, step_cpu = watch.read()
+        watch = Stopwatch()
         report = self._generator.swap(version)
-        took = time.perf_counter() - began
-        self.found["step"].append(began - before)
+        took, cpu = watch.read()
+        self.found["step"].append(step)
         self.found[f"{kv}.whole"].append(took)
-        self.found[f"{kv}.pause"].append(took - (began - before))
+        self.found[f"{kv}.pause"].append(took - step)
+        self.cpu[f"{kv}.pause"].append(cpu - step_cpu)
         for part in ("verify", "pause", "probe"):
             self.found[f"{kv}.{'load' if part == 'pause' else part}"].append(getattr(report, part))
 
@@ -92,21 +96,24 @@ class Swaps:
         self._number += 1
         tensors = list(self._weights[self._number % 2].items())
         runner = self._generator._calls.started.engine.engine_core.engine_core.model_executor.driver_worker.worker
-        began = time.perf_counter()
+        watch = Stopwatch()
         runner.model_runner.reload_weights(weights_iterator=iter(tensors))
-        loaded = time.perf_counter()
+        self._note("bare", watch)
         repack_output_layers(runner.model_runner.get_model())
-        packed = time.perf_counter()
-        self.found["bare"].append(loaded - began)
-        self.found["repacked"].append(packed - began)
+        self._note("repacked", watch)
 
     def copy(self) -> None:
         """The bytes, into memory that is there."""
         self._number += 1
-        began = time.perf_counter()
+        watch = Stopwatch()
         for name, tensor in self._weights[self._number % 2].items():
             self._copies[name].copy_(tensor)
-        self.found["copy"].append(time.perf_counter() - began)
+        self._note("copy", watch)
+
+    def _note(self, name: str, watch: Stopwatch) -> None:
+        wall, cpu = watch.read()
+        self.found[name].append(wall)
+        self.cpu[name].append(cpu)
 
 
 def measure(shape: engines.Shape, folder: Path, rounds: int) -> dict[str, Any]:
@@ -130,18 +137,24 @@ def measure(shape: engines.Shape, folder: Path, rounds: int) -> dict[str, Any]:
             for number in range(rounds + 2):
                 if number == 2:
                     swaps.found.clear()  # the first rounds warm up
+                    swaps.cpu.clear()
                 for side in sides[:: -1 if number % 2 else 1]:
                     side()
             in_flight = len(generator.in_flight)
     finally:
         shutil.rmtree(shared, ignore_errors=True)
-    found = swaps.found
+    found, cpu = swaps.found, swaps.cpu
     return {
         "parameters": sum(parameter.numel() for parameter in models[0].parameters()),
         "vocabulary": shape.vocabulary,
         "bytes": sum(tensor.numel() * tensor.element_size() for tensor in engines.weights_of(models[0]).values()),
         "in_flight": in_flight,
         "milliseconds": {name: spread([1e3 * value for value in values], 2) for name, values in found.items()},
+        "cpu": {
+            "keep_over_bare": ratios(cpu["keep.pause"], cpu["bare"]),
+            "keep_over_repacked": ratios(cpu["keep.pause"], cpu["repacked"]),
+            "recompute_over_bare": ratios(cpu["recompute.pause"], cpu["bare"]),
+        },
         "keep_over_bare": ratios(found["keep.pause"], found["bare"]),
         "keep_over_repacked": ratios(found["keep.pause"], found["repacked"]),
         "keep_over_copy": ratios(found["keep.pause"], found["copy"]),

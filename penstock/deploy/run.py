@@ -11,6 +11,7 @@ from typing import Any
 
 from penstock.deploy import evaluations, job, plans
 from penstock.deploy.around import token_account
+from penstock.deploy.drawing import Drawing
 from penstock.deploy.ending import Ending, ending, tenure
 from penstock.deploy.fleet import wait_until_ready
 from penstock.deploy.journal import Journal
@@ -72,6 +73,7 @@ class Conductor:
             self._journal.stand_at(checkpoints.read(self._checkpoint).version)
         self._resumed = resume
         self._supervisor: Supervisor
+        self._drawing = Drawing(directory)
         self._peaks: dict[str, int] = {}
         self._tokens: dict[str, int] = {}
 
@@ -176,6 +178,8 @@ class Conductor:
     def _end(self, parts: Parts) -> None:
         """Workers hand back what they hold; for good when the run is over, for a resume when it was interrupted."""
         self._journal.enter("draining", "workers hand back what is unfinished")
+        if self._run_file.recording.plots:
+            self._drawing.begin()
         self._supervisor.steering.close()
         running = [worker for worker in parts.workers if worker.state == "running"]
         for worker in running:
@@ -204,13 +208,8 @@ class Conductor:
             self._supervisor.guardian.close()
         rows = read_rows(self._directory.metrics)
         self._directory.write_summary(self._summary(end, ledger, rows))
-        if self._run_file.recording.plots and rows:
-            from penstock.services.plots import write_plots
-
-            try:
-                write_plots(self._directory)
-            except Exception as error:  # noqa: BLE001  (a plot must not hide how the run ended)
-                self._journal.event("warning", f"the plots could not be drawn: {type(error).__name__}: {error}")
+        if self._run_file.recording.plots and rows and (trouble := self._drawing.finish()):
+            self._journal.event("warning", trouble)
         message = end.why
         if end.outcome != "finished" and checkpoints.latest(self._directory.checkpoints) is not None:
             message += f"; go on with: penstock resume {self._directory.path}"

@@ -37,6 +37,9 @@ LOOK = 0.25
 """Seconds between looks at which version is published; an answer about prompts says it, too."""
 RETRY = (0.05, 1.0)
 """Seconds between questions at a closed gate: at first, and at most."""
+SLOWER = 1.25
+"""Every pause at a closed gate is so much longer than the one before: a quarter of what was waited already, so that an
+opening is seen soon, and whoever waits for long asks seldom."""
 REST = 0.2
 """Longest rest of a worker with nothing to generate; scores, jobs and a drain wake it earlier."""
 
@@ -228,7 +231,7 @@ class RolloutWorker:
             self._groups.begin(ticket, self._stream[ticket.index], self._published, self._forks)
         if reply.closed == "draining":
             self.request_drain()
-        self._backoff = RETRY[0] if reply.tickets else min(2 * self._backoff, RETRY[1])
+        self._backoff = RETRY[0] if reply.tickets else min(SLOWER * self._backoff, RETRY[1])
         self._ask_at = time.monotonic() + self._backoff if len(reply.tickets) < free else 0.0
 
     def _generate(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,9 @@ from chaos.shadow import Shadow
 from chaos.subject import Subject
 from chaos.versions_seen import At
 from chaos.violations import Violation
+
+_GRACE = 10.0
+"""Seconds in which the last processes must be gone once the driver is."""
 
 
 class Watch:
@@ -80,7 +84,10 @@ class Watch:
         """After the run has come to its end."""
         self.check()
         self.say(*checks.end(self._subject.summary, self.shadow, groups_per_step))
-        if left := self._subject.marked():
+        ends = time.monotonic() + _GRACE
+        while (left := self._subject.marked()) and time.monotonic() < ends:
+            time.sleep(0.5)
+        if left:
             self.say(Violation("left_over", f"processes of the run still live: {left}"))
         folder = self._subject.weights.parent
         if folder.exists():
