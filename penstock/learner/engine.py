@@ -205,15 +205,15 @@ class _CheckpointFiles(TorchCheckpointEngine):  # type: ignore[misc]  # no types
         super().save(_without_enums(state_dict), path)
 
     def load(self, path: str, map_location: Any = None) -> Any:
-        with torch.serialization.safe_globals(allowed()):
-            return torch.load(path, map_location=map_location, weights_only=True)
+        torch.serialization.add_safe_globals(allowed())
+        return torch.load(path, map_location=map_location, weights_only=True)
 
 
 @contextlib.contextmanager
 def _universal(engine: Any) -> Iterator[None]:
     """Inside, the engine takes what it loads for a universal checkpoint. Its code for that reads files by itself, so
-    torch is told to allow no more in them than elsewhere; and it gives every group of parameters the settings of the
-    first, which decays what must not be decayed."""
+    torch is told to allow no more in them than elsewhere. It gives every group of parameters the settings of the first,
+    which decays what must not be decayed, and with ZeRO 3 all share one counter of updates, which each moves on."""
     settings = [{k: v for k, v in group.items() if k != "params"} for group in engine.optimizer.param_groups]
     engine._config.load_universal_checkpoint = True
     try:
@@ -223,6 +223,9 @@ def _universal(engine: Any) -> Iterator[None]:
         engine._config.load_universal_checkpoint = False
     for group, own in zip(engine.optimizer.param_groups, settings, strict=True):
         group.update(own)
+    for state in getattr(engine.optimizer, "optimizer", engine.optimizer).state.values():
+        if isinstance(state.get("step"), Tensor):
+            state["step"] = state["step"].clone()
 
 
 def _without_enums(state: Any) -> Any:

@@ -94,9 +94,10 @@ def tensors_only() -> Iterator[None]:
     """Inside, `torch.load` allows no more than DeepSpeed's files have in them."""
     before = os.environ.get(_FORCE_TENSORS)
     os.environ[_FORCE_TENSORS] = "1"
+    # For good: torch's context for it takes away on leaving what an outer one has allowed.
+    torch.serialization.add_safe_globals(allowed())
     try:
-        with torch.serialization.safe_globals(allowed()):
-            yield
+        yield
     finally:
         del os.environ[_FORCE_TENSORS]
         if before is not None:
