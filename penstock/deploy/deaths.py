@@ -47,7 +47,9 @@ def last_lines(log: Path, count: int = LAST_LINES) -> list[str]:
     with log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - 65536))
         text = file.read().decode("utf-8", "replace")
-    life = text.rpartition(BIRTH)[2]  # an actor that was started again goes on in the same file
+    _, born, life = text.rpartition(BIRTH)  # an actor that was started again goes on in the same file
+    if born:
+        life = life.partition("\n")[2]
     return [line for line in life.splitlines() if line.strip()][-count:]
 
 

@@ -17,6 +17,8 @@ from penstock.services.contracts import DeadlinePassed, PenstockError
 from penstock.services.lanes import Span
 
 Role = Literal["rollout", "learner", "scorer"]
+ATTEMPTS = 3
+"""How often an actor is started, at most, while a run starts."""
 
 
 class ActorLost(PenstockError):
@@ -48,6 +50,8 @@ class Member:
     """Why it died, when it did."""
     raised: BaseException | None = None
     """What it raised, when that is how it died."""
+    gone: bool = False
+    """It died because its process is gone, and raised nothing."""
     added: bool = False
     """It joined while the run went on, which goes on without it when it fails for good."""
     delivered: bool = False
@@ -80,7 +84,7 @@ class Member:
         self.restarts += 1
         self.handle = self.start(self.restarts)
         self.state, self.cause, self.result, self._since = "starting", "", None, time.monotonic()
-        self.delivered, self.raised = False, None
+        self.delivered, self.raised, self.gone = False, None, False
         self._ready, self._running, self._asked = self.handle.ready.remote(), None, None
 
     def run(self) -> None:
@@ -116,6 +120,7 @@ class Member:
             self.state = "dead"
             self.cause = explain(self.name, error, self.log, self._oom)
             self.raised = error.cause if isinstance(error, ray.exceptions.RayTaskError) else None
+            self.gone = isinstance(error, ray.exceptions.RayActorError) and not error.actor_init_failed
 
     def _await_ready(self, deadline: float, arrived: Callable[[Any], bool]) -> None:
         if arrived(self._ready):
@@ -238,12 +243,24 @@ def _done(reference: Any) -> bool:
     return bool(ready)
 
 
-def wait_until_ready(members: list[Member], deadline: float, meanwhile: Callable[[], None], pause: float = 0.2) -> None:
-    """Until all are ready. Raises ActorLost with the cause when one dies, DeadlinePassed when one takes too long."""
+def wait_until_ready(
+    members: list[Member],
+    deadline: float,
+    meanwhile: Callable[[], None],
+    again: Callable[[Member], object] = lambda _: None,
+    pause: float = 0.2,
+) -> None:
+    """Until all are ready. One whose process is gone is started again, and `again` told, up to ATTEMPTS times in all.
+
+    Raises ActorLost with the cause when one fails by itself, which it would again, or dies more often, DeadlinePassed
+    when one takes too long."""
     while any(member.state == "starting" for member in members):
         for member in members:
             member.poll(deadline)
             if member.state == "dead":
-                raise ActorLost(member.cause)
+                if not member.gone or member.restarts + 1 >= ATTEMPTS:
+                    raise ActorLost(member.cause)
+                again(member)
+                member.launch()
         meanwhile()
         time.sleep(pause)

@@ -13,7 +13,7 @@ from penstock.deploy import evaluations, job, plans
 from penstock.deploy.around import token_account
 from penstock.deploy.drawing import Drawing
 from penstock.deploy.ending import Ending, ending, tenure
-from penstock.deploy.fleet import wait_until_ready
+from penstock.deploy.fleet import Member, wait_until_ready
 from penstock.deploy.journal import Journal
 from penstock.deploy.memory import beside_actors
 from penstock.deploy.page import Page, beside
@@ -126,7 +126,7 @@ class Conductor:
     def _start(self, parts: Parts) -> None:
         """Until every engine answers and the first weights are published."""
         deadline = self._run_file.deadlines.start
-        wait_until_ready(parts.members, deadline, self._show_and_heed)
+        wait_until_ready(parts.members, deadline, self._show_and_heed, self._begins_again)
         self._journal.enter("starting", "the learner loads and publishes the first weights")
         parts.begin_learning(self._supervisor.steering.tell_again)
         began = time.monotonic()
@@ -140,6 +140,12 @@ class Conductor:
                 )
             time.sleep(0.1)
 
+    def _begins_again(self, member: Member) -> None:
+        """An actor's process was killed before everybody was there."""
+        self._journal.tell("died", member.cause, name=member.name)
+        self._journal.tell("restarted", f"{member.name} is started again", name=member.name)
+        self._supervisor.mending.restarts[member.name] = member.restarts + 1
+
     def _show_and_heed(self) -> None:
         """While everybody starts: whoever asks for something is answered, and not left to wait for the first tick."""
         if self._asked:
@@ -152,7 +158,7 @@ class Conductor:
         if by := self._supervisor.steering.controls.paused_by:
             self._journal.warn(f"the run is paused still, by {by}; `penstock go` lets it go on")
         self._supervisor.until(lambda: self._supervisor.learner.state == "ended")
-        self._supervisor.learner.last_words(self._run_file.deadlines.drain)
+        self._supervisor.hear_the_end(self._run_file.deadlines.drain)
         self._supervisor.tick()
 
     def _evaluate(self, parts: Parts, when: str, wanted: bool) -> None:

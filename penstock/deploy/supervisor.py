@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
+import ray.exceptions
+
 from penstock.deploy import evaluations
 from penstock.deploy.around import scorer_metrics, worker_metrics
 from penstock.deploy.autoscaling import Autoscaling
@@ -27,6 +29,7 @@ from penstock.deploy.scaling import Scaling
 from penstock.deploy.signals import Interruption
 from penstock.deploy.steering import Levers, Steering
 from penstock.deploy.store_watch import StoreWatch
+from penstock.learner import checkpoints
 from penstock.learner.config import AdaptiveLag
 from penstock.learner.dials import MAX_LAG, Dials
 from penstock.learner.requests import NONFINITE, WAITING
@@ -215,6 +218,21 @@ class Supervisor:
             metrics["ledger/queue_age"] = self.ledger.queue_age
             metrics["ledger/payload_bytes"] = float(self.ledger.payload_bytes)
         return metrics | self._live.read(self.ledger)
+
+    def hear_the_end(self, deadline: float) -> None:
+        """What the learner, whose loop has ended, has not told yet. All is saved by then: where its process has been
+        killed since, its last checkpoint says how far it came. Raises DeadlinePassed."""
+        try:
+            self.learner.last_words(deadline)
+        except ray.exceptions.RayActorError:
+            self._read_reports()
+            last = checkpoints.latest(self._directory / "checkpoints")
+            what = f"{self.learner.name} was killed after its work was done, before it had told of all its last steps"
+            self._journal.warn(what, name=self.learner.name)
+            if last is not None and last.version > self._journal.version:
+                self._journal.step(last.version, last.metrics, [], last.written)
+        self._read_reports()
+        self.ended_at = self.ended_at or time.time()
 
     def keep_store(self) -> None:
         """One look at the store alone, where nobody looks at everything any more: who parts with what he has waits for

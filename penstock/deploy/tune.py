@@ -7,6 +7,8 @@ from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
+import ray.exceptions
+
 from penstock.deploy import job, plans
 from penstock.deploy.cluster import Cluster
 from penstock.deploy.desk import desk
@@ -129,7 +131,11 @@ class _Tuning:
             self._record(members[0])
             self._journal.show(members, None)
             time.sleep(TICK)
-        members[0].last_words(self._run_file.deadlines.drain)
+        try:
+            members[0].last_words(self._run_file.deadlines.drain)
+        except ray.exceptions.RayActorError:  # the model is saved by then
+            what = f"{members[0].name} was killed after its work was done, before it had told of all its last steps"
+            self._journal.warn(what, name=members[0].name)
         self._record(members[0])
         return str(members[0].result)
 

@@ -44,8 +44,9 @@ class Moment:
     name: str
     targets: tuple[Target, ...]
     """Whom to strike while it lasts."""
-    watch: Callable[[Scene], Seen]
-    """Brings it about where it does not come by itself; the result is asked again and again."""
+    watch: Callable[[Scene], Seen | None]
+    """Brings it about where it does not come by itself; the result is asked again and again. None where it cannot come
+    now."""
 
 
 def _swap(scene: Scene) -> Seen:
@@ -85,20 +86,26 @@ def _scoring(scene: Scene) -> Seen:
     return lambda: "" if set(scene.judged.glob("judging-*")) - before else None
 
 
-def _scaled(scene: Scene, by: int, kind: str) -> Seen:
+def _scaled(scene: Scene, by: int, kind: str) -> Seen | None:
     """One more or one less, of a role; the strike comes a moment after it has begun to come or go."""
-    role: ScalableRole = scene.random.choice(("rollout", "scorer"))
-    there = len([worker for worker in scene.subject.workers(role) if worker["state"] != "leaving"])
+    roles: list[ScalableRole] = ["rollout", "scorer"]
+    scene.random.shuffle(roles)
     since = time.time() - 0.001
-    if not scene.subject.ask(Scale(role, max(1, there + by))):
-        return lambda: None
     later = scene.random.uniform(0, 4) if by > 0 else 0.0  # a process takes seconds to come, and milliseconds to go
+    if not any(_asked(scene, role, by) for role in roles):
+        return None
 
     def seen() -> str | None:
         begun = [event for event in scene.subject.events(kind, since) if time.time() >= event["time"] + later]
         return str(begun[-1]["name"]) if begun else None
 
     return seen
+
+
+def _asked(scene: Scene, role: ScalableRole, by: int) -> bool:
+    """Whether there will be so many more; one stays, and there are no more than the run file allows."""
+    count = len([worker for worker in scene.subject.workers(role) if worker["state"] != "leaving"]) + by
+    return count >= 1 and scene.subject.ask(Scale(role, count))
 
 
 MOMENTS = {

@@ -20,7 +20,7 @@ _SLOW, _FAST = 0.05, 0.002
 """Seconds between looks: at any time, and while a moment of milliseconds is waited for."""
 _MOMENT = 8.0
 """Seconds for which a moment is waited for before the strike comes all the same."""
-_ON_TOP = 0.85
+_ON_TOP = 0.92
 """How often the next strike does not wait until the last ones have been got over."""
 _PAGES = 3
 """Strikes at the page between two starts of the driver, which gives up a page that dies more often in ten minutes."""
@@ -169,7 +169,7 @@ class Play:
         seen = moments.MOMENTS[moment].watch(scene)
         ends = time.monotonic() + _MOMENT
         looked = 0.0
-        while time.monotonic() < ends and not self._over:
+        while seen is not None and time.monotonic() < ends and not self._over:
             if (name := seen()) is not None:
                 return name, moment
             if time.monotonic() - looked > _SLOW:

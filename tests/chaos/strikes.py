@@ -53,9 +53,10 @@ class Strike:
         return True
 
     def let_go(self, anyway: bool = False) -> None:
-        """End a stop whose time is over. The process may have been ended meanwhile; its number is used again at the
-        earliest after thousands of others."""
-        if self.stopped and (anyway or time.time() >= self.at):
+        """End a stop whose time is over, or whose victim somebody has ended meanwhile."""
+        if self.stopped and not _same(self.victim.pid):
+            self.stopped, self.at = False, time.time()
+        elif self.stopped and (anyway or time.time() >= self.at):
             self.stopped = False
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.victim.pid, signal.SIGCONT)

@@ -32,8 +32,8 @@ def living(subject: Subject, target: Target) -> list[Victim]:
         page = subject.page()
         return [Victim(target, "page", page)] if page is not None else []
     if target == "store":
-        facts = subject.store()
-        return [Victim(target, "store", facts["pid"])] if facts is not None and subject.lives(facts["pid"]) else []
+        server = subject.server()
+        return [Victim(target, "store", server)] if server is not None else []
     names = [path.stem for path in sorted((subject.path / "logs").glob(f"{_ROLES[target]}-*.log"))]
     pids = {name: subject.born(name) for name in names}
     return [Victim(target, name, pid) for name, pid in pids.items() if pid is not None and subject.lives(pid)]

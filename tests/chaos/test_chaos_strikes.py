@@ -48,6 +48,15 @@ def test_a_stop_ends_when_its_time_is_over_and_not_before(sleeper):
     assert psutil.Process(sleeper.pid).status() != psutil.STATUS_STOPPED and not stopped.stopped
 
 
+def test_a_stop_is_over_when_somebody_has_ended_its_victim(sleeper):
+    stopped = strike(sleeper, "stop", held=60.0)
+    stopped.send()
+    sleeper.kill()
+    sleeper.wait(10)
+    stopped.let_go()
+    assert not stopped.stopped and stopped.at <= time.time()
+
+
 def test_it_is_got_over_when_the_victim_is_back_and_a_step_was_published_after_that(sleeper, monkeypatch):
     there = []
     monkeypatch.setattr(strikes, "_back", lambda *_: bool(there))

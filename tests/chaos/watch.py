@@ -80,12 +80,16 @@ class Watch:
                 with contextlib.suppress(FileNotFoundError), safe_open(file, framework="np") as batch:
                     self._batches[at] = frozenset(int(index) for index in batch.get_tensor("groups"))
 
+    def _left(self) -> list[str]:
+        server = self._subject.server()
+        return self._subject.marked() + ([f"{server} redis-server"] if server is not None else [])
+
     def end(self, groups_per_step: int) -> None:
         """After the run has come to its end."""
         self.check()
         self.say(*checks.end(self._subject.summary, self.shadow, groups_per_step))
         ends = time.monotonic() + _GRACE
-        while (left := self._subject.marked()) and time.monotonic() < ends:
+        while (left := self._left()) and time.monotonic() < ends:
             time.sleep(0.5)
         if left:
             self.say(Violation("left_over", f"processes of the run still live: {left}"))

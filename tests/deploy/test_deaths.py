@@ -53,6 +53,15 @@ def test_only_the_last_lines_of_a_long_log_are_shown(tmp_path):
     assert deaths.last_lines(log, 2) == ["line 99998", "line 99999"]
 
 
+def test_a_process_that_said_nothing_has_no_last_lines_and_those_of_the_one_before_are_not_its_own(tmp_path):
+    log = tmp_path / "worker.log"
+    log.write_text(f"{deaths.BIRTH} 101\nof the first\n{deaths.BIRTH} 102\n")
+    assert deaths.last_lines(log) == []
+    assert "(the log is empty)" in deaths.explain("rollout-0", Died(), log, deaths.out_of_memory_kills())
+    log.write_text(f"{deaths.BIRTH} 101\nof the first\n{deaths.BIRTH} 102\nof the second\n")
+    assert deaths.last_lines(log) == ["of the second"]
+
+
 def test_a_node_that_does_not_see_the_run_directory_says_so_and_makes_none(tmp_path):
     with pytest.raises(PenstockError, match=r"does not see the run directory .*/elsewhere/run: all nodes"):
         deaths.redirect_output(tmp_path / "elsewhere" / "run" / "logs" / "a.log")

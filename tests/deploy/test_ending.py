@@ -9,15 +9,21 @@ from types import SimpleNamespace
 from unittest.mock import Mock
 
 import pytest
+import ray
 import ray.exceptions
 from disks import fill, small_disk
 
-from penstock.deploy.config import LimitsSection
+from penstock.deploy.config import LimitsSection, RecordingSection
 from penstock.deploy.ending import ending, tenure
+from penstock.deploy.fleet import Member
+from penstock.deploy.journal import Journal
 from penstock.deploy.run import Conductor, require_more_to_do
 from penstock.deploy.signals import Interruption
+from penstock.deploy.supervisor import Supervisor
+from penstock.deploy.tune import _Tuning
 from penstock.learner import checkpoints
 from penstock.services.contracts import PenstockError
+from penstock.services.metrics import read_rows
 from penstock.services.replay import LedgerMemo
 from penstock.services.rundir import RunDir, RunDirError
 from penstock.services.versions import Version
@@ -126,6 +132,46 @@ def test_a_store_that_dies_while_workers_hand_back_what_they_have_is_started_aga
     conductor._supervisor = SimpleNamespace(
         steering=Mock(), mending=Mock(), keep_store=store.keep, stopped_by_signal=False, ledger=None
     )
-    conductor._run_file = SimpleNamespace(deadlines=SimpleNamespace(drain=10.0, start=10.0))
+    deadlines, recording = SimpleNamespace(drain=10.0, start=10.0), SimpleNamespace(plots=False)
+    conductor._run_file = SimpleNamespace(deadlines=deadlines, recording=recording)
     conductor._end(parts)
     assert worker.state == "ended" and store.asked == 3 and noted == []
+
+
+@pytest.mark.parametrize("told", [True, False], ids=["has told of its last step", "has not"])
+def test_a_learner_that_is_killed_after_its_work_was_done_does_not_make_the_run_fail(tmp_path, monkeypatch, told):
+    """Its checkpoint and its model are on disk; what it had not told is read from the checkpoint."""
+    directory = RunDir.create(tmp_path, "sort", "name: sort\n")
+    checkpoints.begin(directory.checkpoints, Version(0, 7))
+    facts = {"ranks": 1, "zero_stage": 0, "dtype": "float32", "config_hash": "", "updates": 7, "tokens": 70}
+    checkpoints.seal(directory.checkpoints, Version(0, 7), LedgerMemo(1, 1, {}, (), {}), {"reward/mean": 0.5}, facts)
+
+    def get(*_, **__):
+        raise ray.exceptions.ActorDiedError
+
+    monkeypatch.setattr(ray, "get", get)
+    journal = Journal(directory, "sort", RecordingSection(), LimitsSection(), None)
+    journal.begin(Version(0, 0))
+    journal.step(Version(0, 7 if told else 6), {"reward/mean": 0.5 if told else 0.25}, [], 1.0)
+    learner = Member("learner-0", "learner", tmp_path / "none.log", start=lambda _: None)
+    learner.handle, learner.state = SimpleNamespace(stats=Mock()), "ended"
+    supervisor = object.__new__(Supervisor)
+    supervisor._parts, supervisor._journal = SimpleNamespace(learners=[learner]), journal
+    supervisor._directory, supervisor.ended_at = directory.path, 0.0
+    supervisor.hear_the_end(10)
+    assert journal.version == Version(0, 7) and supervisor.ended_at > 0
+    assert read_rows(directory.metrics)[-1]["reward/mean"] == 0.5
+    (warning,) = [event for event in directory.read_events() if event.kind == "warning"]
+    assert "learner-0 was killed after its work was done" in warning.message
+
+
+def test_nor_does_one_that_is_killed_after_its_fine_tuning(tmp_path, monkeypatch):
+    monkeypatch.setattr(ray, "get", Mock(side_effect=ray.exceptions.ActorDiedError))
+    rank = Member("sft-0", "learner", tmp_path / "none.log", start=lambda _: None)
+    rank.handle, rank.state, rank.result = Mock(), "ended", "the data is used up"
+    monkeypatch.setattr(rank, "run", lambda: None)
+    tuning = object.__new__(_Tuning)
+    tuning._journal, tuning._asked, tuning._record = Mock(), Interruption(), Mock()
+    tuning._run_file = SimpleNamespace(deadlines=SimpleNamespace(drain=10.0, start=10.0))
+    assert tuning._follow([rank]) == "the data is used up"
+    assert "sft-0 was killed after its work was done" in tuning._journal.warn.call_args.args[0]

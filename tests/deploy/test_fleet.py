@@ -9,7 +9,7 @@ import pytest
 import ray
 import ray.exceptions
 
-from penstock.deploy.fleet import Member
+from penstock.deploy.fleet import ATTEMPTS, ActorLost, Member, wait_until_ready
 from penstock.services.contracts import DeadlinePassed
 
 NEVER = object()
@@ -152,3 +152,36 @@ def test_a_view_tells_what_was_heard_last_and_is_made_anew_only_for_that():
     assert actor.view().state == "leaving"
     actor.state, actor.cause = "dead", "out of memory\nlast lines"
     assert actor.view().state == "dead: out of memory"
+
+
+def starts(*answers) -> Member:
+    """An actor of which each start in turn is answered so."""
+    made = Member("rollout-0", "rollout", Path("none.log"), start=lambda number: Handle(ready=answers[number]))
+    made.launch()
+    return made
+
+
+def test_who_is_killed_while_a_run_starts_is_started_again_and_the_start_goes_on():
+    told = []
+    actor = starts(ray.exceptions.ActorDiedError(), {"pid": 8})
+    wait_until_ready([actor, member(Handle())], 10, lambda: None, lambda m: told.append(m.cause), pause=0)
+    assert (actor.state, actor.restarts, actor.facts) == ("ready", 1, {"pid": 8})
+    assert len(told) == 1 and "rollout-0 died: the process is gone without a word" in told[0]
+
+
+def test_who_is_killed_again_and_again_ends_the_start():
+    actor = starts(*[ray.exceptions.ActorDiedError()] * ATTEMPTS)
+    with pytest.raises(ActorLost, match="gone without a word"):
+        wait_until_ready([actor], 10, lambda: None, pause=0)
+    assert actor.restarts == ATTEMPTS - 1
+
+
+def test_who_cannot_start_ends_the_start_at_once():
+    """What it raises while it is built it would raise again."""
+    built = ray.exceptions.ActorDiedError()
+    built._actor_init_failed = True
+    for failure in (ray.exceptions.RayTaskError("ready", "Traceback", OSError("no such model")), built):
+        actor = starts(failure, {"pid": 8})
+        with pytest.raises(ActorLost):
+            wait_until_ready([actor], 10, lambda: None, pause=0)
+        assert actor.restarts == 0
