@@ -210,10 +210,12 @@ def soak(folder: Path, rate: float, seconds: float) -> dict[str, Any]:
         journal.close()
     done = last.by_state["applied"] + last.by_state["committed"]
     done -= first.by_state["applied"] + first.by_state["committed"]
+    through = last.issued - first.issued
     return {
         "minutes": round(seconds / 60, 1),
-        "groups": done,
-        "times_the_real_rate": round(done / seconds / REAL_RATE, 1),
+        "groups": through,
+        "trained": done,
+        "times_the_real_rate": round(through / seconds / REAL_RATE, 1),
         "memory": (memory := watch.report()),
         "balanced": balanced and last.balanced,
         "flat": all(each["flat"] for each in memory.values()),
