@@ -16,7 +16,7 @@ export TORCH_EXTENSIONS_DIR ?= $(HOME)/.cache/penstock/torch_extensions
 export DS_ACCELERATOR ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu)
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help setup programs demo test engines runs stories chaos check exact proofs figures unit lint types imports curve grafana constraints constraints-cuda alerts manifests audit clean
+.PHONY: help setup programs demo test engines runs stories chaos check exact proofs figures unit bad-input lint types imports curve grafana constraints constraints-cuda alerts manifests audit clean
 
 help: ## list these commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -61,6 +61,9 @@ imports:
 # Three processes on two cores: many of these tests wait, for leases and deadlines to end.
 unit:
 	@echo "[check] unit tests" && $(BIN)/python -m pytest -q -n 3 --dist loadfile -m "not engine and not slow"
+
+bad-input: ## write docs/bad-input.md anew with what is really said (as root, who may mount a small disk)
+	@PYTHONPATH=.:tests:tests/deploy $(BIN)/python tests/deploy/bad_input.py
 
 exact: setup ## compare every estimator's expectation with the exact gradient: docs/exact-gradients.md
 	@$(BIN)/python -m benchmarks.exact

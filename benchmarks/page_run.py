@@ -150,7 +150,7 @@ def _events(run: RunDir, total: int, begin: float, end: float) -> None:
             {"name": "rollout-1"},
         ),
         (0.45, "restarted", "rollout-1 is back", {"name": "rollout-1"}),
-        (0.5, "steered", "scale by ada@lab-3: 2 rollout workers were wanted, now 3", {"by": "scale by ada@lab-3"}),
+        (0.5, "steered", "scale by ada@lab-3: rollout workers wanted: 2 before, now 3", {"by": "scale by ada@lab-3"}),
         (
             0.63,
             "guard",

@@ -101,7 +101,7 @@ def panel(view: RunView) -> RenderableType:
     from rich.panel import Panel
 
     parts: list[RenderableType] = [_progress(view), _numbers(view)]
-    if held := _held(view.controls):
+    if view.phase in ("training", "evaluating") and (held := _held(view.controls)):
         parts.append(f"[yellow]{_plain(held)}[/]")
     if view.page:
         parts.append(f"[dim]page:[/] {_plain(view.page)}")

@@ -46,6 +46,10 @@ class Crew:
         """Those that have not been asked to leave, oldest first."""
         return [member for member in self.members if not member.leaving]
 
+    def many(self, count: int) -> str:
+        """So many of them, in words."""
+        return f"{count} {self.noun}{'' if count == 1 else 's'}"
+
     def add(self) -> Member:
         """One more; returns at once, while it starts."""
         name = f"{self.role}-{self._numbers}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -61,8 +62,28 @@ def ending(conclude: Callable[[Ending], None], asked: Interruption) -> Iterator[
     except ray.exceptions.RayError as error:
         end.why = f"a call to an actor failed: {type(error).__name__}: {error}"
         raise PenstockError(end.why) from error
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            end.why = f"{type(error).__name__}: {error}"
+            raise
+        end.why = f"{error.filename or 'a file of the run'} could not be written: {error.strerror}; make room"
+        raise PenstockError(f"{end.why}, and then go on with penstock resume") from error
     except Exception as error:
         end.why = str(error) if isinstance(error, PenstockError) else f"{type(error).__name__}: {error}"
         raise
     finally:
+        _conclude(conclude, end)
+
+
+def _conclude(conclude: Callable[[Ending], None], end: Ending) -> None:
+    """How the run ended is said, also where it cannot be written down."""
+    try:
         conclude(end)
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        raise PenstockError(f"{end.why}. This could not be written down: {error.strerror}") from error
+
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""A disk that is full, or full for this user, or cannot be written at all."""

@@ -10,7 +10,6 @@ import fcntl
 import os
 import shutil
 import socket
-import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from pathlib import Path
 import psutil
 
 from penstock.services.contracts import PenstockError, WrongInput
+from penstock.services.files import own_folder
 
 MARK = "PENSTOCK_RUN_ID"
 """Environment variable of all processes of a run."""
@@ -75,28 +75,16 @@ def private_folder() -> Path:
     the user's cache, or in the temporary folder where there is none. Raises PenstockError where neither is ours."""
     doubts = []
     for folder in _candidates():
-        doubt = make_own(folder)
-        if not doubt:
+        try:
+            own_folder(folder)
+        except (OSError, PenstockError) as error:
+            doubts.append(str(error))
+        else:
             return folder
-        doubts.append(doubt)
     raise PenstockError(
         f"there is no private folder for a run's lock: {'; '.join(doubts)}. Set HOME, or TMPDIR, to a folder that is "
         "yours to write in"
     )
-
-
-def make_own(folder: Path) -> str:
-    """Make the folder, unless it is there; why others may change what lies in it, empty where only this user can."""
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = folder.lstat()
-    except OSError as error:
-        return f"{folder}: {error.strerror}"
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
-        return f"{folder} is not a folder of user {os.geteuid()}: somebody else has made it"
-    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        return f"{folder} may be written by others (mode {stat.S_IMODE(found.st_mode):o}): chmod 700 it"
-    return ""
 
 
 def _candidates() -> Iterator[Path]:
@@ -135,8 +123,7 @@ def claim(folder: Path) -> None:
     """Make a run's folder in shared memory, where everybody may make some, and remove what killed drivers have
     left there, which takes memory until somebody does. Raises PenstockError where the folder is somebody else's."""
     remove_orphans(folder.parent, _SHARED)
-    if doubt := make_own(folder):
-        raise PenstockError(f"{doubt}. It is for the run's weights: remove it, or name another weights.folder")
+    own_folder(folder)
     own(folder)
 
 

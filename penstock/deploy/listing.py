@@ -76,4 +76,5 @@ def _state(facts: Status) -> str:
         return "starting" if facts.alive else "never started"
     if facts.view.phase not in ENDED and not facts.alive:
         return f"died while {facts.view.phase}"
-    return facts.view.phase
+    paused = facts.view.phase not in ENDED and facts.view.controls.paused_by
+    return "paused" if paused else facts.view.phase

@@ -186,6 +186,7 @@ class Conductor:
             worker.handle.request_drain.remote()
         deadline = time.monotonic() + self._run_file.deadlines.drain
         while any(worker.state == "running" for worker in running) and time.monotonic() < deadline:
+            self._supervisor.keep_store()
             for worker in running:
                 worker.poll(self._run_file.deadlines.start)
             self._supervisor.steering.close()
@@ -255,10 +256,12 @@ class Conductor:
 
 
 def require_more_to_do(run_file: RunFile, directory: RunDir) -> None:
-    """Raises RunDirError for a run whose limits are reached already; nothing of it is touched then."""
+    """Raises RunDirError for a run that has ended and whose limits are reached; nothing of it is touched then.
+
+    One that died after its last step, before it was evaluated or had its summary, is brought to its end."""
     latest = checkpoints.read(_latest(directory))
     over = plans.step_limits(run_file)(latest.version.step, latest.tokens)
-    if over:
+    if over and (directory.read_summary() or {}).get("outcome") == "finished":
         raise RunDirError(
             f"{directory.path} has ended: {over}. To go on, raise the limit: penstock resume {directory.path} "
             f"limits.steps={latest.version.step + 100}"

@@ -36,12 +36,12 @@ class Scaling:
         note = self._room(count) if count > before else ""
         if not crew.least <= count <= crew.most:
             why = f": {crew.why_least}" if 0 <= count < crew.least else ""
-            raise Refused(f"{count} {crew.noun}s cannot be had{why}; allowed: {crew.least} to {crew.most}")
+            raise Refused(f"{crew.many(count)} cannot be had{why}; allowed: {crew.least} to {crew.most}")
         self._want(count)
         self.look()
         if count == before:
-            return f"{count} {crew.noun}s are wanted already"
-        come_and_go = f"{before} {crew.noun}s were wanted, now {count}; `penstock status` shows them come and go"
+            return f"{crew.many(count)} wanted already"
+        come_and_go = f"{crew.noun}s wanted: {before} before, now {count}; `penstock status` shows them come and go"
         return f"{come_and_go}. {note}" if note else come_and_go
 
     def _room(self, count: int) -> str:
@@ -63,15 +63,13 @@ class Scaling:
             raise Refused(f"{name} must stay: {crew.why_least}; let another join first")
         self._want(self.wanted - 1)
         self._let_go(found)
-        return f"{name} {crew.parting} and leaves; {self.wanted} {crew.noun}s are wanted now"
+        return f"{name} {crew.parting} and leaves; wanted now: {crew.many(self.wanted)}"
 
     def give_up(self, member: Member) -> None:
         """One that joined and died again and again: the run goes on without it."""
         self._want(self.wanted - 1)
         member.leaving = True
-        self._journal.warn(
-            f"{member.name} is given up; {self.wanted} {self._crew.noun}s are wanted now: {member.cause}"
-        )
+        self._journal.warn(f"{member.name} is given up; wanted now: {self._crew.many(self.wanted)}: {member.cause}")
 
     def may_give_up(self, member: Member) -> bool:
         """Whether the run can go on without it: it joined later, and enough others stay."""

@@ -61,7 +61,10 @@ class Status:
             return f"{when}; go on with: penstock resume {self.place.path}"
         if self.age > STALE_SECONDS:
             return f"{self.view.phase}, but silent for {duration(self.age)}; see logs/"
-        return self.view.phase
+        if by := self.view.controls.paused_by:
+            return f"{self.view.phase}, paused by {by}; `penstock go` lets it go on"
+        held = "" if self.view.controls.gate_open else ", its gate closed by hand; `penstock gate open` opens it"
+        return f"{self.view.phase}{held}"
 
 
 def status(run_dir: Path | str | None = None, runs_dir: Path = Path("runs")) -> Status:

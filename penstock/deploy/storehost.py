@@ -115,7 +115,7 @@ def run_id_of(directory: RunDir) -> str:
     found = path.read_text()
     if not _RUN_ID.fullmatch(found):
         raise RunDirError(
-            f"{path} holds {found[:100]!r}, which is no name of a run: one has at most 100 characters, no slash, and does "
-            "not begin with a dot. Remove the file, and start again"
+            f"{path} holds {found[:100]!r}, which is no name of a run: one has at most 100 characters, no slash, and "
+            "does not begin with a dot. Remove the file, and start again"
         )
     return found

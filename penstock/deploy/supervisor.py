@@ -26,10 +26,11 @@ from penstock.deploy.runfile import RunFile
 from penstock.deploy.scaling import Scaling
 from penstock.deploy.signals import Interruption
 from penstock.deploy.steering import Levers, Steering
+from penstock.deploy.store_watch import StoreWatch
 from penstock.learner.config import AdaptiveLag
 from penstock.learner.dials import MAX_LAG, Dials
 from penstock.learner.requests import NONFINITE, WAITING
-from penstock.services.contracts import PenstockError, StoreError
+from penstock.services.contracts import PenstockError
 from penstock.services.control import ScalableRole
 from penstock.services.replay import Closed, LedgerCounts
 from penstock.services.rundir import RunDir
@@ -78,11 +79,10 @@ class Supervisor:
         self.lag = self._lag_steering()
         self.guardian = Guardian(run_file.guards, directory, journal, self.steering)
         self._live = Live()
+        self._store = StoreWatch(parts.host, journal, run_file.store.deadline)
         self._mismatch: Mismatch | None = None  # a drill's sampler has no model
         if run_file.engine.kind != "paced":
             self._mismatch = Mismatch(journal, run_file.recording.mismatch_warning, run_file.engine.dtype)
-        self._store_away: float | None = None
-        """Since when (monotonic) the store has not answered."""
 
     @property
     def learner(self) -> Member:
@@ -216,26 +216,18 @@ class Supervisor:
             metrics["ledger/payload_bytes"] = float(self.ledger.payload_bytes)
         return metrics | self._live.read(self.ledger)
 
+    def keep_store(self) -> None:
+        """One look at the store alone, where nobody looks at everything any more: who parts with what he has waits for
+        it. Raises StoreError when it dies again and again."""
+        self.mending.store()
+        if time.monotonic() - self._seen_slow >= _SLOW:
+            self._seen_slow = time.monotonic()
+            self._look_at_ledger()
+
     def _look_at_ledger(self) -> None:
-        """A store that is away now is mended at the next tick, not waited for; a person is told at once."""
-        if not self.started:
-            return
-        host = self._parts.host
-        try:
-            host.glance.expire()
-            self.ledger = host.glance.counts()
-            self._closed = host.glance.gate()
-        except StoreError as error:
-            host.is_silent()
-            if self._store_away is None:
-                self._store_away = time.monotonic()
-                limit = self._run_file.store.deadline
-                self._journal.warn(f"{error}. Whoever needs the store waits for it, {limit:g} s (store.deadline)")
-            return
-        host.answers()
-        if self._store_away is not None:
-            away, self._store_away = time.monotonic() - self._store_away, None
-            self._journal.tell("store_back", f"the store answers again, after {away:.1f} s")
+        """A store that is away now is mended at the next tick, not waited for."""
+        if self.started and (seen := self._store.look()) is not None:
+            self.ledger, self._closed = seen
 
     # --- evaluation ---------------------------------------------------------------------------------
 

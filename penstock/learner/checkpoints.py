@@ -29,6 +29,7 @@ from penstock.services.versions import Version
 _FORMAT = 1
 _LATEST = "latest"
 _MANIFEST = "manifest.json"
+_REPLACED = ".replaced"
 UNRATED = 2
 """How many checkpoints, besides the newest ones, wait for their evaluation."""
 
@@ -81,6 +82,15 @@ def begin(root: Path, version: Version) -> Path:
     return partial
 
 
+def remove_unfinished(root: Path) -> None:
+    """Delete what a learner that has died was writing or deleting. Only while nobody else writes into `root`."""
+    counted = {folder.name for folder in _complete(root)}
+    for pattern in (".*.writing", ".*.deleting", f".step-*{_REPLACED}"):
+        for left in root.glob(pattern):
+            if left.is_dir() and left.name not in counted:
+                shutil.rmtree(left)
+
+
 def seal(
     root: Path,
     version: Version,
@@ -105,9 +115,14 @@ def seal(
     # The files must be on disk before the name is: a checkpoint that is committed must survive a power cut.
     for file in partial.rglob("*"):
         _sync(file)
-    shutil.rmtree(folder, ignore_errors=True)
+    # One of the same version, with other coefficients, counts until this one has its name.
+    before = _replaced(folder)
+    if folder.exists():
+        shutil.rmtree(before, ignore_errors=True)
+        folder.rename(before)
     partial.rename(folder)
     _sync(root)
+    shutil.rmtree(before, ignore_errors=True)
     _write(root / _LATEST, folder.name)
     return read(folder)
 
@@ -129,16 +144,35 @@ def read(folder: Path) -> Checkpoint:
             written=manifest["written"],
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
-        there = ", ".join(c.folder.name for c in find(folder.parent)) if folder.parent.is_dir() else "nothing"
+        there = ", ".join(other.name for other in _complete(folder.parent) if other != folder)
         raise PenstockError(
             f"{folder} is no complete checkpoint ({type(error).__name__}: {error}); beside it: {there or 'none'}"
         ) from error
 
 
 def find(root: Path) -> list[Checkpoint]:
-    """All complete checkpoints, oldest version first. Half-written ones are not among them."""
-    folders = sorted(p.parent for p in root.glob(f"step-*/{_MANIFEST}"))
-    return sorted((read(folder) for folder in folders), key=lambda c: c.version)
+    """All complete checkpoints, oldest version first. Half-written ones are not among them, nor what is deleted by
+    another process at this moment. Raises PenstockError for a damaged one."""
+    found = []
+    for folder in _complete(root):
+        try:
+            found.append(read(folder))
+        except PenstockError:
+            if (folder / _MANIFEST).is_file():
+                raise
+    return sorted(found, key=lambda c: c.version)
+
+
+def _complete(root: Path) -> list[Path]:
+    """Folders that have a manifest; of a version that was being replaced when its process died, the one before."""
+    named = sorted(p.parent for p in root.glob(f"step-*/{_MANIFEST}"))
+    before = (p.parent for p in root.glob(f".step-*{_REPLACED}/{_MANIFEST}"))
+    return named + [folder for folder in before if folder.name[1 : -len(_REPLACED)] not in {n.name for n in named}]
+
+
+def _replaced(folder: Path) -> Path:
+    """Where a checkpoint is while another of its version takes its place."""
+    return folder.with_name(f".{folder.name}{_REPLACED}")
 
 
 def latest(root: Path) -> Checkpoint | None:

@@ -33,6 +33,7 @@ class Keeper:
         self._crew, self._store, self._settings = crew, store, settings
         self._coefficients, self._save_model, self._beat = coefficients, save_model, beat
         self._root = settings.checkpoints
+        checkpoints.remove_unfinished(self._root)
         self.saved: Version | None = None
         """The version of the newest checkpoint."""
         self._sealed: dict[str, float] = {}

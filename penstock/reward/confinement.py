@@ -23,8 +23,8 @@ _DROP = 24
 _CAPABILITIES = 0x20080522
 """Third form of the sets that `capget` and `capset` take: two words of 32 each."""
 _KEPT = frozenset({0, 1, 3, 4, 5, 6, 7, 10})
-"""What root keeps: chown, dac_override, fowner, fsetid, kill, setgid, setuid, net_bind_service. Without them files of its
-own would be closed to it, and it could not become another user."""
+"""What root keeps: chown, dac_override, fowner, fsetid, kill, setgid, setuid, net_bind_service. Without them files that
+its rules may need would be closed to it, and it could not become another user."""
 _ABSTRACT_SOCKETS, _SIGNALS = 1 << 0, 1 << 1
 _SCOPES = 6
 """Version from which on a domain may be about signals and abstract sockets alone, and so about no files."""

@@ -25,7 +25,7 @@ METRICS: dict[str, Metric] = {
     "rollout/swap/pause_seconds": Metric("last swap: loading into the engine", "s", "down"),
     "rollout/swap/probe_seconds": Metric("last swap: proof of the new weights", "s", "down"),
     "rollout/swap/gap": Metric(
-        "last swap: largest difference between engine and learner on the probe, over all workers", "nats", "down"
+        "last swap: largest difference between engine and learner on the probe, over all workers", "nat", "down"
     ),
     "rollout/cut": Metric("answers cut short because they outlived max_lag", "answers", "down"),
     "rollout/fenced": Metric("groups forgotten because their lease had ended", "groups", "down"),

@@ -6,13 +6,17 @@ the run's events, with who asked and when.
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+from typing import Annotated, Literal, Protocol
 
 import msgspec
 
 from penstock.services.contracts import PenstockError
 
 ScalableRole = Literal["rollout", "scorer"]
+Name = Annotated[str, msgspec.Meta(max_length=200)]
+"""Of an actor or of a coefficient; a longer one is none, and is not quoted back."""
+Reason = Annotated[str, msgspec.Meta(max_length=1000)]
+"""A few words for people, who find them in the status, the events and the summary."""
 
 
 class NoAnswer(PenstockError):
@@ -33,7 +37,7 @@ class Scale(msgspec.Struct, frozen=True, tag="scale", forbid_unknown_fields=True
 class Remove(msgspec.Struct, frozen=True, tag="remove", forbid_unknown_fields=True):
     """Drain one named rollout worker or scorer; the wanted number of its role falls by one."""
 
-    name: str
+    name: Name
 
 
 class Pause(msgspec.Struct, frozen=True, tag="pause", forbid_unknown_fields=True):
@@ -57,14 +61,14 @@ class Gate(msgspec.Struct, frozen=True, tag="gate", forbid_unknown_fields=True):
 class SetCoefficient(msgspec.Struct, frozen=True, tag="set", forbid_unknown_fields=True):
     """Train with another coefficient from the next step on, for example `kl.coef` or `learning_rate`."""
 
-    name: str
+    name: Name
     value: float
 
 
 class ScaleCoefficient(msgspec.Struct, frozen=True, tag="scale_coefficient", forbid_unknown_fields=True):
     """The same, from what it is now: multiplied, and no further than the bounds."""
 
-    name: str
+    name: Name
     by: float
     at_least: float | None = None
     at_most: float | None = None
@@ -86,7 +90,7 @@ class RollBack(msgspec.Struct, frozen=True, tag="roll_back", forbid_unknown_fiel
 class Stop(msgspec.Struct, frozen=True, tag="stop", forbid_unknown_fields=True):
     """End after this step, with a checkpoint and a summary."""
 
-    why: str = "asked for"
+    why: Reason = "asked for"
 
 
 Command = (

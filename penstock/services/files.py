@@ -27,6 +27,9 @@ def append_line(path: Path, line: bytes) -> None:
     handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         os.write(handle, line)
+    except OSError as error:
+        error.filename = str(path)  # the system knows no name of a descriptor
+        raise
     finally:
         os.close(handle)
 
@@ -55,7 +58,7 @@ def own_folder(path: Path) -> None:
     found = path.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
         raise PenstockError(
-            f"{path} was made by another user (uid {found.st_uid}, this process is uid {os.geteuid()}) or is no folder; "
-            "remove it, or have it removed, and start again"
+            f"{path} was made by another user (uid {found.st_uid}, this process is uid {os.geteuid()}) or is no "
+            "folder; remove it, or have it removed, and start again"
         )
     path.chmod(0o700)

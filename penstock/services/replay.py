@@ -132,8 +132,8 @@ class LedgerMemo:
     forks: Forks
     """The lineages known by then."""
     ahead: tuple[int, ...] = ()
-    """Indices beyond the cursor that had been issued nevertheless: what was alive when an earlier learner went back to a
-    checkpoint. Bounded as `outstanding` is."""
+    """Indices beyond the cursor that had been issued nevertheless: what was alive when a learner went back to a
+    checkpoint before. Bounded as `outstanding` is."""
 
     @property
     def cursor(self) -> int:
@@ -223,7 +223,7 @@ class ReplayStore(Protocol):
 
     def memo(self, version: Version) -> LedgerMemo:
         """What the checkpoint that holds `version` shall remember; ask for it after `advance(version)`, keep it
-        in the checkpoint, then call `commit(version)`."""
+        in the checkpoint, then call `commit(version)`. Raises StoreError for a version before the last commit."""
         ...
 
     def reconcile(self, checkpoint: Version, issued: int, request: str, memo: LedgerMemo | None = None) -> Version:

@@ -162,7 +162,7 @@ class RunDir:
     @property
     def store(self) -> Path:
         """Folder of the private store's append-only file. While the server runs, a link `live` in it leads to the
-        server's socket and configuration, which lie elsewhere because socket paths must be short."""
+        server's socket, which lies elsewhere because socket paths must be short."""
         return self.path / "store"
 
     def log(self, actor: str) -> Path:

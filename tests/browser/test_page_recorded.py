@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from browsing import LAPTOP, SMALL, complaints, picture, served, shape, until
@@ -38,7 +40,7 @@ def painted(browser: WebDriver) -> str | None:
 
 
 def text(browser: WebDriver, element: str) -> str:
-    return str(browser.execute_script("return document.getElementById(arguments[0]).textContent", element))
+    return str(browser.execute_script("return document.getElementById(arguments[0])?.textContent", element))
 
 
 def press(browser: WebDriver, key: str) -> None:
@@ -151,7 +153,7 @@ def test_a_guard_that_is_exhausted_is_no_firing(browser: WebDriver, address: str
     chart = browser.find_element(By.CSS_SELECTOR, "[aria-label^='Entropy']")
     chart.send_keys(Keys.END, *[Keys.PAGE_UP] * 4, *[Keys.ARROW_LEFT] * 9)
     until("it is told", lambda: "· guard, exhausted: guard kl: " in text(browser, "readout"))
-    chart.send_keys(*[Keys.PAGE_UP] * 2, Keys.ARROW_RIGHT, Keys.ARROW_RIGHT)
+    chart.send_keys(Keys.PAGE_UP, Keys.ARROW_LEFT, Keys.ARROW_LEFT)
     until("a firing is told as one", lambda: "· guard: kl/reference > 0.1" in text(browser, "readout"))
 
 
@@ -187,6 +189,22 @@ def test_a_range_of_steps_is_asked_for_anew(browser: WebDriver, address: str) ->
     until("only these are drawn", lambda: first <= int(painted(browser) or 0) <= last)
     press(browser, Keys.ESCAPE)
     until("all steps are back", lambda: not browser.find_elements(By.CSS_SELECTOR, "#range button"))
+
+
+def test_another_run_at_the_same_address_leaves_nothing_of_the_one_before(
+    browser: WebDriver, recorded: RunDir, tmp_path: Path
+) -> None:
+    other = RunDir.create(tmp_path, "other", "name: other\n")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    with served(str(recorded.path), "--port", port) as address:
+        load(browser, address)
+    with served(str(other.path), "--port", port):
+        until("the other one is shown", lambda: text(browser, "name") == other.path.name, 20)
+        until("its charts are empty", lambda: not browser.find_elements(By.CSS_SELECTOR, ".plot canvas"))
+        assert text(browser, "phase") == "never started"
+        assert not browser.find_element(By.ID, "track").is_displayed()
 
 
 def test_signing_in_with_a_wrong_and_with_the_right_token(browser: WebDriver, recorded: RunDir) -> None:

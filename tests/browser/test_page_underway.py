@@ -119,7 +119,7 @@ def test_scorers_come_and_go_by_clicks(page: WebDriver, drill: Drill) -> None:
     _button(page, "One scorer more").click()
     until("it works", lambda: _named(drill, "joined", "scorer-1"), 60)
     button = "[aria-label='Let scorer-1 part with its work and leave']"
-    until("it can be let go", lambda: page.find_element(By.CSS_SELECTOR, button).is_displayed(), 10)
+    until("it can be let go", lambda: page.find_elements(By.CSS_SELECTOR, button), 10)
     page.find_element(By.CSS_SELECTOR, button).click()
     until("it has left", lambda: _named(drill, "left", "scorer-1"), 30)
 

@@ -31,6 +31,8 @@ def options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=600.0, help="send none after so many minutes")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS))
+    parser.add_argument("--at-once", type=int, default=4, help="strikes that are not got over yet, at most")
+    parser.add_argument("--in-turn", action="store_true", help="one target after the other, and not by chance")
     parser.add_argument("--signals", nargs="+", choices=get_args(Sent), default=list(get_args(Sent)))
     parser.add_argument("--silence", type=float, default=None, help="deadlines.silence of the run")
     parser.add_argument("--ranks", type=int, default=None, help="learner ranks")
@@ -81,10 +83,19 @@ def torment(asked: argparse.Namespace, say: Any) -> Log:
     judged = home / "judged"
     judged.mkdir(exist_ok=True)
     chance = random.Random(asked.seed)
-    silence = asked.silence or (10.0 if asked.engine == "paced" else 30.0)
+    silence = asked.silence or (15.0 if asked.engine == "paced" else 40.0)
     targets: tuple[Target, ...] = tuple(asked.targets)
     log, number = Log(say), 0
-    wish = Wish(asked.kills, asked.minutes, targets, tuple(asked.signals), asked.gap, silence)
+    wish = Wish(
+        kills=asked.kills,
+        minutes=asked.minutes,
+        targets=targets,
+        signals=tuple(asked.signals),
+        at_once=asked.at_once,
+        in_turn=asked.in_turn,
+        gap=asked.gap,
+        silence=silence,
+    )
     while number == 0 or (len(log.strikes) < wish.kills and time.monotonic() - log.began < 60 * wish.minutes):
         if asked.engine == "paced":
             plan = engines.paced(inputs, judged, silence, asked.ranks or 2)

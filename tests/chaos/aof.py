@@ -9,6 +9,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
+
+_TAIL, _LEAST = 4096, 64
+"""Bytes by which a place in a file is found again, at most and at least."""
 
 Command = tuple[bytes, ...]
 Transaction = tuple[Command, ...]
@@ -65,34 +69,61 @@ def _line(data: bytes, at: int, mark: bytes) -> tuple[int | None, int]:
 
 
 class AofReader:
-    """Reads what has come since the last time. The server must not rewrite its file meanwhile."""
+    """Reads what has come since the last time, also when the server compacts its file meanwhile."""
 
     def __init__(self, folder: Path) -> None:
         """`folder` is the data folder of the server."""
         self._folder = folder
-        self._place: tuple[Path, int] | None = None
-        self.read = 0
-        """Bytes that were read."""
+        self._file: IO[bytes] | None = None
+        self._read = 0
+        self._tail = b""
+        """The end of what was read."""
 
     def new(self) -> Iterator[Transaction]:
         """Whole transactions, oldest first; none while there is no file. Raises AofError."""
         path = self._path()
         if path is None:
             return
-        with path.open("rb") as file:
-            known = os.fstat(file.fileno())
-            if self._place is not None and self._place != (path, known.st_ino):
-                raise AofError(f"{path} was rewritten, so that a part of what happened is gone")
-            if known.st_size < self.read:
-                raise AofError(f"{path} has {known.st_size} bytes, and {self.read} had been read: writes were lost")
-            self._place = (path, known.st_ino)
-            file.seek(self.read)
-            found, taken = parse(file.read())
-        self.read += taken
+        if self._file is None:
+            self._file = path.open("rb")
+        yield from self._rest()
+        if path.stat().st_ino != os.fstat(self._file.fileno()).st_ino:
+            yield from self._rest()  # nothing is written any more to a file that was replaced
+            self._go_on_in(path)
+            yield from self._rest()
+
+    def _rest(self) -> Iterator[Transaction]:
+        assert self._file is not None
+        size = os.fstat(self._file.fileno()).st_size
+        if size < self._read:
+            raise AofError(f"{self._file.name} has {size} bytes, and {self._read} had been read: writes were lost")
+        self._file.seek(self._read)
+        data = self._file.read()
+        found, taken = parse(data)
+        self._read += taken
+        self._tail = (self._tail + data[:taken])[-_TAIL:]
         yield from found
+
+    def _go_on_in(self, path: Path) -> None:
+        """Redis 7 begins another file. Redis 6 makes one of what is there now and of all that was written since it
+        began to, the end of which is the end of the file before; what comes after that is new."""
+        assert self._file is not None
+        self._file.close()
+        self._file = path.open("rb")
+        self._read = 0
+        if path.suffixes[-2:] == [".incr", ".aof"]:
+            return
+        data, length = self._file.read(), len(self._tail)
+        while length >= _LEAST:
+            if (found := data.find(self._tail[-length:])) >= 0:
+                self._read = found + length
+                return
+            length //= 2
+        raise AofError(f"{path} was compacted, and what had been read is not found in it: something may be missing")
 
     def _path(self) -> Path | None:
         """Redis 7 keeps the file in a folder, in parts."""
-        parts = sorted(self._folder.glob("appendonlydir/*.incr.aof"))
+        parts = list(self._folder.glob("appendonlydir/*.incr.aof"))
         plain = self._folder / "appendonly.aof"
-        return parts[-1] if parts else plain if plain.exists() else None
+        newest = max(parts, key=lambda part: int(part.name.split(".")[-3]), default=None)
+        return newest or (plain if plain.exists() else None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import runpy
 import sys
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ def common(silence: float, ranks: int) -> tuple[str, ...]:
         "recording.plots=false",
         "dashboard.enabled=true",
         f"deadlines.silence={silence}",
+        f"store.deadline={0.8 * silence}",  # who waits for the store must not be taken for dead meanwhile
         f"learner.ranks={ranks}",
     )
 
@@ -70,8 +72,9 @@ def vllm(home: Path, seed: int, silence: float, ranks: int) -> Plan:
     sys.path.insert(0, str(ROOT / "recipes" / "carry"))
     import demo
 
-    inputs = demo.prepare(seed, home)
-    model = demo.fine_tuned(seed, inputs, home)
+    with contextlib.redirect_stdout(sys.stderr):  # stdout is for the result
+        inputs = demo.prepare(seed, home)
+        model = demo.fine_tuned(seed, inputs, home)
     return Plan(
         run_file=ROOT / "recipes" / "carry" / "grpo.yaml",
         overrides=(
@@ -82,6 +85,8 @@ def vllm(home: Path, seed: int, silence: float, ranks: int) -> Plan:
             "rollout.max_workers=3",
             "rollout.lease_seconds=5",
             "limits.minutes=null",
+            "evaluation.every=20",
+            "evaluation.max_prompts=256",
             "checkpoints.every=10",
         ),
         groups_per_step=32,

@@ -114,8 +114,8 @@ MOMENTS = {
         Moment("drain", ("worker", "scorer", "store", "driver"), lambda scene: _scaled(scene, -1, "leaving")),
     )
 }
-START = "start"
-"""While a driver starts the run again; it comes by itself, after the death of a driver or a learner."""
+START, END = "start", "end"
+"""While a driver starts the run again, after one has died; while the run comes to its end."""
 
 
 def for_target(target: Target) -> list[str]:

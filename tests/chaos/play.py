@@ -18,10 +18,10 @@ from penstock.services.control import Checkpoint, Stop
 
 _SLOW, _FAST = 0.05, 0.002
 """Seconds between looks: at any time, and while a moment of milliseconds is waited for."""
-_MOMENT = 15.0
+_MOMENT = 8.0
 """Seconds for which a moment is waited for before the strike comes all the same."""
-_ON_TOP, _AT_ONCE = 0.4, 3
-"""How often the next strike does not wait until the last ones have been got over, and of how many at most."""
+_ON_TOP = 0.85
+"""How often the next strike does not wait until the last ones have been got over."""
 _PAGES = 3
 """Strikes at the page between two starts of the driver, which gives up a page that dies more often in ten minutes."""
 _AT_START = 0.3
@@ -36,6 +36,10 @@ class Wish:
     minutes: float
     targets: tuple[Target, ...]
     signals: tuple[Sent, ...]
+    at_once: int = 4
+    """Strikes that are not got over yet, at most, when the next one comes."""
+    in_turn: bool = False
+    """One target after the other."""
     gap: float = 2.0
     """Seconds of quiet between a recovery and the next strike, at most."""
     silence: float = 10.0
@@ -82,12 +86,13 @@ class Play:
         """`to_the_end`: the run ends at its own limit, else it is asked to end when the wish is fulfilled."""
         try:
             self._until("the run has its first checkpoint", self._has_begun)
-            while not self._enough and not self._over and not self._watch.full:
+            while not self._enough and not self._over:
                 self._strike_once()
             self._until("all strikes are got over", lambda: not self._pending or self._over)
-            if not to_the_end and not self._over:
-                self._until("the run takes the wish to end", lambda: self._subject.ask(Stop("enough chaos")))
-            self._until("the run has come to its end", lambda: self._over, self._wish.patience + 1200 * to_the_end)
+            if to_the_end:
+                self._until("the run has come to its end", lambda: self._over, 1800)
+            else:
+                self._bring_to_its_end()
             self._watch.end(groups_per_step)
         except GivenUp as error:
             self._log.violated(Violation("stuck", str(error)))
@@ -109,7 +114,7 @@ class Play:
     @property
     def _over(self) -> bool:
         """The driver has ended by itself, as it should."""
-        return self._subject.driver.poll() in (0, 3) and not self._pending_on("driver")
+        return self._subject.driver.poll() in (0, 3)
 
     def _has_begun(self) -> bool:
         if self._subject.phase == "training" and not any(self._subject.checkpoints.glob("step-*/manifest.json")):
@@ -117,19 +122,44 @@ class Play:
             return False
         return self._subject.phase == "training"
 
+    def _bring_to_its_end(self) -> None:
+        """And strike once more while it ends. A driver that dies of it is asked again when the run goes on."""
+        asked, later = 0, self._random.uniform(0, 2)
+        possible = [
+            target for target in ("worker", "scorer", "store", "learner", "driver") if target in self._wish.targets
+        ]
+
+        def over() -> bool:
+            nonlocal asked
+            driver = self._subject.driver.pid
+            if not self._over and asked != driver and self._subject.phase == "training":
+                disturb, asked = not asked, driver if self._subject.ask(Stop("enough chaos")) else asked
+                if disturb and asked and possible:
+                    time.sleep(later)
+                    self._strike(self._random.choice(possible), "", moments.END)
+            return self._over
+
+        self._until("the run has come to its end", over)
+        for strike in self._pending:
+            strike.recovered_at = time.time()
+
     # --- one strike ---------------------------------------------------------------------------------
 
     def _strike_once(self) -> None:
         self._rest(self._random.uniform(0, self._wish.gap))
         targets = self._wish.targets
         target = self._random.choices(targets, [WEIGHTS[target] for target in targets])[0]
+        if self._wish.in_turn:
+            target = targets[len(self._log.strikes) % len(targets)]
         moment = self._random.choice(moments.for_target(target))
         name, moment = self._await(moment)
         self._strike(target, name, moment)
-        if self._random.random() > _ON_TOP or len(self._pending) >= _AT_ONCE:
-            self._until("the strike is got over", lambda: not self._pending or self._over)
-            if not self._over:
-                self._watch.check()
+        if self._random.random() > _ON_TOP:
+            self._until("the strikes are got over", lambda: not self._pending or self._over)
+        else:
+            self._until("a strike is got over", lambda: len(self._pending) < self._wish.at_once or self._over)
+        if not self._over:
+            self._watch.check()
 
     def _await(self, moment: str) -> tuple[str, str]:
         """The name of the actor that the moment happens to, and the moment; `any` for one that does not come."""
@@ -157,7 +187,7 @@ class Play:
             if self._pages >= _PAGES:
                 return
             self._pages += 1
-        if self._subject.phase != "training":
+        if self._subject.phase != "training" and moment != moments.END:
             moment = moments.START
         signals = self._wish.signals
         sent: Sent = self._random.choices(signals, [2 if each == "kill" else 1 for each in signals])[0]
@@ -208,9 +238,6 @@ class Play:
             if strike.recovered_at:
                 self._log.say(f"   {strike.victim.name} got over after {strike.seconds:.1f} s")
         self._pending = [strike for strike in self._pending if not strike.recovered_at]
-
-    def _pending_on(self, *targets: Target) -> bool:
-        return any(strike.victim.target in targets for strike in self._pending)
 
     def _look_at_driver(self) -> None:
         """Go on with a run whose driver is gone, as a person would; one that went without reason is a violation."""

@@ -10,7 +10,7 @@ from chaos.subject import Subject
 
 Target = Literal["worker", "scorer", "learner", "store", "driver", "page"]
 TARGETS: tuple[Target, ...] = get_args(Target)
-WEIGHTS: dict[Target, float] = {"worker": 6, "scorer": 5, "store": 5, "learner": 2, "driver": 2, "page": 1}
+WEIGHTS: dict[Target, float] = {"worker": 6, "scorer": 5, "store": 6, "learner": 2, "driver": 1, "page": 1}
 """How often each is chosen. What ends the whole run, and so takes the longest to mend, is chosen less often."""
 _ROLES = {"worker": "rollout", "scorer": "scorer", "learner": "learner"}
 

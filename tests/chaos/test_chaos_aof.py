@@ -1,8 +1,14 @@
 from __future__ import annotations
 
+import itertools
+import threading
+import time
+
 import pytest
+import redis
 
 from chaos.aof import AofError, AofReader, parse
+from penstock.services.store.server import PrivateServer
 
 
 def written(*commands: str) -> bytes:
@@ -60,16 +66,45 @@ def test_a_file_that_lost_what_was_read_is_no_file_to_trust(tmp_path):
         list(reader.new())
 
 
-def test_a_file_that_was_compacted_is_told_of(tmp_path):
+def test_a_file_that_holds_nothing_of_what_was_read_is_told_of(tmp_path):
     file = tmp_path / "appendonly.aof"
     file.write_bytes(written("SET a 1"))
     reader = AofReader(tmp_path)
     list(reader.new())
     fresh = tmp_path / "temp"
-    fresh.write_bytes(written("SET a 1", "SET b 2"))
+    fresh.write_bytes(written("SET c 1", "SET b 2"))
     fresh.replace(file)
-    with pytest.raises(AofError, match="rewritten"):
+    with pytest.raises(AofError, match="compacted"):
         list(reader.new())
+
+
+def test_nothing_is_missed_and_nothing_read_twice_when_the_server_compacts_its_file(tmp_path):
+    """A real server; the numbers are written by another thread all the while."""
+    with PrivateServer(tmp_path / "store", tmp_path / "redis.log") as server:
+        address = server.address("run")
+        client = redis.Redis.from_url(address.url, password=address.password, protocol=2)
+        reader, seen, over = AofReader(tmp_path / "store"), [], threading.Event()
+
+        def write() -> None:
+            for number in itertools.count():
+                client.set("number", f"{number} {'x' * 100}")
+                if over.is_set():
+                    return
+
+        writing = threading.Thread(target=write)
+        writing.start()
+        try:
+            for _ in range(3):
+                client.bgrewriteaof()
+                deadline = time.monotonic() + 30
+                while client.info("persistence")["aof_rewrite_in_progress"] or time.monotonic() % 1 < 0.3:
+                    seen += [int(t[0][2].split()[0]) for t in reader.new() if t[0][0] == b"SET"]
+                    assert time.monotonic() < deadline
+        finally:
+            over.set()
+            writing.join()
+        seen += [int(t[0][2].split()[0]) for t in reader.new() if t[0][0] == b"SET"]
+        assert len(seen) > 100 and seen == list(range(len(seen)))
 
 
 def test_what_is_no_command_is_told_of():

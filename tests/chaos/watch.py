@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,8 +15,8 @@ from chaos.subject import Subject
 from chaos.versions_seen import At
 from chaos.violations import Violation
 
-_MOST = 40 * 1024 * 1024
-"""Bytes; Redis compacts from 64 MB on."""
+_GRACE = 10.0
+"""Seconds in which the last processes must be gone once the driver is."""
 
 
 class Watch:
@@ -79,16 +80,14 @@ class Watch:
                 with contextlib.suppress(FileNotFoundError), safe_open(file, framework="np") as batch:
                     self._batches[at] = frozenset(int(index) for index in batch.get_tensor("groups"))
 
-    @property
-    def full(self) -> bool:
-        """The server's file is near the size at which the server compacts it; what it has done would be lost then."""
-        return self._aof.read > _MOST
-
     def end(self, groups_per_step: int) -> None:
         """After the run has come to its end."""
         self.check()
         self.say(*checks.end(self._subject.summary, self.shadow, groups_per_step))
-        if left := self._subject.marked():
+        ends = time.monotonic() + _GRACE
+        while (left := self._subject.marked()) and time.monotonic() < ends:
+            time.sleep(0.5)
+        if left:
             self.say(Violation("left_over", f"processes of the run still live: {left}"))
         folder = self._subject.weights.parent
         if folder.exists():

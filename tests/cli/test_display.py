@@ -61,6 +61,7 @@ def test_the_panel_shows_what_is_held_and_by_whom_also_when_something_was_said_s
     text = _drawn(held)
     assert "paused by pause by ada@lab; `penstock go` lets it go on; the gate is held closed" in " ".join(text.split())
     assert "held closed" not in _drawn(view())
+    assert "held closed" not in _drawn(dataclasses.replace(held, phase="draining")), "nothing can be asked for any more"
 
 
 def test_the_panel_shows_progress_numbers_ledger_and_workers() -> None:

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import ray.exceptions
+from disks import fill, small_disk
 
+from penstock.deploy.config import LimitsSection
 from penstock.deploy.ending import ending, tenure
+from penstock.deploy.run import Conductor, require_more_to_do
 from penstock.deploy.signals import Interruption
+from penstock.learner import checkpoints
 from penstock.services.contracts import PenstockError
-from penstock.services.rundir import RunDir
+from penstock.services.replay import LedgerMemo
+from penstock.services.rundir import RunDir, RunDirError
+from penstock.services.versions import Version
 
 
 class Lost(ray.exceptions.RayError):
@@ -25,6 +34,13 @@ class Lost(ray.exceptions.RayError):
         (Lost("gone"), PenstockError, "failed", "a call to an actor failed: Lost: gone"),
         (ZeroDivisionError("by zero"), ZeroDivisionError, "failed", "ZeroDivisionError: by zero"),
         (KeyboardInterrupt(), KeyboardInterrupt, "stopped", "interrupted by SIGINT"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "metrics.jsonl"),
+            PenstockError,
+            "failed",
+            "metrics.jsonl could not be written: No space left on device; make room",
+        ),
+        (OSError(errno.EPIPE, "Broken pipe"), OSError, "failed", "BrokenPipeError: [Errno 32] Broken pipe"),
     ],
 )
 def test_an_error_is_the_reason_and_goes_on(error, raised, outcome, why):
@@ -32,6 +48,20 @@ def test_an_error_is_the_reason_and_goes_on(error, raised, outcome, why):
     with pytest.raises(raised), ending(ends.append, Interruption()):
         raise error
     assert [(end.outcome, end.why) for end in ends] == [(outcome, why)]
+
+
+def test_on_a_full_disk_the_reason_is_said_though_neither_it_nor_the_summary_can_be_written(tmp_path):
+    with small_disk(tmp_path / "disk") as disk:
+        directory = RunDir.create(disk, "run", "name: run\n")
+        fill(disk)
+        said = r"events\.jsonl could not be written: No space left on device; make room\. This could not be written"
+        with pytest.raises(PenstockError, match=said), ending(lambda end: directory.write_summary(vars(end)), ASKED):
+            for number in range(10_000):
+                directory.add_event("warning", "x" * 1000, number=number)
+        assert all(event.message == "x" * 1000 for event in directory.read_events()), "lines are whole, or not there"
+
+
+ASKED = Interruption()
 
 
 def test_a_run_that_comes_to_its_end_says_itself_how():
@@ -59,3 +89,43 @@ def test_an_error_leaves_the_run_directory_free(tmp_path):
     with pytest.raises(PenstockError, match="no room"), tenure(directory):
         raise PenstockError("no room")
     assert not directory.locked
+
+
+def test_a_run_that_died_after_its_last_step_is_brought_to_its_end_and_one_that_has_ended_is_left_alone(tmp_path):
+    directory = RunDir.create(tmp_path, "sort", "name: sort\n")
+    version = Version(0, 50)
+    checkpoints.begin(directory.checkpoints, version)
+    facts = {"ranks": 1, "zero_stage": 0, "dtype": "float32", "config_hash": "", "updates": 50, "tokens": 5}
+    checkpoints.seal(directory.checkpoints, version, LedgerMemo(1, 1, {}, (), {}), {}, facts)
+    at_its_limit = SimpleNamespace(limits=LimitsSection(steps=50))
+    require_more_to_do(at_its_limit, directory)  # killed while it was evaluated
+    directory.write_summary({"outcome": "failed", "why": "the store did not answer"})
+    require_more_to_do(at_its_limit, directory)
+    directory.write_summary({"outcome": "finished"})
+    with pytest.raises(RunDirError, match=r"has ended: limits.steps: 50 steps are done. .*limits.steps=150"):
+        require_more_to_do(at_its_limit, directory)
+    require_more_to_do(SimpleNamespace(limits=LimitsSection(steps=51)), directory)
+
+
+def test_a_store_that_dies_while_workers_hand_back_what_they_have_is_started_again_for_them(tmp_path):
+    """They wait for it, and the end waits for them: nobody else would look."""
+
+    class Store:
+        lives, asked = False, 0
+
+        def keep(self):
+            self.asked += 1
+            self.lives = self.asked > 2
+
+    store, noted = Store(), []
+    worker = SimpleNamespace(name="rollout-0", state="running", handle=SimpleNamespace(request_drain=Mock()))
+    worker.poll = lambda _: setattr(worker, "state", "ended" if store.lives else "running")
+    parts = SimpleNamespace(workers=[worker], members=[worker], host=SimpleNamespace(surely=Mock()))
+    conductor = object.__new__(Conductor)
+    conductor._journal = SimpleNamespace(enter=Mock(), show=Mock(), event=lambda *said: noted.append(said))
+    conductor._supervisor = SimpleNamespace(
+        steering=Mock(), mending=Mock(), keep_store=store.keep, stopped_by_signal=False, ledger=None
+    )
+    conductor._run_file = SimpleNamespace(deadlines=SimpleNamespace(drain=10.0, start=10.0))
+    conductor._end(parts)
+    assert worker.state == "ended" and store.asked == 3 and noted == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from pathlib import Path
@@ -11,10 +12,11 @@ from check_parts import check_overridden
 from typer.testing import CliRunner
 
 from penstock.cli.main import app
-from penstock.deploy.keys import all_keys, type_at
-from penstock.deploy.runfile import RunFile, load, read
+from penstock.deploy.keys import ELSEWHERE, all_keys, type_at
+from penstock.deploy.runfile import RunFile, load, read, schema
 from penstock.deploy.shown import shown
 from penstock.deploy.yaml_source import parse_value
+from penstock.services.settings import FORMS
 
 
 @pytest.mark.parametrize(
@@ -151,3 +153,41 @@ def test_warnings_are_counted_in_words_that_fit(place: Path, more: list[str], sa
 def test_a_boolean_is_found_in_a_section_that_stands_for_a_number(place: Path) -> None:
     (found,) = check_overridden(place, "staleness.max_lag={min: true, max: 4}").values()
     assert (found.key, found.found, found.allowed) == ("staleness.max_lag.min", "true", "a whole number")
+
+
+def test_every_pattern_of_a_run_file_has_words(place: Path) -> None:
+    patterns = set(re.findall(r'"pattern": "((?:[^"\\\\]|\\\\.)*)"', json.dumps(schema())))
+    assert len(patterns) >= 5
+    assert {json.loads(f'"{pattern}"') for pattern in patterns} <= set(FORMS)
+
+
+def test_names_of_other_libraries_lead_to_keys_that_there_are() -> None:
+    assert set(ELSEWHERE.values()) <= {*all_keys(RunFile)} | {"rollout.sampling.max_tokens"}
+    assert not set(ELSEWHERE) & {key.rpartition(".")[2] for key in all_keys(RunFile)} - {"batch_size"}
+
+
+def test_a_refused_password_is_told_at_the_key_that_names_its_variable(
+    place: Path, monkeypatch, tmp_path: Path
+) -> None:
+    from penstock.services.store.server import PrivateServer
+
+    with PrivateServer(tmp_path / "store", tmp_path / "store.log", host="127.0.0.1") as server:
+        for password, state in (("guess", "is set here"), (None, "is not set here")):
+            monkeypatch.delenv("PENSTOCK_STORE_PASSWORD", raising=False)
+            if password is not None:
+                monkeypatch.setenv("PENSTOCK_STORE_PASSWORD", password)
+            (found,) = check_overridden(place, f"store.url={server.url}").values()
+            assert (found.key, found.level) == ("store.password_env", "error")
+            assert "refuses the connection" in found.problem and "guess" not in str(found)
+            assert found.remedy == f"PENSTOCK_STORE_PASSWORD {state}"
+
+
+def test_keys_are_names_whatever_they_look_like(place: Path) -> None:
+    run = load(
+        place / "run.yaml", ["reward.rules={1: {rule: exact}, true: {rule: contains}}", "data.template_args={2: x}"]
+    )
+    assert (set(run.reward.rules), run.data.template_args) == ({"1", "true"}, {"2": "x"})
+
+
+def test_a_date_is_a_word(place: Path) -> None:
+    assert load(place / "run.yaml", ["name=2026-11-26"]).name == "2026-11-26"

@@ -21,6 +21,7 @@ from penstock.deploy.listing import listing
 from penstock.deploy.mirror import Mirror
 from penstock.deploy.reach import PAGE, STORY
 from penstock.deploy.status import status_of
+from penstock.deploy.view import Controls
 from penstock.services.control import Answer, NoAnswer, Pause, Refused
 from penstock.services.mailbox import Mailbox
 from penstock.services.metrics import MetricsLog, read_rows
@@ -240,6 +241,13 @@ def test_runs_here_and_elsewhere_are_listed_the_freshest_first(tmp_path: Path, f
     assert states[next(name for name in states if name.startswith("new"))][:2] == ("never started", None)
     assert len(rows) == 5 and [row.age for row in rows] == sorted(row.age for row in rows)
     assert len(listing(tmp_path / "near", None)) == 2
+
+
+def test_a_run_that_somebody_has_paused_is_listed_as_paused(tmp_path: Path):
+    run = a_run(tmp_path, "sums", controls=Controls(paused_by="ada"))
+    run.lock()
+    assert [row.state for row in listing(tmp_path, None)] == ["paused"]
+    run.unlock()
 
 
 def test_a_run_that_is_found_here_and_on_the_cluster_is_listed_once(tmp_path: Path, far):

@@ -38,7 +38,7 @@ def drained(worker: Member) -> bool:
 
 def test_more_workers_start_at_once_and_are_told_of(directory, journal):
     crew = crew_of(1)
-    assert "1 rollout workers were wanted, now 3" in Scaling(crew, journal).ask(3)
+    assert "rollout workers wanted: 1 before, now 3" in Scaling(crew, journal).ask(3)
     assert names(crew.members) == ["rollout-0", "rollout-1", "rollout-2"]
     assert [worker.state for worker in crew.members] == ["running", "starting", "starting"]
     assert [event.facts["name"] for event in directory.read_events()] == ["rollout-1", "rollout-2"]
@@ -93,7 +93,7 @@ def test_a_worker_that_joined_and_is_given_up_is_forgotten_and_no_other_started_
     scaling.look()
     assert names(crew.members) == ["rollout-0"] and scaling.wanted == 1
     warning = next(event for event in directory.read_events() if event.kind == "warning")
-    assert warning.message == "rollout-1 is given up; 1 rollout workers are wanted now: out of memory"
+    assert warning.message == "rollout-1 is given up; wanted now: 1 rollout worker: out of memory"
 
 
 def test_scaling_to_nothing_and_back_gives_new_names(journal):
@@ -122,7 +122,7 @@ def test_more_than_the_cluster_has_room_for_is_refused_and_changes_nothing(journ
 
 def test_the_number_that_is_wanted_already_is_said_to_be(journal):
     scaling = Scaling(crew_of(2), journal)
-    assert scaling.ask(2) == "2 rollout workers are wanted already"
+    assert scaling.ask(2) == "2 rollout workers wanted already"
     assert scaling.asked == 1, "whoever asks for it means it: the autoscaler leaves it alone"
 
 

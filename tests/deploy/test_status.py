@@ -11,6 +11,7 @@ import pytest
 from views import view
 
 from penstock.deploy.status import duration, status, status_of
+from penstock.deploy.view import Controls
 from penstock.services.rundir import RunDir, RunDirError
 
 
@@ -36,6 +37,21 @@ def test_a_run_that_is_locked_is_alive(run: RunDir) -> None:
     run.unlock()
     assert facts.alive
     assert facts.verdict == "training"
+
+
+@pytest.mark.parametrize(
+    ("controls", "said"),
+    [
+        (Controls(paused_by="guard kl"), "training, paused by guard kl; `penstock go` lets it go on"),
+        (Controls(gate_open=False), "training, its gate closed by hand; `penstock gate open` opens it"),
+    ],
+)
+def test_a_run_that_somebody_holds_says_so_and_how_it_goes_on(run: RunDir, controls: Controls, said: str) -> None:
+    run.write_status(view(phase="training", controls=controls))
+    run.lock()
+    verdict = status(run.path).verdict
+    run.unlock()
+    assert verdict == said
 
 
 def test_a_run_directory_that_is_deleted_meanwhile_is_said_to_be_gone(run: RunDir) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 
@@ -52,6 +54,67 @@ def test_a_half_written_checkpoint_is_none(tmp_path):
 def test_what_an_interrupted_attempt_left_does_not_get_into_the_next(tmp_path):
     (checkpoints.begin(tmp_path, Version(0, 2)) / "old").write_text("half")
     assert not (write(tmp_path, 2).folder / "old").exists()
+
+
+def test_a_checkpoint_counts_until_the_next_of_its_version_has_its_name(tmp_path, monkeypatch):
+    """Killed anywhere in between there is one of the two, and the next attempt leaves nothing of either."""
+    write(tmp_path, 1), write(tmp_path, 2)
+
+    class Killed(BaseException):
+        pass
+
+    rename, killed_at = Path.rename, []
+    for at in (1, 2):
+        calls = []
+
+        def until(self, target, at=at, calls=calls):
+            calls.append(target)
+            if len(calls) == at:
+                raise Killed
+            return rename(self, target)
+
+        monkeypatch.setattr(Path, "rename", until)
+        with pytest.raises(Killed):
+            write(tmp_path, 2, facts=FACTS | {"tokens": 901})
+        monkeypatch.undo()
+        newest = checkpoints.latest(tmp_path)
+        killed_at.append((newest.version.step, newest.tokens, (newest.folder / "state").read_text()))
+    assert killed_at == [(2, 900, "weights")] * 2
+    assert write(tmp_path, 2, facts=FACTS | {"tokens": 902}).folder.name == "step-000002-lineage-0"
+    assert [c.tokens for c in checkpoints.find(tmp_path)] == [900, 902]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["latest", "step-000001-lineage-0", "step-000002-lineage-0"]
+
+
+def test_what_a_dead_learner_was_writing_deleting_and_replacing_is_removed_and_what_counts_is_kept(tmp_path):
+    for step in (1, 2, 3):
+        write(tmp_path, step)
+    (checkpoints.begin(tmp_path, Version(0, 4)) / "state").write_text("gigabytes")
+    (tmp_path / "step-000001-lineage-0").rename(tmp_path / ".step-000001-lineage-0.deleting")
+    shutil.copytree(tmp_path / "step-000002-lineage-0", tmp_path / ".step-000002-lineage-0.replaced")
+    (tmp_path / "step-000003-lineage-0").rename(tmp_path / ".step-000003-lineage-0.replaced")
+    checkpoints.remove_unfinished(tmp_path)
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == [".step-000003-lineage-0.replaced", "latest", "step-000002-lineage-0"]
+    assert [c.version.step for c in checkpoints.find(tmp_path)] == [2, 3]
+
+
+def test_a_damaged_manifest_is_named_with_what_is_beside_it(tmp_path):
+    write(tmp_path, 1), write(tmp_path, 2)
+    (tmp_path / "step-000002-lineage-0" / "manifest.json").write_text('{"format": 1, "ver')
+    with pytest.raises(PenstockError, match=r"step-000002.* is no complete checkpoint .*; beside it: step-000001"):
+        checkpoints.latest(tmp_path)
+
+
+def test_a_checkpoint_that_another_process_deletes_meanwhile_is_none(tmp_path, monkeypatch):
+    write(tmp_path, 1), write(tmp_path, 2)
+    read = checkpoints.read
+
+    def late(folder):
+        shutil.rmtree(tmp_path / "step-000001-lineage-0", ignore_errors=True)
+        return read(folder)
+
+    monkeypatch.setattr(checkpoints, "read", late)
+    assert [c.version.step for c in checkpoints.find(tmp_path)] == [2]
 
 
 def test_no_checkpoints_no_latest(tmp_path):

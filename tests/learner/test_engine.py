@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from bombs import Trap, forms
 from learner_parts import free_address, same, tiny_model
 
 from penstock.learner import ranks
@@ -52,22 +54,33 @@ def test_a_checkpoint_that_is_not_there_is_an_error_with_its_folder(team, tmp_pa
         Engine(tiny_model(), LearnerSection(), 1).load(tmp_path)
 
 
-def test_a_checkpoint_with_code_in_it_is_refused(team, tmp_path):
+@pytest.mark.parametrize("stage", range(4))
+def test_no_file_of_a_checkpoint_is_run(team, tmp_path, stage):
+    """Every one in turn as a bomb, and with a bomb at every place in it."""
     from penstock.learner.engine import Engine
 
-    section = LearnerSection(zero_stage=0)
+    section = LearnerSection(zero_stage=stage)
     engine = Engine(tiny_model(), section, 1)
-    engine.save(tmp_path)
-    (file,) = tmp_path.rglob("*model_states.pt")
-
-    class Payload:
-        def __reduce__(self):
-            return os.mkdir, (str(tmp_path / "it ran"),)
-
-    torch.save({"module": Payload()}, file)
-    with pytest.raises(PenstockError, match="cannot load the checkpoint"):
-        Engine(tiny_model(), section, 1).load(tmp_path)
-    assert not (tmp_path / "it ran").exists()
+    update(engine)
+    engine.save(tmp_path / "kept")
+    trap = Trap(tmp_path / "it ran")
+    files = [path for path in (tmp_path / "kept").rglob("*") if path.is_file()]
+    assert len(files) == (1 if stage == 0 else 2)
+    for file in files:
+        right = file.read_bytes()
+        state = torch.load(file, weights_only=False)
+        bombs = [forms(trap)[form] for form in ("torch", "old torch", "pickle")]
+        for key in state:
+            buffer = io.BytesIO()
+            torch.save({**state, key: trap}, buffer)
+            bombs.append(buffer.getvalue())
+        for bomb in bombs:
+            file.write_bytes(bomb)
+            with pytest.raises(PenstockError, match="cannot load the checkpoint"):
+                engine.load(tmp_path / "kept")
+            assert not trap.sprung, file
+        file.write_bytes(right)
+    engine.load(tmp_path / "kept")
 
 
 @pytest.mark.parametrize("stage", range(4))

@@ -82,11 +82,17 @@ def test_a_step_with_undefined_gradients_changes_nothing_and_three_of_them_end_t
     object.__setattr__(algorithm, "penalty", lambda logp, *_: logp * float("nan"))
     object.__setattr__(algorithm, "kl_coefficient", 1.0)
     before = loop._crew.engine.snapshot(wanted=True)
-    with pytest.raises(NonFinite, match=r"3 train steps in a row from version 0\.0"):
+    with pytest.raises(NonFinite, match=r"3 train steps in a row from version 0\.0.*/nonfinite"):
         run_with_worker(loop, store, sender)
     after = loop._crew.engine.snapshot(wanted=True)
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert [r["kind"] for r in reports] == ["started", "skipped", "skipped", "skipped"]
+    for report, folder in zip(reports[1:], archive.steps(tmp_path / "nonfinite"), strict=True):
+        assert report["folder"] == str(folder)
+        assert [group.prompt.index for group in archive.read_groups(folder)] == list(report["groups"])
+        version, batch, facts = archive.read(folder)
+        assert (version, facts["applied"], set(batch.groups)) == (Version(0, 1), 0, set(report["groups"]))
+        assert np.isfinite(batch.logp_sampler).all()
     assert sender.published == [Version(0, 0)]
     counts = store.counts()
     assert counts.balanced

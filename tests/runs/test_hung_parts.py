@@ -56,7 +56,7 @@ def frozen(tmp_path_factory):
 
     def play(onlooker: Onlooker) -> None:
         server = json.loads((onlooker.directory.store / "live" / "server.json").read_text())["pid"]
-        freeze(onlooker, server, "store", "warning", "Whoever needs the store waits for it")
+        freeze(onlooker, server, "store", "warning", "Whoever needs it waits")
         freeze(onlooker, pid_of(onlooker, "rollout-1"), "rollout-1", "died", "rollout-1 has been silent")
         freeze(onlooker, pid_of(onlooker, "scorer-0"), "scorer-0", "warning", "scorer-0 has been silent")
         onlooker.control.send(Stop("the story is over"), "story")
@@ -84,9 +84,9 @@ def test_nothing_is_lost(frozen):
     assert set(run.summary["ledger"]["dropped"]) <= {"run_ended", "stale"}
 
 
-def test_a_store_of_somebody_elses_that_hangs_ends_the_run_with_the_address_and_the_deadline(tmp_path):
+def test_a_store_of_somebody_elses_that_hangs_ends_the_run_with_the_address_and_the_deadline(tmp_path, monkeypatch):
     with PrivateServer(tmp_path / "server", tmp_path / "redis.log") as server:
-        os.environ["PENSTOCK_STORE_PASSWORD"] = ""
+        monkeypatch.setenv("PENSTOCK_STORE_PASSWORD", server.address("drill").password or "")
 
         def play(onlooker: Onlooker) -> None:
             assert server.pid is not None

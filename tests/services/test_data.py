@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import pathlib
 import socket
+import tempfile
 
 import numpy as np
 import pytest
@@ -390,3 +394,51 @@ def test_paths_become_absolute_and_hub_ids_stay(tmp_path):
 def test_a_source_whose_name_fits_no_metric_is_refused_with_one_that_does(name):
     with pytest.raises(ValidationError, match="give the source a plain name: sources: "):
         DataSection(sources={name: SourceSection(path="a.jsonl")})
+
+
+@pytest.fixture
+def open_folder():
+    """One that everybody may enter, unlike those of pytest."""
+    with tempfile.TemporaryDirectory() as name:
+        pathlib.Path(name).chmod(0o755)
+        yield pathlib.Path(name)
+
+
+def test_a_file_that_may_not_be_read_is_named(open_folder):
+    file = write(open_folder / "sums.jsonl", ROWS)
+    file.chmod(0)
+    with somebody_else(), pytest.raises(DataError, match=r"'sums': .*sums\.jsonl cannot be read: Permission denied"):
+        data_read.columns_of("sums", SourceSection(path=str(file)))
+
+
+def test_a_folder_that_may_not_be_entered_is_named(open_folder):
+    (open_folder / "closed").mkdir(mode=0)
+    source = SourceSection(path=str(open_folder / "closed" / "x.jsonl"))
+    with somebody_else(), pytest.raises(DataError, match=r"closed/x\.jsonl' cannot be read: Permission denied"):
+        data_read.columns_of("sums", source)
+
+
+@contextlib.contextmanager
+def somebody_else():
+    """Root may read everything: for a moment this process is nobody."""
+    was = os.geteuid()
+    if was == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(was)
+
+
+def test_the_first_prompt_that_is_longer_is_told_with_how_many_there_are(tmp_path, plain):
+    (tmp_path / "long.jsonl").write_text("".join(f'{{"prompt": "{"1" * n}"}}\n' for n in (2, 5, 3, 7)))
+    source = prompts(tmp_path / "long.jsonl", plain, tmp_path / "cache")
+    assert source.first_longer(7) is None
+    assert source.first_longer(6) == f"{tmp_path}/long.jsonl line 4 (row 3): the prompt has 7"
+    assert source.first_longer(4) == f"{tmp_path}/long.jsonl line 2 (row 1), the first of 2: the prompt has 5"
+
+
+def test_a_byte_order_mark_is_no_mistake(tmp_path, plain):
+    (tmp_path / "marked.jsonl").write_bytes(b'\xef\xbb\xbf{"prompt": "12", "answer": "3"}\n')
+    row = prompts(tmp_path / "marked.jsonl", plain, tmp_path / "cache")[0]
+    assert (row.text, row.columns) == ("12", {"answer": "3"})

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from disks import fill, small_disk
 
 from penstock.services.file_lock import FileLock
 from penstock.services.rundir import RunDir, RunDirError
@@ -136,3 +137,15 @@ def test_whoever_only_asks_whether_a_run_goes_on_keeps_nobody_from_starting_it(t
         threading.Timer(0.03, asking.close).start()
         assert lock.claim() is None
     lock.release()
+
+
+def test_a_run_directory_that_cannot_be_made_is_an_error_of_the_users(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(
+        RunDirError, match=r"no run directory can be made in .*/file/runs: Not a directory; make room, or"
+    ):
+        RunDir.create(tmp_path / "file" / "runs", "sort", "name: sort\n")
+    with small_disk(tmp_path / "disk") as disk:
+        fill(disk)
+        with pytest.raises(RunDirError, match="No space left on device"):
+            RunDir.create(disk, "sort", "name: sort\n" + "# long\n" * 1000)

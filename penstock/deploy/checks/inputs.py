@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from penstock.deploy.checks.context import STAGES, Context, all_rules, rule
 from penstock.deploy.findings import Finding
 from penstock.reward import check as reward_check
-from penstock.services import data_read
+from penstock.services import data_read, models
 from penstock.services.chat import ChatError, Renderer
 from penstock.services.contracts import PenstockError
 from penstock.services.data import PairSource, PromptSource
@@ -42,6 +42,8 @@ def every_held_out_row_can_be_used(ctx: Context) -> Iterator[Finding]:
 def _unusable_rows(ctx: Context, key: str, section: DataSection, responses: bool) -> Iterator[Finding]:
     """The first row of each local source that cannot become tokens. What is read here is kept for the run itself."""
     if isinstance(ctx.tokenizer, PenstockError) or list(data_read.problems(section, responses=responses)):
+        return
+    if any(name == "chat_template" for name, _ in models.problems(ctx.run_file.model)):
         return
     try:
         Renderer(ctx.tokenizer, section)
@@ -102,6 +104,8 @@ def _columns(section: DataSection) -> set[str] | None:
             return None
         if present is None:
             return None
+        if not set(source.keep or ()) <= set(present):
+            return None  # told where it is written
         kept = set(present if source.keep is None else source.keep)
         common = kept if common is None else common & kept
     return common

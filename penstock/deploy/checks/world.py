@@ -31,9 +31,7 @@ LEARNER_BYTES = 0.8 * GIB
 def rules_can_be_shut_in(ctx: Context) -> Iterator[Finding]:
     why = confinement.lacking() if ctx.run_file.reward and ctx.run_file.reward.confine else ""
     if why:
-        problem = (
-            f"reward functions cannot be shut in here: {why}; they can read other processes' environment and memory"
-        )
+        problem = f"reward functions cannot be shut in here and can read other processes' memory: {why}"
         remedy = "run on such a kernel, or set reward.confine to false if every reward function is trusted"
         yield ctx.warning("reward.confine", problem, remedy=remedy)
 

@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import os
@@ -31,6 +32,8 @@ _HOST = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[^\[\]:@/]+)(:\d{1,5})?")
 READING = frozenset({"GET", "HEAD"})
 LARGEST = 64 * 1024
 """Bytes of a request's body."""
+WRONG_TOKEN_PAUSE = 0.5
+"""Seconds before a wrong token is answered; who tries many needs long."""
 OPEN = frozenset({"/sign-in", "/api/sign-in"})
 """What is answered without a token; the page's own style and scripts are too."""
 OPEN_FOLDERS = ("/static/", "/library/")
@@ -58,8 +61,8 @@ _HEADERS = {
 
 
 _STRANGER = (
-    "this page answers only to the user who serves it; for others it is served with a token in the environment variable "
-    f"{TOKEN_ENV}, and they sign in with that"
+    "this page answers only to the user who serves it; for others it is served with a token in the environment "
+    f"variable {TOKEN_ENV}, and they sign in with that"
 )
 
 
@@ -121,7 +124,10 @@ class Access:
     def _is_own(self, request: Request) -> bool:
         """Whether it comes from a program of this process's user, or of root. What is not known is somebody else's."""
         client, server = request.scope.get("client"), request.scope.get("server")
-        return bool(client and server) and self._user_of(tuple(client), tuple(server)) in (0, os.geteuid())
+        if not client or not server:
+            return False
+        user = self._user_of((client[0], client[1]), (server[0], server[1]))
+        return user is not None and user in (0, os.geteuid())
 
 
 def _same(given: str, wanted: str) -> bool:
@@ -169,7 +175,10 @@ class Guarded:
                     headers[name] = value
             await send(message)
 
-        refusal = self._access.refusal(Request(scope))
+        request = Request(scope)
+        refusal = self._access.refusal(request)
+        if refusal is not None and refusal.status_code == 401 and "authorization" in request.headers:
+            await asyncio.sleep(WRONG_TOKEN_PAUSE)
         await (refusal or self._app)(scope, receive, strict)
 
 

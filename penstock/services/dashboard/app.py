@@ -16,7 +16,7 @@ from starlette.responses import Response as AnyResponse
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Scope
 
-from penstock.services.dashboard.access import Access, Guarded
+from penstock.services.dashboard.access import WRONG_TOKEN_PAUSE, Access, Guarded
 from penstock.services.dashboard.api import Subject, command_router, run_router
 from penstock.services.dashboard.libraries import LIBRARIES
 from penstock.services.dashboard.watch import Watch
@@ -24,8 +24,6 @@ from penstock.services.dashboard.watch import Watch
 STATIC = Path(__file__).with_name("static")
 _QUOTED = 80
 """Characters of what was sent and meant nothing."""
-WRONG_TOKEN_PAUSE = 0.5
-"""Seconds before a wrong token is answered; who tries many needs long."""
 
 
 def create_app(subject: Subject, access: Access, routers: Sequence[APIRouter] = ()) -> ASGIApp:

@@ -7,6 +7,7 @@ wrote beyond the step at which a newer one begins is a lost future.
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -66,14 +67,17 @@ class History:
         """The step at which each lineage begins."""
         self._changes: deque[int] = deque(maxlen=_REMEMBERED)
         """The smallest step that changed, for every change."""
-        self.revision = 0
-        """Counts the changes."""
+        self.revision = self._began = time.time_ns() // 1_000_000
+        """Counts the changes, from a number on that no earlier process has come to: who asks with one of those is sent
+        everything."""
 
     # --- reading the file ---------------------------------------------------------------------------
 
     @property
     def read_share(self) -> float:
-        """How much of the file has been read, 1 for all of it."""
+        """How much of the file has been read, 1 for all of it and 0 before anything was."""
+        if self.revision == self._began:
+            return 0.0
         return 1 - self._tail.behind / self._tail.size if self._tail.size else 1.0
 
     def follow(self) -> bool:

@@ -1,4 +1,4 @@
-"""Which user of this machine is at the other end of a connection that comes from it: the kernel's table of sockets says.
+"""Which user of this machine is at the other end of a connection from it: the kernel's table of sockets says.
 
 An address of this machine alone is still open to all of its users, and so to anybody's program on it.
 """

@@ -47,7 +47,7 @@ class Watch:
         """How much of the metrics has been read, 1 for all."""
         if self.history is self._whole:
             return 1.0
-        return self._whole.read_share if self._whole.revision else 0.0
+        return self._whole.read_share
 
     def __enter__(self) -> Watch:
         path = self._directory.metrics

@@ -18,6 +18,8 @@ from penstock.services.store.registry import Registry
 from penstock.services.versions import FIRST, Version
 
 OUTSTANDING = ("returned", "reserved", "stored", "taken")
+REPLY_KEPT = 300.0
+"""Seconds for which the answer to a reservation is kept for a repetition."""
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -77,7 +79,7 @@ class Book(Registry):
         self._draining = self._by_hand = False
         self._last_commit: Version | None = None
         self._reconciled: tuple[str, Version] | None = None
-        self._replies: dict[str, tuple[str, Reservation]] = {}
+        self._replies: dict[str, tuple[str, float, Reservation]] = {}
 
     @atomic
     def published(self) -> Version:

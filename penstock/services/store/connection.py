@@ -5,6 +5,7 @@ Every script may be repeated, so a call whose reply was lost is simply made agai
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -82,6 +83,15 @@ def script(name: str) -> tuple[str, str]:
     folder = files("penstock.services.store") / "scripts"
     text = (folder / "common.lua").read_text() + (folder / f"{name}.lua").read_text()
     return text, sha1(text.encode(), usedforsecurity=False).hexdigest()
+
+
+def _said(error: ResponseError) -> str:
+    """What the server answers, without where in a script it was refused."""
+    inside = _IN_SCRIPT.search(str(error))
+    return inside[1] if inside else str(error)
+
+
+_IN_SCRIPT = re.compile(r"script.*-((?:OOM|MISCONF|READONLY|MASTERDOWN|NOREPLICAS)\b.*)", re.DOTALL)
 
 
 class Connection:
@@ -210,15 +220,17 @@ class Connection:
             try:
                 return attempt()
             except _REFUSED as error:
+                why = str(error).rstrip(".")
                 raise StoreRefused(
-                    f"{name}: the Redis server at {self._url} refuses the connection: {error}. The password comes from "
+                    f"{name}: the Redis server at {self._url} refuses the connection: {why}. The password comes from "
                     "the environment variable that store.password_env names"
                 ) from error
             except ResponseError as error:
-                if not str(error).startswith(_PASSING):
-                    raise StoreError(f"{name}: {self._refusal(str(error))}") from error
+                answer = _said(error)
+                if not answer.startswith(_PASSING):
+                    raise StoreError(f"{name}: {self._refusal(answer)}") from error
                 reason: Exception = error
-                state = f"{self._refusal(str(error))}, and has for"
+                state = f"{self._refusal(answer)}, and has done so for"
             except _AWAY as error:
                 reason = error
                 state = f"the Redis server at {self._url} did not answer for"

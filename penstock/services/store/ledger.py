@@ -99,10 +99,10 @@ class RedisStore:
         return version
 
     def drain(self, reason: str) -> int:
-        return int(self._connection.call("drain", reason)[0])
+        return int(self._in_tree(lambda tree: self._connection.call("drain", reason, tree.lineage))[0])
 
     def hold(self, held: bool) -> None:
-        self._connection.call("hold", int(held))
+        self._in_tree(lambda tree: self._connection.call("hold", int(held), tree.lineage))
 
     def erase(self) -> int:
         """Delete everything this run has in the store, for a server that outlives the run. Not to be undone."""

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 from penstock.services.contracts import Fenced, StoreError
 from penstock.services.replay import Closed, Finished, LedgerMemo, LedgerRules, Reservation, Stored, Taken, Ticket
 from penstock.services.staleness import Forks
-from penstock.services.store.book import OUTSTANDING, Book, Entry, atomic
+from penstock.services.store.book import OUTSTANDING, REPLY_KEPT, Book, Entry, atomic
 from penstock.services.store.lineages import Tree
 from penstock.services.versions import FIRST, Version
 
@@ -48,7 +49,7 @@ class MemoryStore(Book):
             if memo:
                 self._committed, self._drops = memo.committed, Counter(memo.dropped)
                 self._ahead, self._cursor = set(memo.ahead), memo.cursor
-            self._drops["store_lost"] += issued - self._committed - self._drops.total()
+            self._drops += Counter(store_lost=issued - self._committed - self._drops.total())
         else:
             self._back_to(checkpoint, forks, memo)
         newest = max(self._now.lineage if self._now else 0, checkpoint.lineage, *forks, 0)
@@ -107,9 +108,9 @@ class MemoryStore(Book):
 
     @atomic
     def reserve(self, worker: str, version: Version, want: int, lease: float, request: str) -> Reservation:
-        last, answer = self._replies.get(worker, ("", None))
-        if answer is not None and last == request:
-            return answer
+        last, since, answer = self._replies.get(worker, ("", 0.0, None))
+        if answer is not None and last == request and self._clock() - since < REPLY_KEPT:
+            return replace(answer, tickets=tuple(map(self._again, answer.tickets)))
         now, rules = self._at(), self._run_rules()
         behind = self._lag(now, version)
         if behind is None:
@@ -131,8 +132,13 @@ class MemoryStore(Book):
                 self._issued += 1
                 self._cursor += 1
         answer = Reservation(tuple(tickets), now, closed)
-        self._replies[worker] = (request, answer)
+        self._replies[worker] = (request, self._clock(), answer)
         return answer
+
+    def _again(self, ticket: Ticket) -> Ticket:
+        """A ticket of an answer that is given a second time: with the partial while it is good for anything."""
+        entry = self._held(ticket)
+        return replace(ticket, partial=entry.payload or None if entry is not None and entry.leased else None)
 
     def _grant(self, index: int, entry: Entry, ends: float) -> Ticket:
         self._fence += 1
@@ -242,7 +248,12 @@ class MemoryStore(Book):
 
     @atomic
     def memo(self, version: Version) -> LedgerMemo:
-        used = self._used("memo", version)
+        used, last = self._used("memo", version), self._last_commit
+        if last is not None and last.lineage == version.lineage and version < last:
+            raise StoreError(
+                f"memo: version {version} is older than the last commit, {last}: what was committed since is no longer "
+                "told apart"
+            )
         self._skip_issued()
         return LedgerMemo(
             issued=self._issued,

@@ -1,8 +1,8 @@
 """The private redis-server of one run: found, started, watched and ended.
 
-Its append-only file lies in the run directory, in a folder that is closed to other users, so that a resume finds it; its
-socket lies in a short directory of mode 0700 elsewhere, to which the run directory links as `live`. Its password is in no
-file: it reads its configuration from a pipe, and clients are given it in a `StoreAddress`.
+Its append-only file lies in the run directory, in a folder that is closed to other users, so that a resume finds it.
+Its socket lies in a short directory of mode 0700 elsewhere, to which the run directory links as `live`. Its password is
+in no file: it reads its configuration from a pipe, and clients are given it in a `StoreAddress`.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from penstock.services.store import whereabouts
 from penstock.services.store.binary import binary_version, find_binary
 from penstock.services.store.config import Fsync
 from penstock.services.store.connection import StoreAddress
+from penstock.services.store.mending import TORN, mend
 
 _APPENDFSYNC: dict[Fsync, str] = {"always": "always", "everysec": "everysec", "never": "no"}
 
@@ -165,6 +166,18 @@ class PrivateServer:
             self._check_format(self._binary)
         if self._host and self._port is None:
             self._port = HeldPort(self._host)  # for as long as the server may be started again
+        said = self._log.stat().st_size if self._log.exists() else 0
+        try:
+            self._serve()
+        except StoreError:
+            with self._log.open(errors="replace") as log:
+                log.seek(said)
+                if TORN not in log.read():
+                    raise
+            mend(self._data, self._binary, self._deadline)
+            self._serve()
+
+    def _serve(self) -> None:
         self._launch(self._configuration())
         assert self._folder is not None and self._process is not None
         whereabouts.describe(self._data, self._folder, self._process.pid, self.url)
@@ -189,6 +202,7 @@ class PrivateServer:
             "dir": self._data,
             "appendonly": "yes",
             "appendfsync": _APPENDFSYNC[self._fsync],
+            "aof-load-truncated": "no",  # see `mending`
             "save": "",
             "maxmemory-policy": "noeviction",
             # Small sorted sets as lists of text are searched from the front: a third of what a move costs.

@@ -59,6 +59,14 @@ def test_right_guards_and_presets_are_found_to_be_right(place: Path):
         ([guard(do={"webhook": "$HOME"})], [KL], "guards.0.do.webhook", "holds no address of http"),
         ([guard(name="a"), guard(name="a")], [KL], "guards.1.name", "guards.0 is called 'a' too"),
         (["safe", "watch"], [], "guards.1.name", "guards.0 is called"),
+        (["safe", "sfae"], [], "guards.1", "there is no preset 'sfae'"),
+        (["safe", {"when": "a/b > 1"}], [], "guards.1.do", "is required and missing"),
+        (["safe", guard(do={"scal": "lr"})], [], "guards.1.do.scal", "did you mean guards.1.do.scale?"),
+        ([guard(do=["warn", {"scal": "lr"}])], [], "guards.0.do.1.scal", "allowed: at_least, at_most, by, gate"),
+        ([guard(do={"pause": True})], [], "guards.0.do.pause", "written `do: pause`"),
+        ([guard(name="a b")], [], "guards.0.name", "allowed: up to 60 letters, digits, '_', '.' and '-'"),
+        ([guard(do={"webhook": "ftp://x"})], [], "guards.0.do.webhook", "begins with http:// or https://, or $NAME"),
+        (guard(), [], "guards", "one guard is a list, too"),
     ],
 )
 def test_what_is_wrong_is_named_with_its_key(place: Path, guards, overrides, key, said):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from page_parts import HERE, JSON, PORT, Control, a_run, client
 from starlette.testclient import TestClient
 
+from penstock.services.dashboard.access import WRONG_TOKEN_PAUSE
 from penstock.services.dashboard.config import PageError, is_local, token_for
 from penstock.services.rundir import RunDir
 
@@ -118,7 +120,9 @@ def test_the_page_leads_to_the_sign_in_which_needs_no_token(closed_page: TestCli
 
 def test_the_token_in_a_header_is_enough(closed_page: TestClient) -> None:
     assert closed_page.get("/api/live", headers={"authorization": f"Bearer {TOKEN}"}).status_code == 200
+    began = time.monotonic()
     assert closed_page.get("/api/live", headers={"authorization": f"Bearer {TOKEN}x"}).status_code == 401
+    assert time.monotonic() - began >= WRONG_TOKEN_PAUSE, "guesses cost time"
     assert closed_page.get("/api/live", headers={"authorization": f"Basic {TOKEN}"}).status_code == 401
 
 

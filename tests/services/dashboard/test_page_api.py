@@ -178,6 +178,8 @@ def test_a_run_that_has_ended_answers_nothing_and_that_is_told(page: TestClient,
         '{"type": "set", "name": "kl.coefficient", "value": "much"}',
         '{"type": "scale", "role": "rollout", "count": ' + 5000 * "9" + "}",
         b'{"type": "stop", "why": "\xff"}',
+        '{"type": "stop", "why": "' + 2000 * "x" + '"}',
+        '{"type": "remove", "name": "' + 2000 * "x" + '"}',
     ],
 )
 def test_what_is_no_command_is_told_and_never_reaches_the_run(

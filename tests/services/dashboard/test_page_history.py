@@ -193,6 +193,19 @@ def test_a_sample_of_a_large_file_is_a_history_of_some_of_its_steps(tmp_path: Pa
     assert steps.values["reward/mean"][0] == [step / 10 for step in steps.last]
 
 
+def test_whoever_asked_an_earlier_process_is_sent_everything(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    log = MetricsLog(path)
+    log.write(Version(0, 1), {"reward/mean": 1.0}, 1)
+    earlier, later = History(path), History(path)
+    earlier.follow()
+    seen = earlier.look(["*"], 100)
+    later.revision = later._began = earlier._began + 1  # a millisecond later
+    log.write(Version(0, 2), {"reward/mean": 1.0}, 2)
+    later.follow()
+    assert later.look(["*"], 100, (seen.revision, seen.width)).last == [1, 2]
+
+
 def test_whoever_saw_the_sample_is_sent_everything_of_the_whole(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     log = MetricsLog(path)

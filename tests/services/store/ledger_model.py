@@ -11,7 +11,17 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from penstock.services.replay import STATES, LedgerCounts, LedgerMemo, LedgerRules, Reservation, Stored, Taken, Ticket
+from penstock.services.replay import (
+    STATES,
+    Finished,
+    LedgerCounts,
+    LedgerMemo,
+    LedgerRules,
+    Reservation,
+    Stored,
+    Taken,
+    Ticket,
+)
 from penstock.services.versions import FIRST, Version
 
 OUTSTANDING = ("returned", "reserved", "stored", "taken")
@@ -190,7 +200,7 @@ class Model:
             for index, (state, reason) in states.items():
                 self.prompts[index] = Prompt("dropped", "store_lost") if state == "open" else Prompt(state, reason)
         elif self.knows(checkpoint.lineage):
-            self.back_to(checkpoint, self.now, states)
+            self.back_to(checkpoint, self.now, None if memo is None else states)
         else:
             self.forks = before
             raise RefusedCall
@@ -203,7 +213,7 @@ class Model:
         self.draining = self.held = False
         return version
 
-    def back_to(self, checkpoint: Version, now: Version, states: States) -> None:
+    def back_to(self, checkpoint: Version, now: Version, states: States | None) -> None:
         for index in self.indices("taken", "applied"):
             prompt = self.prompts[index]
             if prompt.state == "applied" and self.contains(checkpoint, Version(now.lineage, prompt.step)):
@@ -211,7 +221,7 @@ class Model:
             else:
                 prompt.state, prompt.since = "stored", self.clock
         rolled_back = self.last_commit is not None and not self.contains(checkpoint, self.last_commit)
-        if states and (rolled_back or not self.contains(now, checkpoint)):
+        if states is not None and (rolled_back or not self.contains(now, checkpoint)):
             self.see_as(states)
 
     def see_as(self, states: States) -> None:
@@ -274,6 +284,15 @@ class Model:
         if prompt.leased:
             prompt.state, prompt.lapsed, prompt.payload = "stored", False, payload
             prompt.binding, prompt.since = binding, self.clock
+
+    def put_all(self, groups: Sequence[Finished]) -> tuple[int, ...]:
+        fenced = []
+        for group in groups:
+            try:
+                self.put(*group)
+            except FencedCall:
+                fenced.append(group.ticket.index)
+        return tuple(fenced)
 
     def release(self, ticket: Ticket, partial: bytes | None) -> None:
         prompt = self.mine(ticket)
@@ -358,10 +377,13 @@ class Model:
         }
 
     def memo(self, version: Version) -> LedgerMemo:
-        states = self.states(version)
+        states, last = self.states(version), self.last_commit
+        if last and last.lineage == version.lineage and version.step < last.step:
+            raise RefusedCall
         counts = Counter(state for state, _ in states.values())
         still = tuple(sorted(index for index, (state, _) in states.items() if state == "open"))
-        return LedgerMemo(len(states), counts["committed"], dict(self.dropped()), still, dict(self.forks))
+        ahead = tuple(index for index in sorted(states) if index > self.next_prompt())
+        return LedgerMemo(len(states), counts["committed"], dict(self.dropped()), still, dict(self.forks), ahead)
 
     # --- looking on ---------------------------------------------------------------------------------
 

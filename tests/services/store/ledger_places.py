@@ -13,8 +13,9 @@ from typing import Any
 
 import redis
 from ledger_faults import Network
-from ledger_model import ENDED, OUTSTANDING, Model
+from ledger_model import ENDED, OUTSTANDING, REPLY_KEPT, Model
 
+from penstock.services.replay import LedgerRules
 from penstock.services.store.ledger import RedisStore
 from penstock.services.store.memory import MemoryStore
 from penstock.services.store.server import PrivateServer
@@ -43,6 +44,22 @@ class Group:
 
 
 @dataclass(frozen=True)
+class Aside:
+    """What is no prompt."""
+
+    rules: LedgerRules | None
+    held: bool
+    draining: bool
+    last_commit: Version | None
+    reconciled: str
+    """The request of the last learner that came."""
+    answered: dict[str, str]
+    """Worker → its last reservation's request, while the answer is kept."""
+    pinned: set[str]
+    present: set[str]
+
+
+@dataclass(frozen=True)
 class Content:
     """All that is in a store, read without its own calls."""
 
@@ -53,6 +70,7 @@ class Content:
     issued: int
     next_prompt: int
     forks: dict[int, Version]
+    aside: Aside
 
     def indices(self, *states: str) -> set[int]:
         return {index for index, group in self.groups.items() if group.state in states}
@@ -90,6 +108,16 @@ def content_of(model: Model) -> Content:
         len(model.prompts),
         model.next_prompt(),
         dict(model.forks),
+        Aside(
+            model.rules,
+            model.held,
+            model.draining,
+            model.last_commit,
+            model.last_reconcile[0] if model.last_reconcile else "",
+            {worker: said for worker, (said, at, _) in model.replies.items() if model.clock - at < REPLY_KEPT},
+            {f"{version} {reader}" for (version, reader), ends in model.pins.items() if ends > model.clock},
+            set(model.workers()),
+        ),
     )
 
 
@@ -126,6 +154,16 @@ class MemoryPlace:
             book._issued,
             index,
             dict(book._forks),
+            Aside(
+                book._rules,
+                book._by_hand,
+                book._draining,
+                book._last_commit,
+                book._reconciled[0] if book._reconciled else "",
+                {worker: said for worker, (said, at, _) in book._replies.items() if self.clock - at < REPLY_KEPT},
+                {f"{version} {reader}" for version, reader in book._pins.living()},
+                set(book._workers.living()),
+            ),
         )
 
     def lose_disk(self) -> None:
@@ -144,7 +182,7 @@ class RedisPlace:
     def __init__(self, folder: Path, fsync: str = "never") -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._data = folder / "store"
-        self.server = PrivateServer(self._data, folder / "store.log", fsync=fsync)  # type: ignore[arg-type]
+        self.server = PrivateServer(self._data, folder / "store.log", fsync=fsync)
         self._wipe()
         self.network = Network(self.server, Path(self.server.url.removeprefix("unix://")).parent)
         self.raw = redis.Redis.from_url(self.server.url, password=self.server.address("look").password, protocol=2)
@@ -264,6 +302,27 @@ class RedisPlace:
             issued,
             nexts,
             {int(lineage): Version.parse(version.decode()) for lineage, version in read["forks"].items()},
+            self._aside(meta, read),
+        )
+
+    @staticmethod
+    def _aside(meta: dict[bytes, bytes], read: dict[str, Any]) -> Aside:
+        rules = None
+        if b"max_lag" in meta:
+            lag, groups, prompts, size = (
+                int(meta[k]) for k in (b"max_lag", b"groups_per_step", b"prompts", b"max_bytes")
+            )
+            rules = LedgerRules(lag, groups, None if prompts == -1 else prompts, size)
+        commit = [int(meta[key]) for key in (b"commit_lineage", b"commit_step") if key in meta]
+        return Aside(
+            rules,
+            b"held" in meta,
+            b"draining" in meta,
+            Version(*commit) if commit else None,
+            meta.get(b"reconcile", b"").decode(),
+            read["answered"],
+            {pin.decode() for pin, ends in read["pins"] if ends > read["time"]},
+            {worker.decode() for worker, ends in read["workers"] if ends > read["time"]},
         )
 
     @staticmethod
@@ -289,11 +348,16 @@ class RedisPlace:
             pipe.hgetall(self._prefix + name)
         pipe.smembers(self._prefix + "ahead")
         pipe.zrange(self._prefix + "since", 0, -1)
+        for name in ("pins", "workers"):
+            pipe.zrange(self._prefix + name, 0, -1, withscores=True)
         for name in names:
             pipe.zrange(self._prefix + name, 0, -1, withscores=True)
         for index in entries:
             pipe.hgetall(f"{self._prefix}entry:{index}")
-        (seconds, micros), meta, drops, forks, bindings, ahead, since, *rest = pipe.execute()
+        workers = [key.removeprefix("reply:") for key in keys if key.startswith("reply:")]
+        for worker in workers:
+            pipe.hget(f"{self._prefix}reply:{worker}", "request")
+        (seconds, micros), meta, drops, forks, bindings, ahead, since, pins, present, *rest = pipe.execute()
         known = {
             *names,
             *["meta", "drops", "forks", "bindings", "ahead", "since", "refused", "causes", "workers", "facts", "pins"],
@@ -307,9 +371,12 @@ class RedisPlace:
             "ahead": set(map(int, ahead)),
             "since": set(map(int, since)),
             "queues": {name: {int(i): score for i, score in found} for name, found in zip(names, rest, strict=False)},
-            "entries": dict(zip(entries, rest[len(names) :], strict=True)),
+            "entries": dict(zip(entries, rest[len(names) :], strict=False)),
+            "answered": dict(zip(workers, (said.decode() for said in rest[len(names) + len(entries) :]), strict=True)),
+            "pins": pins,
+            "workers": present,
             "unmade": {key for key in keys - known if key.split(":")[0] not in ("entry", "reply")},
         }
 
     def _keys(self, pattern: str) -> list[bytes]:
-        return self.raw.keys(self._prefix + pattern)  # type: ignore[return-value]
+        return self.raw.keys(self._prefix + pattern)

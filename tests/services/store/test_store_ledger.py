@@ -10,6 +10,7 @@ from ledger_steps import RULES, indices, payload, play, reserve, states, step, t
 
 from penstock.services.contracts import Fenced, StoreError
 from penstock.services.replay import Finished
+from penstock.services.store.memory import MemoryStore
 from penstock.services.versions import FIRST, Version
 
 ONE, TWO, THREE = FIRST.next(), FIRST.next().next(), FIRST.next().next().next()
@@ -98,6 +99,40 @@ def test_the_same_request_again_gives_the_same_answer(opened):
     assert store.reserve("w", FIRST, 3, 60.0, "r") == first
     assert states(store) == {"reserved": 3}
     assert indices(store.reserve("w", FIRST, 1, 60.0, "another").tickets) == [3]
+
+
+def test_the_same_answer_again_carries_the_partial_while_its_ticket_is_good(opened):
+    store = opened()
+    (ticket,) = reserve(store, 1)
+    store.release(ticket, b"half")
+    (again,) = store.reserve("w", FIRST, 1, 0.0, "r").tickets
+    assert store.expire() == 1
+    # The lease has ended and nobody else has the group: who heard the answer only now may still go on from the partial.
+    (heard,) = store.reserve("w", FIRST, 1, 0.0, "r").tickets
+    assert (heard.fence, heard.partial) == (again.fence, b"half")
+    store.put(heard, b"whole", FIRST)
+    assert store.reserve("w", FIRST, 1, 0.0, "r").tickets[0].partial is None
+
+
+def test_the_same_answer_again_is_whole_when_its_groups_have_ended_or_are_somebody_elses(opened):
+    store = opened()
+    first, *_ = store.reserve("w", FIRST, 3, 0.0, "r").tickets
+    reserve(store, 2, worker="other")
+    store.drain("run_ended")
+    again = store.reserve("w", FIRST, 3, 0.0, "r").tickets
+    assert (indices(again), again[0]) == ([0, 1, 2], first)
+
+
+def test_an_answer_is_kept_for_five_minutes():
+    now = [0.0]
+    store = MemoryStore(clock=lambda: now[0])
+    store.attach(RULES)
+    store.reconcile(FIRST, 0, "start")
+    assert indices(store.reserve("w", FIRST, 1, 1.0, "r").tickets) == [0]
+    now[0] = 299.0
+    assert store.reserve("w", FIRST, 1, 1.0, "r").tickets[0].fence == 1
+    now[0] = 300.0
+    assert store.reserve("w", FIRST, 1, 1.0, "r").tickets[0].fence == 2
 
 
 def test_two_workers_may_use_the_same_request_id(opened):
@@ -435,6 +470,17 @@ def test_a_version_is_committed_only_after_it_was_published(opened):
         store.commit(ONE)
     with pytest.raises(StoreError, match="advance first"):
         store.memo(ONE)
+
+
+def test_no_checkpoint_can_be_made_of_a_version_before_the_last_commit(opened):
+    store = opened(groups_per_step=2)
+    play(store, 4)
+    step(store, step(store, FIRST, 2), 2)
+    assert store.memo(ONE).committed == 2
+    store.commit(TWO)
+    with pytest.raises(StoreError, match=r"0\.1 is older than the last commit, 0\.2"):
+        store.memo(ONE)
+    assert store.memo(TWO).committed == 4
 
 
 def test_waiting_is_pointless_only_when_nothing_is_stored_in_flight_or_to_be_issued(opened):

@@ -154,6 +154,31 @@ def test_every_acknowledged_transition_survives_kill_minus_nine(make, fsync):
     assert all(group.payload == payload(group.index, 5000) for group in taken)
 
 
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_a_transition_that_was_not_written_whole_never_happens_not_even_two_starts_later(make, tmp_path, share):
+    server = make()
+    server.start()
+    learner = opened(server)
+    (ticket,) = learner.reserve("w", FIRST, 1, 60.0, "r").tickets
+    learner.put(ticket, payload(ticket.index), FIRST)
+    (path,) = (tmp_path / "store").rglob("*.aof")
+    before = path.stat().st_size
+    learner.take(FIRST, 1)
+    after = path.stat().st_size
+    for cut in (before + int(share * (after - before)), None):
+        os.kill(server.pid, signal.SIGKILL)
+        wait_for(lambda: not server.alive, "the server's end")
+        if cut is not None:  # the host lost power and had written so much
+            os.truncate(path, cut)
+        server.start()
+        if cut is not None:
+            assert learner.counts().by_state["stored"] == 1
+            learner.hold(True)  # written behind what is left of it
+    assert learner.counts().by_state["stored"] == 1
+    raw = redis.Redis.from_url(server.url, password=server.address("run").password)
+    assert raw.hget("penstock:{run}:entry:0", "state") == b"stored"
+
+
 def test_a_new_server_on_the_folder_goes_on_where_the_dead_one_was(make):
     first = make()
     first.start()

@@ -102,13 +102,16 @@ export class Chart extends Card {
     this.uplot = null;
     this.shape = "";
     board.charts.add(this);
-    this.empty = make("p", { class: "empty" }, spec.empty ?? "nothing recorded yet");
+    this.empty = make("p", { class: "empty" });
     this.plot.append(this.empty);
     this.size = { width: 0, height: 0 };
     new ResizeObserver(([entry]) => {
+      const wider = Math.floor(entry.contentRect.width) !== this.size.width;
       this.size = { width: Math.floor(entry.contentRect.width), height: Math.floor(entry.contentRect.height) };
-      if (this.uplot && this.size.width > 0) this.uplot.setSize(this.size);
-      else this.refresh();
+      if (this.uplot && this.size.width > 0) {
+        this.uplot.setSize(this.size);
+        if (wider) this.fitLegend(true);
+      } else this.refresh();
     }).observe(this.plot);
     this.element.addEventListener("keydown", (event) => this.onKey(event));
     this.element.addEventListener("blur", () => this.uplot?.setCursor({ left: -10, top: -10 }));
@@ -129,6 +132,7 @@ export class Chart extends Card {
     this.curves = this.spec.curves(series).map((curve) => ({ ...curve, stroke: colour(curve.colour) }));
     const shape = this.curves.map((curve) => curve.name).join(",") + (series.width > 1 ? " wide" : "");
     this.empty.hidden = this.curves.length > 0 && series.length > 0;
+    this.empty.textContent = (series.length > 0 && this.spec.empty) || "nothing recorded yet";
     if (shape !== this.shape) {
       this.uplot?.destroy();
       this.uplot = null;
@@ -139,9 +143,17 @@ export class Chart extends Card {
       return;
     }
     const data = this.data(series);
+    const anew = !this.uplot;
     if (this.uplot) this.uplot.setData(data);
     else this.uplot = new window.uPlot(this.options(), data, this.plot);
     this.tellValues();
+    this.fitLegend(anew);
+  }
+
+  /** A second line for names that do not fit on one. It stays: the drawing must not jump with the values. */
+  fitLegend(anew) {
+    if (anew) this.legend.classList.remove("two");
+    if (this.legend.scrollWidth > this.legend.clientWidth + 1) this.legend.classList.add("two");
   }
 
   /** [steps, curve, …]: a stack adds them up; a bucket of several steps brings its smallest and largest value. */

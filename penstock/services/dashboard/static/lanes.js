@@ -10,7 +10,7 @@ const KINDS = [
   ["publish", /^publishing|gathering|computing the probe/],
   ["train", /^(training|forward|updating|assembling|recomputing)/],
   ["save", /checkpoint|writing the model|wrote|archiv|audit/],
-  ["wait", /^(waiting|ready|running|idle)/],
+  ["wait", /^(waiting|ready|running|idle|paused)/],
   ["start", /^(starting|loading|loaded|meeting|reading)/],
   ["end", /^(draining|ended|leaving|dead)/],
 ];

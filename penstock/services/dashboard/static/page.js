@@ -7,7 +7,7 @@ import { clock, duration, make, whole } from "./format.js";
 import { Overview, SELECT } from "./overview.js";
 import { plot } from "./plot.js";
 import { Series } from "./series.js";
-import { Steer } from "./steer.js";
+import { Steer, steerable } from "./steer.js";
 import { onTheme, switchTheme, theme } from "./theme.js";
 
 const PAUSE = 1000;
@@ -30,7 +30,7 @@ let asked = 0;
 let ended = false;
 let failures = 0;
 let wake = () => {};
-let runDir = "RUN_DIR";
+let runDir = "";
 
 document.getElementById("overview").append(overview.element);
 
@@ -72,7 +72,7 @@ async function follow() {
         await poll();
       } catch (error) {
         failures++;
-        if (failures > 1) banner(`${error.message || "The server does not answer"}; trying again. A page that was served beside a run ends with it: penstock dashboard ${runDir}`, "lost");
+        if (failures > 1) banner(`${error.message || "The server does not answer"}; trying again. A page that was served beside a run ends with it: penstock dashboard ${runDir || "RUN_DIR"}`, "lost");
       }
     }
     if (question !== asked && !failures) continue;
@@ -90,13 +90,17 @@ document.addEventListener("visibilitychange", () => wake());
 
 function show(answer, lanesFrom, question) {
   const facts = answer.status.facts;
+  if (runDir && facts.run_dir !== runDir) {
+    location.reload(); // another run is served here now: nothing of the one before may stay
+    return;
+  }
   runDir = facts.run_dir;
   const changed = question === asked && series.merge(answer.metrics);
   if (answer.events.length) {
     events.hear(answer.events);
     board.marks = board.marks.concat(answer.events.filter((event) => event.kind in MARK_COLOURS)).slice(-1000);
   }
-  const canSteer = facts.alive && ["training", "evaluating"].includes(facts.view?.phase);
+  const canSteer = steerable(facts);
   if (changed || answer.events.some((event) => event.kind in MARK_COLOURS)) {
     board.refresh();
   }
@@ -120,30 +124,33 @@ function head(answer) {
   document.getElementById("name").title = facts.run_dir;
   const phase = document.getElementById("phase");
   const lost = verdict.startsWith("died") || verdict.includes("silent");
-  const paused = facts.alive && view?.controls?.paused_by;
+  const paused = steerable(facts) && view.controls?.paused_by;
   text("phase", lost ? verdict.split(",")[0] : paused ? "paused" : (view?.phase ?? verdict.split(";")[0]));
   phase.className = `pill ${lost ? "bad" : paused ? "warn" : (TONES[view?.phase] ?? "calm")}`;
   phase.title = verdict;
   document.title = `${view ? `${whole(view.step)} · ` : ""}${name} · Penstock`;
   if (answer.damage) banner(answer.damage, "bad");
   else if (lost || view?.phase === "failed") banner(verdict, "bad");
+  else if (!view && !facts.alive) banner(verdict, "quiet");
   else if (paused) banner(`Paused by ${paused}.`, "quiet");
   else if (view?.message && ["starting", "draining", "stopped"].includes(view.phase)) banner(view.message, "quiet");
   else banner("", "");
   text("reading", answer.read_share < 1 ? `reading the metrics, ${Math.floor(100 * answer.read_share)} %` : "");
+  const track = document.getElementById("track");
+  const total = view?.steps_total;
+  track.hidden = !total;
   if (!view) return;
-  const total = view.steps_total;
   const done = document.getElementById("done");
   const share = total ? Math.min(1, view.step / total) : 0;
   done.style.width = `${100 * share}%`;
-  const track = document.getElementById("track");
-  track.hidden = !total;
   if (total) track.setAttribute("aria-valuemax", total);
   track.setAttribute("aria-valuenow", view.step);
   const gone = (facts.alive ? answer.at : view.at) - view.started;
   const left = view.time_left !== null && facts.alive ? `${duration(view.time_left)} left` : "";
   const steps = total ? `step ${whole(view.step)} of ${whole(total)}` : `step ${whole(view.step)}`;
-  text("where", [steps, `weights ${view.version}`, duration(gone), left].filter(Boolean).join(" · "));
+  const where = [steps, left, `weights ${view.version}`, `${facts.alive ? "running" : "ran"} for ${duration(gone)}`].filter(Boolean).join(" · ");
+  text("where", where); // what is worth most comes first: a small screen cuts it off
+  document.getElementById("where").title = where;
 }
 
 function text(id, value) {

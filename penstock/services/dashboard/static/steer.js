@@ -3,6 +3,11 @@
 import { command } from "./api.js";
 import { make } from "./format.js";
 
+/** Whether the run can be asked for anything now. */
+export function steerable(facts) {
+  return facts.alive && ["training", "evaluating"].includes(facts.view?.phase);
+}
+
 /** Seconds after which a number that was asked for and has not come about is no longer shown. */
 const PATIENCE = 120;
 
@@ -75,7 +80,7 @@ export class Steer {
   /** What the run is doing now, so that the buttons say what they would change. */
   show(facts) {
     const view = facts.view;
-    const able = facts.alive && ["training", "evaluating"].includes(view?.phase);
+    const able = steerable(facts);
     const controls = view?.controls ?? {};
     this.paused = Boolean(controls.paused_by);
     this.held = controls.gate_open === false;

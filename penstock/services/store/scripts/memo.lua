@@ -7,6 +7,10 @@ if other then return other end
 if step > run.step then
   return wrong('version ' .. lineage .. '.' .. step .. ' is not published yet: advance first')
 end
+if run.commit_lineage == lineage and step < run.commit_step then
+  return wrong('version ' .. lineage .. '.' .. step .. ' is older than the last commit, ' .. lineage .. '.'
+    .. run.commit_step .. ': what was committed since is no longer told apart')
+end
 local open = redis.call('ZRANGEBYSCORE', QUEUES.applied, '(' .. step, '+inf')
 for _, name in ipairs({ 'returned', 'reserved', 'stored', 'taken' }) do
   for _, index in ipairs(members(name)) do open[#open + 1] = index end

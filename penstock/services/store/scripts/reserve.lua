@@ -6,10 +6,10 @@ local REPLY = prefix .. 'reply:' .. worker
 local function answer(lineage, published, why, expires, tickets)
   local reply = { 'ok', lineage, published, why, expires }
   for index, fence in string.gmatch(tickets, '(%d+):(%d+)') do
-    local found = redis.call('HMGET', entry(index), 'fence', 'state', 'payload')
+    local _, mine = held(index, fence)
     reply[#reply + 1] = index
     reply[#reply + 1] = fence
-    reply[#reply + 1] = found[1] == fence and found[2] == 'reserved' and found[3]
+    reply[#reply + 1] = mine == true and redis.call('HGET', entry(index), 'payload')
   end
   return reply
 end
