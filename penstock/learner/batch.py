@@ -225,6 +225,6 @@ def _facts(header: Mapping[str, str]) -> dict[str, Any]:
 def _gather(column: Array, lengths: Array, chosen: Array) -> Array:
     """Ragged pieces of `column`, in the order of `chosen`."""
     sizes = lengths[chosen]
-    # Where each piece begins in the column, less where it will begin: added to where an entry will be, it is where it is.
+    # Where each piece begins now, less where it will: added to where an entry will be, it is where the entry is now.
     shifts = (np.cumsum(lengths) - lengths)[chosen] - (np.cumsum(sizes) - sizes)
     return np.asarray(column[np.repeat(shifts, sizes) + np.arange(int(sizes.sum()))])
