@@ -103,6 +103,9 @@ def seal(
     `facts`: ranks, zero_stage, dtype, config_hash, updates, tokens, coefficients, began.
     """
     partial, folder = partial_of(root, version), folder_of(root, version)
+    # DeepSpeed leaves scripts of its own beside its state, which unpickle whatever they find; `model/` is for reading.
+    for script in partial.rglob("zero_to_*.py"):
+        script.unlink()
     manifest = {
         "format": _FORMAT,
         "version": str(version),

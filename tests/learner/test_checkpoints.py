@@ -21,9 +21,13 @@ def memo(issued=12):
 
 
 def write(root, step, lineage=0, facts=FACTS, **metrics):
-    version = Version(lineage, step)
-    partial = checkpoints.begin(root, version)
+    partial = checkpoints.begin(root, Version(lineage, step))
     (partial / "state").write_text("weights")
+    return write_parts(root, step, lineage, facts, **metrics)
+
+
+def write_parts(root, step, lineage=0, facts=FACTS, **metrics):
+    version = Version(lineage, step)
     return checkpoints.seal(root, version, memo(), metrics, facts)
 
 
@@ -36,6 +40,16 @@ def test_a_checkpoint_reads_back_as_it_was_written(tmp_path):
     assert found.metrics == {"reward/mean": 0.5}
     assert (found.folder / "state").read_text() == "weights"
     assert (tmp_path / "latest").read_text() == "step-000040-lineage-1"
+
+
+def test_scripts_that_unpickle_are_not_left_in_a_checkpoint(tmp_path):
+    """As DeepSpeed puts them there."""
+    partial = checkpoints.begin(tmp_path, Version(0, 40))
+    (partial / "critic").mkdir()
+    for script in (partial / "zero_to_fp32.py", partial / "critic" / "zero_to_torch.py"):
+        script.write_text("import torch")
+    written = write_parts(tmp_path, 40)
+    assert list(written.folder.rglob("*.py")) == []
 
 
 def test_adaptive_coefficients_come_back_and_older_checkpoints_have_none(tmp_path):

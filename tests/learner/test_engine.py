@@ -64,7 +64,7 @@ def test_no_file_of_a_checkpoint_is_run(team, tmp_path, stage):
     update(engine)
     engine.save(tmp_path / "kept")
     trap = Trap(tmp_path / "it ran")
-    files = [path for path in (tmp_path / "kept").rglob("*") if path.is_file()]
+    files = list((tmp_path / "kept").rglob("*.pt"))
     assert len(files) == (1 if stage == 0 else 2)
     for file in files:
         right = file.read_bytes()
@@ -76,11 +76,11 @@ def test_no_file_of_a_checkpoint_is_run(team, tmp_path, stage):
             bombs.append(buffer.getvalue())
         for bomb in bombs:
             file.write_bytes(bomb)
-            with pytest.raises(PenstockError, match="cannot load the checkpoint"):
+            with pytest.raises(PenstockError, match=r"cannot load the checkpoint.*UnpicklingError"):
                 engine.load(tmp_path / "kept")
             assert not trap.sprung, file
         file.write_bytes(right)
-    engine.load(tmp_path / "kept")
+    Engine(tiny_model(), section, 1).load(tmp_path / "kept")
 
 
 @pytest.mark.parametrize("stage", range(4))

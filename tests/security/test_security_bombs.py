@@ -283,6 +283,7 @@ def test_published_weights_are_tensors_or_an_error(tmp_path: Path, trap: Trap, f
     assert not trap.sprung
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("form", ["torch", "old torch", "pickle"])
 def test_a_model_s_pickled_weights_are_not_trusted(tmp_path: Path, trap: Trap, form: str) -> None:
     folder = tmp_path / "model"

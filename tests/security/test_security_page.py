@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterator
-from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
@@ -20,18 +19,19 @@ TOKEN = "correct-horse-battery-staple"
 PATHS = ["/", "/sign-in", "/api/status", "/api/run", "/api/live", "/static/page.js", "/library/uplot.js", "/nowhere"]
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> RunDir:
-    return RunDir.create(tmp_path, "watched", "name: watched\n")
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    return RunDir.create(tmp_path_factory.mktemp("runs"), "watched", "name: watched\n")
 
 
-@pytest.fixture
-def page(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+@pytest.fixture(scope="module")
+def page(run: RunDir) -> Iterator[int]:
     """The port of a page that asks for no token."""
-    monkeypatch.delenv("PENSTOCK_DASHBOARD_TOKEN", raising=False)
-    with beside(DashboardSection(enabled=True), run) as served:
-        assert served is not None
-        yield urlsplit(served.address).port or 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("PENSTOCK_DASHBOARD_TOKEN", raising=False)
+        with beside(DashboardSection(enabled=True), run) as served:
+            assert served is not None
+            yield urlsplit(served.address).port or 0
 
 
 def ask(port: int, path: str, *headers: str, method: str = "GET", body: str = "", host: str = "127.0.0.1") -> int:

@@ -51,7 +51,7 @@ def memory(scorer, server, secrets):
                 for area in areas:
                     ends, rights = area.split()[:2]
                     low, high = (int(end, 16) for end in ends.split("-"))
-                    if rights.startswith("rw") and high - low < 1 << 28:
+                    if rights.startswith("rw") and high - low < 1 << 26:
                         held.seek(low)
                         try:
                             yield held.read(high - low)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import socket
 import subprocess
@@ -82,9 +83,10 @@ def holding(files: Iterator[Path]) -> list[str]:
     """The files that hold one of the words."""
     found = []
     for path in files:
-        if path.is_file() and not path.is_symlink():
-            text = path.read_bytes()
-            found += [f"{path}: {word}" for word in WORDS if word.encode() in text]
+        with contextlib.suppress(FileNotFoundError):  # gone while we looked
+            if path.is_file() and not path.is_symlink():
+                text = path.read_bytes()
+                found += [f"{path}: {word}" for word in WORDS if word.encode() in text]
     return found
 
 
@@ -93,6 +95,7 @@ def heard(onlooker: Onlooker) -> list[str]:
     listed = subprocess.run(["ps", "axww", "-o", "args"], capture_output=True, text=True).stdout
     found = [f"ps: {word}" for word in WORDS if word in listed]
     for folder in Path(tempfile.gettempdir()).glob("penstock-ray-*"):
+        assert folder.stat().st_mode & 0o077 == 0, "closed to other users"
         found += holding(folder.rglob("*"))
     found += holding(Path("/dev/shm").rglob("*"))
     address = next(event.facts["address"] for event in onlooker.directory.read_events() if event.kind == "dashboard")
@@ -125,7 +128,7 @@ def test_secrets_stand_in_no_log_no_copy_of_the_run_file_no_error_and_no_page(
         "dashboard.enabled=true",
         "reward={rules: {judged: {rule: 'rule:judged'}}, environment: [JUDGE_KEY], folder: " + str(tmp_path) + "}",
         "tracking.wandb={project: p, mode: offline}",
-        "guards=[{when: 'off_policy/mean >= 0', for_steps: 1, do: [{webhook: $ALARM}]}]",
+        "guards=[{when: 'off_policy/mean >= 0', do: [{webhook: $ALARM}]}]",
         "checkpoints.every=2",
         "limits.steps=100000",
     ]
