@@ -65,7 +65,8 @@ class Play:
     def worker(self) -> float:
         """Tokens per second of a worker that plays every prompt once."""
         count = len(self._prompts)
-        store = Counted(self._server.url, f"run-{next(self._runs)}")
+        address = self._server.address(f"run-{next(self._runs)}")
+        store = Counted(address.url, address.run_id, password=address.password)
         store.attach(LedgerRules(0, count, count, 10**12))
         store.reconcile(FIRST, 0, "start")
         rules = Rules(group_size=MEMBERS, max_lag=0, max_groups=count)

@@ -4,7 +4,7 @@ The parts of a run that hold something, at `times` the demo's rate of 20 groups 
 
     worker       the rollout worker with a paced generator in the engine's place, and rules that answer at once
     store        the run's private Redis server
-    feed         the learner's feed: whole groups in, 64 of them a step; advance, and a commit every tenth step
+    feed         the learner's feed: whole groups in, 128 of them a step; advance, and a commit every tenth step
     supervisor   the real one, on a Ray cluster, with its journal; it looks at this ledger, and simulated actors answer
                  it and report train steps
 
@@ -40,7 +40,7 @@ from penstock.services.rundir import RunDir
 
 REAL_RATE = 20.0
 """Groups per second of the demo, which makes a step of 32 in about a second and a half."""
-MEMBERS, GROUPS, COMMIT = 8, 64, 10
+MEMBERS, GROUPS, COMMIT = 8, 128, 10
 MEAN_LENGTH = 4.2
 """Tokens of the demo's answers."""
 BLOCK, WARM, FLAT = 10.0, 0.2, 0.05
@@ -86,7 +86,7 @@ def play(address: Any, rate: float) -> None:
         text_of=lambda tokens: " ".join(map(str, tokens)),
     )
     generator._version = FIRST
-    rules = Rules(group_size=MEMBERS, max_lag=2, max_groups=128)
+    rules = Rules(group_size=MEMBERS, max_lag=2, max_groups=256)
     RolloutWorker("rollout-0", address.connect(), generator, Judge(), Sums(), Sampling(max_tokens=16), rules).run()
 
 
@@ -210,10 +210,12 @@ def soak(folder: Path, rate: float, seconds: float) -> dict[str, Any]:
         journal.close()
     done = last.by_state["applied"] + last.by_state["committed"]
     done -= first.by_state["applied"] + first.by_state["committed"]
+    through = last.issued - first.issued
     return {
         "minutes": round(seconds / 60, 1),
-        "groups": done,
-        "times_the_real_rate": round(done / seconds / REAL_RATE, 1),
+        "groups": through,
+        "trained": done,
+        "times_the_real_rate": round(through / seconds / REAL_RATE, 1),
         "memory": (memory := watch.report()),
         "balanced": balanced and last.balanced,
         "flat": all(each["flat"] for each in memory.values()),

@@ -224,7 +224,7 @@ def _facts(header: Mapping[str, str]) -> dict[str, Any]:
 
 def _gather(column: Array, lengths: Array, chosen: Array) -> Array:
     """Ragged pieces of `column`, in the order of `chosen`."""
-    if len(chosen) == 0:
-        return column[:0]
-    pieces = np.split(column, np.cumsum(lengths)[:-1])
-    return np.concatenate([pieces[i] for i in chosen])
+    sizes = lengths[chosen]
+    # Where each piece begins now, less where it will: added to where an entry will be, it is where the entry is now.
+    shifts = (np.cumsum(lengths) - lengths)[chosen] - (np.cumsum(sizes) - sizes)
+    return np.asarray(column[np.repeat(shifts, sizes) + np.arange(int(sizes.sum()))])

@@ -227,11 +227,10 @@ def prune(root: Path, keep_last: int, keep_best: str | None, best: Literal["max"
     return gone
 
 
-def must_fit(checkpoint: Checkpoint, ranks: int, zero_stage: int, dtype: str) -> None:
-    """Raises PenstockError unless an engine of this layout can load the checkpoint."""
-    wanted = {"learner.ranks": ranks, "learner.zero_stage": zero_stage, "learner.dtype": dtype}
+def must_fit(checkpoint: Checkpoint, zero_stage: int, dtype: str) -> None:
+    """Raises PenstockError unless engines of this kind can load the checkpoint; on how many ranks does not matter."""
+    wanted = {"learner.zero_stage": zero_stage, "learner.dtype": dtype}
     found = {
-        "learner.ranks": checkpoint.ranks,
         "learner.zero_stage": checkpoint.zero_stage,
         "learner.dtype": checkpoint.dtype,
     }

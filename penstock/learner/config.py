@@ -28,8 +28,8 @@ class ScheduleSection(Section):
 class TrainingSection(Section):
     """What every stage that trains needs: layout of the model over the ranks, and the update rule."""
 
-    ranks: int = Field(1, ge=1, le=4096)
-    """Data-parallel processes."""
+    ranks: int = on_resume(1, ge=1, le=4096)
+    """Data-parallel processes. A run may be resumed with another number of them."""
     zero_stage: Literal[0, 1, 2, 3] = 1
     """DeepSpeed ZeRO: 0 copies everything to every rank, 1 shards optimizer states, 2 also gradients, 3 also
     parameters."""

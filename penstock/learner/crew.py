@@ -27,6 +27,7 @@ from penstock.learner.engine import Engine
 from penstock.learner.engines import Engines
 from penstock.learner.ranks import Team
 from penstock.learner.step import train_step
+from penstock.learner.universal import restore
 from penstock.services.logprobs import sequence_logprobs
 from penstock.services.weights.manifest import ProbeRecord, probe_tokens
 
@@ -169,7 +170,7 @@ class Crew:
         self._save(folder)
 
     def load(self, folder: Path) -> None:
-        """Go back to the state in `folder`, which this layout of ranks has written; returns when every rank has."""
+        """Go back to the checkpoint in `folder`; returns when every rank has."""
         self._announce(Load(str(folder)))
         self._load(folder)
 
@@ -241,7 +242,7 @@ class Crew:
 
     def _load(self, folder: Path) -> None:
         self._beat("loading a checkpoint")
-        self.engines.load(folder)
+        restore(self.engines, self.team, folder, self._beat)
         self._beat("waiting for all ranks to load a checkpoint")
         self.team.barrier()
         self._beat("loaded a checkpoint")

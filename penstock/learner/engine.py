@@ -29,11 +29,11 @@ from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
 from penstock.learner.config import TrainingSection
 from penstock.learner.critic import ValueModel
 from penstock.learner.routing import checkpoint_contexts
+from penstock.learner.universal import STATE, allowed, tensors_only
 from penstock.services.contracts import PenstockError
 from penstock.services.logprob_model import LogprobModel
 
 deepspeed.utils.logger.setLevel("WARNING")
-_TAG = "deepspeed"
 
 
 class Update(NamedTuple):
@@ -183,16 +183,18 @@ class Engine:
 
     def save(self, folder: Path) -> None:
         """Write weights, optimizer and the number of updates into `folder`, every rank its part."""
-        self._engine.save_checkpoint(str(folder), tag=_TAG, client_state={"updates": self.updates}, save_latest=False)
+        self._engine.save_checkpoint(str(folder), tag=STATE, client_state={"updates": self.updates}, save_latest=False)
 
-    def load(self, folder: Path) -> None:
-        """Inverse of `save`, for the same number of ranks and ZeRO stage. Raises PenstockError."""
+    def load(self, folder: Path, universal: bool = False) -> None:
+        """Inverse of `save`, for the same ZeRO stage and the same number of ranks; `universal`: in the form that any
+        number can load (`universal.restore`). Raises PenstockError."""
         try:
-            found, state = self._engine.load_checkpoint(str(folder), tag=_TAG)
+            with _universal(self._engine) if universal else contextlib.nullcontext():
+                found, state = self._engine.load_checkpoint(str(folder), tag=STATE)
         except Exception as error:
             raise PenstockError(f"cannot load the checkpoint {folder}: {type(error).__name__}: {error}") from error
         if found is None:
-            raise PenstockError(f"{folder} holds no state of the learner: {folder / _TAG} is missing or incomplete")
+            raise PenstockError(f"{folder} holds no state of the learner: {folder / STATE} is missing or incomplete")
         self.updates = int(state["updates"])
 
 
@@ -203,16 +205,27 @@ class _CheckpointFiles(TorchCheckpointEngine):  # type: ignore[misc]  # no types
         super().save(_without_enums(state_dict), path)
 
     def load(self, path: str, map_location: Any = None) -> Any:
-        with torch.serialization.safe_globals(_allowed()):
-            return torch.load(path, map_location=map_location, weights_only=True)
+        torch.serialization.add_safe_globals(allowed())
+        return torch.load(path, map_location=map_location, weights_only=True)
 
 
-def _allowed() -> list[Any]:
-    """What DeepSpeed puts into its files besides tensors and plain values."""
-    from deepspeed.runtime.fp16.loss_scaler import LossScaler
-    from deepspeed.utils.tensor_fragment import fragment_address
-
-    return [LossScaler, fragment_address]
+@contextlib.contextmanager
+def _universal(engine: Any) -> Iterator[None]:
+    """Inside, the engine takes what it loads for a universal checkpoint. Its code for that reads files by itself, so
+    torch is told to allow no more in them than elsewhere. It gives every group of parameters the settings of the first,
+    which decays what must not be decayed, and with ZeRO 3 all share one counter of updates, which each moves on."""
+    settings = [{k: v for k, v in group.items() if k != "params"} for group in engine.optimizer.param_groups]
+    engine._config.load_universal_checkpoint = True
+    try:
+        with tensors_only():
+            yield
+    finally:
+        engine._config.load_universal_checkpoint = False
+    for group, own in zip(engine.optimizer.param_groups, settings, strict=True):
+        group.update(own)
+    for state in getattr(engine.optimizer, "optimizer", engine.optimizer).state.values():
+        if isinstance(state.get("step"), Tensor):
+            state["step"] = state["step"].clone()
 
 
 def _without_enums(state: Any) -> Any:

@@ -76,11 +76,11 @@ class Engines:
         if self.critic is not None:
             self.critic.save(folder / _CRITIC)
 
-    def load(self, folder: Path) -> None:
-        """Inverse of `save`, for the same engines. Raises PenstockError."""
-        self.policy.load(folder)
+    def load(self, folder: Path, universal: bool = False) -> None:
+        """Inverse of `save`, for the same engines; see `Engine.load`. Raises PenstockError."""
+        self.policy.load(folder, universal)
         if self.critic is not None:
-            self.critic.load(folder / _CRITIC)
+            self.critic.load(folder / _CRITIC, universal)
 
 
 def build(model: ModelSection, section: LearnerSection, value: Value) -> Engines:

@@ -99,6 +99,7 @@ class LearnerRank(Rank):
         from penstock.learner.crew import Crew
         from penstock.learner.loop import LearnerLoop
         from penstock.learner.loop_settings import LoopSettings
+        from penstock.learner.universal import restore
         from penstock.services.models import load_tokenizer, save_model
         from penstock.services.token_texts import texts_by
 
@@ -107,14 +108,14 @@ class LearnerRank(Rank):
             torch.set_num_threads(plan.threads)
         resume = checkpoints.read(plan.resume) if plan.resume is not None else None
         if resume is not None:
-            checkpoints.must_fit(resume, plan.learner.ranks, plan.learner.zero_stage, plan.learner.dtype)
+            checkpoints.must_fit(resume, plan.learner.zero_stage, plan.learner.dtype)
         self._beat("meeting the other ranks")
         team = ranks.join(self._rank, plan.learner.ranks, plan.meet_at, plan.learner.collective_timeout)
         self._beat("loading the model")
         built = engines.build(plan.model, plan.learner, plan.algorithm.value)
         if resume is not None:
             self._beat("loading the checkpoint")
-            built.load(resume.folder)
+            restore(built, team, resume.folder, self._beat)
             self._beat("loaded the checkpoint")
         algorithm = bind(plan.algorithm)
         crew = Crew(team, built, algorithm, plan.learner, self._beat)

@@ -36,11 +36,22 @@ class Meter:
 
     def sampled(self, tokens: int) -> None:
         self.totals["tokens"] += tokens
-        self._recent.append((self._clock(), tokens, 0.0))
+        self._note(tokens, 0.0)
 
     def waited(self, seconds: float) -> None:
-        self._recent.append((self._clock(), 0, seconds))
+        self._note(0, seconds)
         self._waited += seconds
+
+    def _note(self, tokens: int, seconds: float) -> None:
+        """What is older than the window is forgotten here, and not only when somebody asks: perhaps nobody does."""
+        now = self._clock()
+        with self._reading:
+            self._recent.append((now, tokens, seconds))
+            self._forget(now)
+
+    def _forget(self, now: float) -> None:
+        while self._recent and self._recent[0][0] < now - WINDOW:
+            self._recent.popleft()
 
     def swapped(self, report: SwapReport) -> None:
         self.totals["swaps"] += 1
@@ -50,8 +61,7 @@ class Meter:
         """By metric name. Called from any thread."""
         now = self._clock()
         with self._reading:
-            while self._recent and self._recent[0][0] < now - WINDOW:
-                self._recent.popleft()
+            self._forget(now)
             recent = list(self._recent)
         seconds = max(min(WINDOW, now - self._began), 1e-3)
         values = {f"rollout/{name}": float(count) for name, count in dict(self.totals).items()}

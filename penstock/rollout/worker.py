@@ -37,8 +37,8 @@ LOOK = 0.25
 """Seconds between looks at which version is published; an answer about prompts says it, too."""
 RETRY = (0.05, 1.0)
 """Seconds between questions at a closed gate: at first, and at most."""
-SLOWER = 1.25
-"""Every pause at a closed gate is so much longer than the one before: a quarter of what was waited already, so that an
+SLOWER = 1.1
+"""Every pause at a closed gate is so much longer than the one before: a tenth of what was waited already, so that an
 opening is seen soon, and whoever waits for long asks seldom."""
 REST = 0.2
 """Longest rest of a worker with nothing to generate; scores, jobs and a drain wake it earlier."""

@@ -172,6 +172,8 @@ def test_nor_does_one_that_is_killed_after_its_fine_tuning(tmp_path, monkeypatch
     monkeypatch.setattr(rank, "run", lambda: None)
     tuning = object.__new__(_Tuning)
     tuning._journal, tuning._asked, tuning._record = Mock(), Interruption(), Mock()
-    tuning._run_file = SimpleNamespace(deadlines=SimpleNamespace(drain=10.0, start=10.0))
+    tuning._run_file = SimpleNamespace(
+        deadlines=SimpleNamespace(drain=10.0, start=10.0), recording=SimpleNamespace(plots=False)
+    )
     assert tuning._follow([rank]) == "the data is used up"
     assert "sft-0 was killed after its work was done" in tuning._journal.warn.call_args.args[0]

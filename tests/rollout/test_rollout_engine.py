@@ -80,6 +80,21 @@ def test_a_swap_in_mid_answer_gives_spans_and_with_recomputed_kv_every_token_is_
     assert crossed > 0 and {len(answer.spans) for answer in done.values()} <= {1, 2}
 
 
+def test_weights_are_verified_while_answers_go_on_and_the_swap_need_not_wait_for_it(lab: Lab, engine: Any):
+    version = lab.publish(lab.models[1])
+    engine.submit(request("ahead"))
+    sampled, asked = engine.sampled, 0
+    while not engine.prepared(version):
+        steps(engine, 1)
+        asked += 1
+        assert asked < 10_000, "it is never verified"
+    assert engine.sampled >= sampled + min(asked, 1) and engine.version != version
+    report = engine.swap(version)
+    assert report.verify < 0.01 and report.gap is not None and report.gap < 1e-4
+    assert engine.version == version
+    finish(engine)
+
+
 def test_a_reload_that_leaves_the_packed_output_layer_behind_is_caught(
     lab: Lab, engine: Any, monkeypatch: pytest.MonkeyPatch
 ):

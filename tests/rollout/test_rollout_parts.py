@@ -168,6 +168,17 @@ def test_rates_are_over_the_last_half_minute():
     assert meter.read()["rollout/tokens"] == 900
 
 
+def test_a_meter_that_nobody_reads_forgets_what_is_older_than_its_window():
+    now = [0.0]
+    meter = Meter(lambda: now[0])
+    for second in range(100):
+        now[0] = float(second)
+        meter.sampled(5)
+        meter.waited(0.5)
+    assert len(meter._recent) == 2 * 31
+    assert meter.read()["rollout/tokens_per_second"] == pytest.approx(5 * 31 / 30)
+
+
 def test_every_count_of_the_catalogue_is_there_from_the_start():
     """That something grew is seen only where it was 0 before."""
     counted = {name for name, metric in METRICS.items() if "since" in metric.help or name.startswith("rollout/tokens_")}

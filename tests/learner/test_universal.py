@@ -1,0 +1,142 @@
+"""A checkpoint of two ranks loaded by one, and of one by two: the weights bit by bit, and the next update."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+from bombs import Trap, forms
+from learner_parts import on_two_ranks, same, tiny_model
+from test_engine import ROWS
+
+from penstock.learner import checkpoints, ranks, universal
+from penstock.learner.config import LearnerSection
+from penstock.learner.engines import Engines
+from penstock.services.contracts import PenstockError
+from penstock.services.logprobs import window_logprobs
+from penstock.services.replay import LedgerMemo
+from penstock.services.versions import Version
+
+pytestmark = pytest.mark.engine
+LAYOUTS = (("float32", 0), ("float32", 1), ("float32", 2), ("float32", 3), ("bfloat16", 1), ("bfloat16", 3))
+VERSION = Version(0, 1)
+MEMO = LedgerMemo(1, 0, {}, (), {})
+
+
+def engines_of(dtype, stage, count, seed=0):
+    from penstock.learner.engine import Engine
+
+    # An ε that is not small beside gradients: their rounding is not to decide the sign of an update.
+    section = LearnerSection(dtype=dtype, zero_stage=stage, ranks=count, weight_decay=0.1, eps=1e-3)
+    return Engines(Engine(tiny_model(seed=seed), section, count))
+
+
+def update(engines, count):
+    """The same update on any number of ranks: each has an equal share of the same loss."""
+    logp, _ = window_logprobs(engines.policy, ROWS)
+    engines.policy.backward(-logp.sum() / (20 * count), True)
+    return engines.policy.step(1e-2)
+
+
+def written(engines, team, root, dtype, stage):
+    """The checkpoint of a run that has made two updates, and the weights before and after a third."""
+    for _ in range(2):
+        update(engines, team.size)
+    if team.leads:
+        checkpoints.begin(root, VERSION)
+    team.barrier()
+    engines.save(checkpoints.partial_of(root, VERSION))
+    team.barrier()
+    facts = {"ranks": team.size, "zero_stage": stage, "dtype": dtype, "config_hash": "", "updates": 2, "tokens": 1}
+    if team.leads:
+        checkpoints.seal(root, VERSION, MEMO, {}, facts)
+    team.barrier()
+    before = engines.policy.snapshot(True)
+    update(engines, team.size)
+    return before, engines.policy.snapshot(True)
+
+
+def loaded(team, root, dtype, stage):
+    """Weights after loading, after an update, and how many updates were counted."""
+    engines = engines_of(dtype, stage, team.size, seed=5)
+    universal.restore(engines, team, checkpoints.folder_of(root, VERSION))
+    before = engines.policy.snapshot(True)
+    update(engines, team.size)
+    return before, engines.policy.snapshot(True), engines.policy.updates
+
+
+def of_two(rank, address, folder):
+    """Both ranks write a checkpoint per layout, and load that which one rank has written."""
+    torch.set_num_threads(1)
+    team = ranks.join(rank, 2, address, 120.0)
+    results = {}
+    for dtype, stage in LAYOUTS:
+        name = f"{dtype} {stage}"
+        root = Path(folder) / "two" / name
+        results[f"written {name}"] = written(engines_of(dtype, stage, 2), team, root, dtype, stage)
+        results[f"loaded {name}"] = loaded(team, Path(folder) / "one" / name, dtype, stage)
+    torch.save(results, Path(folder) / f"rank-{rank}.pt")
+    team.barrier()
+
+
+@pytest.fixture(scope="module")
+def both(team):
+    """What one rank has written, what two have written and loaded, and the folder."""
+    with tempfile.TemporaryDirectory() as folder:
+        ones = {}
+        for dtype, stage in LAYOUTS:
+            root = Path(folder) / "one" / f"{dtype} {stage}"
+            ones[f"{dtype} {stage}"] = written(engines_of(dtype, stage, 1), team, root, dtype, stage)
+        twos, _ = on_two_ranks(of_two, Path(folder))
+        yield ones, twos, Path(folder)
+
+
+def close(one, other, dtype):
+    tolerance = 1e-6 if dtype == "float32" else 2e-2
+    return one.keys() == other.keys() and all(
+        torch.allclose(one[name].float(), other[name].float(), atol=tolerance, rtol=tolerance) for name in one
+    )
+
+
+def moved(one, other):
+    return max(float((one[name].float() - other[name].float()).abs().max()) for name in one)
+
+
+@pytest.mark.parametrize(("dtype", "stage"), LAYOUTS)
+def test_two_ranks_go_on_from_the_checkpoint_of_one(both, dtype, stage):
+    ones, twos, _ = both
+    before, after = ones[f"{dtype} {stage}"]
+    found, updated, updates = twos[f"loaded {dtype} {stage}"]
+    assert same(found, before)
+    assert updates == 3
+    assert moved(updated, found) > 1e-3
+    assert close(updated, after, dtype)
+
+
+@pytest.mark.parametrize(("dtype", "stage"), LAYOUTS)
+def test_one_rank_goes_on_from_the_checkpoint_of_two(both, team, dtype, stage):
+    _, twos, folder = both
+    before, after = twos[f"written {dtype} {stage}"]
+    root = folder / "two" / f"{dtype} {stage}"
+    found, updated, updates = loaded(team, root, dtype, stage)
+    assert same(found, before)
+    assert updates == 3
+    assert close(updated, after, dtype)
+    assert sorted(path.name for path in root.iterdir()) == ["latest", "step-000001-lineage-0"], "nothing is left"
+
+
+@pytest.mark.parametrize("form", ["torch", "pickle"])
+@pytest.mark.parametrize("stage", [2, 3])
+def test_a_checkpoint_with_code_in_it_is_not_run_by_the_conversion(both, team, tmp_path, stage, form):
+    *_, folder = both
+    root = folder / "two" / f"float32 {stage}"
+    trap = Trap(tmp_path / "it ran")
+    for file in checkpoints.folder_of(root, VERSION).rglob("*.pt"):
+        right = file.read_bytes()
+        file.write_bytes(forms(trap)[form])
+        with pytest.raises(PenstockError, match="cannot be brought into the universal form"):
+            loaded(team, root, "float32", stage)
+        assert not trap.sprung
+        file.write_bytes(right)
