@@ -9,7 +9,7 @@ the run's last event, out of the phases that every actor has written into `activ
     cause    of `nobody`: from the last actor's end on (Ray ends, plots are drawn), while all workers wait for the gate,
              and the rest
     idle     by role, the mean share in which its actors had nothing to do: a worker without an answer to generate, a
-             learner without groups, a scorer without a group
+             learner without groups; a scorer without a group, as seen at the end of every step
     phases   by role, the share of every phase, as a mean over its actors
 
 `longest` are the longest stretches in which nobody works, with the seconds since the beginning and what the actors were
@@ -114,7 +114,7 @@ def measure(run: RunDir) -> dict[str, Any]:
         "nobody": round(_total(nobody) / whole, 4),
         "strict": round(_total(strict) / whole, 4),
         "cause": {name: round(seconds / whole, 4) for name, seconds in causes.items()},
-        "idle": {role: round(share, 4) for role, share in (idle | scorer_idle(run, whole)).items()},
+        "idle": {role: round(share, 4) for role, share in (idle | scorer_idle(run)).items()},
         "phases": {role: _mean_of(several) for role, several in roles.items()},
         "longest": [
             {"at": round(a - first, 2), "seconds": round(b - a, 2), "in": _phases_at(lanes, (a + b) / 2)}
@@ -125,13 +125,13 @@ def measure(run: RunDir) -> dict[str, Any]:
     }
 
 
-def scorer_idle(run: RunDir, seconds: float) -> dict[str, float]:
-    """Scorers have no lanes: from how many groups they have judged, and how long one took."""
+def scorer_idle(run: RunDir) -> dict[str, float]:
+    """Scorers have no lanes: the share of the steps at whose end none had a group in its hands."""
     rows = penstock.open_run(run.path).metrics
-    if "scorer/groups" not in rows or "scorer/seconds" not in rows:
+    if "scorer/in_hand" not in rows:
         return {}
-    busy = float(rows["scorer/groups"].dropna().iloc[-1] * rows["scorer/seconds"].dropna().iloc[-1])
-    return {"scorer": max(0.0, 1 - busy / seconds)}
+    in_hand = rows["scorer/in_hand"].dropna()
+    return {"scorer": float((in_hand == 0).mean())} if len(in_hand) else {}
 
 
 def phases_of(spans: list[Span], begin: float, end: float) -> dict[str, float]:
