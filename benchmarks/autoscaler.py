@@ -7,13 +7,12 @@ same run; the numbers that follow from that; the number it settled at, how long 
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
 import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks import measuring
 from benchmarks.drills import RECIPE, Onlooker, inputs_in, played
 from penstock.api import Run
 from penstock.rollout.config import AutoscaleSection
@@ -120,9 +119,11 @@ def summary(run: Run, many: float) -> dict[str, Any]:
 
 def main() -> None:
     """Measure once and print the line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = measuring.parser(__doc__)
     parser.add_argument("--folder", type=Path, default=Path("runs/autoscaler"), help="where the run and its inputs go")
-    print(json.dumps(measured(parser.parse_args().folder.resolve())), flush=True)
+    args = parser.parse_args()
+    line = measuring.Line("autoscaler")
+    line.end(measured(args.folder.resolve()), args.keep)
 
 
 if __name__ == "__main__":

@@ -85,14 +85,15 @@ class Line:
             **facts,
         }
 
-    def end(self, values: Mapping[str, Any], keep: bool) -> dict[str, Any]:
-        """Print it, and `keep` it for the table. Returns it."""
+    def end(self, values: Mapping[str, Any], keep: bool, part: str = "") -> dict[str, Any]:
+        """Print it, and `keep` it for the table, in a file of its own for each `part`. Returns it."""
         self._values["load"].append(round(os.getloadavg()[0], 1))
         self._values |= values
         print(json.dumps(self._values), flush=True)
         if keep:
             RESULTS.mkdir(exist_ok=True)
-            (RESULTS / f"{self._values['benchmark']}.json").write_text(json.dumps(self._values) + "\n")
+            name = "-".join(filter(None, (self._values["benchmark"], part)))
+            (RESULTS / f"{name}.json").write_text(json.dumps(self._values) + "\n")
         return self._values
 
 

@@ -15,9 +15,7 @@ One JSON line:
 
 from __future__ import annotations
 
-import argparse
 import http.client
-import json
 import re
 import shutil
 import statistics
@@ -36,6 +34,7 @@ import psutil
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 
+from benchmarks import measuring
 from benchmarks.page_run import write
 from penstock.services.dashboard.app import STATIC
 from penstock.services.rundir import RunDir
@@ -174,9 +173,10 @@ def watched(run: RunDir, process: psutil.Process, steps: int, seconds: int = 10)
 
 def main() -> None:
     """Measure, and print one line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = measuring.parser(__doc__)
     parser.add_argument("--steps", type=int, default=100_000)
     asked = parser.parse_args()
+    line = measuring.Line("page")
     with tempfile.TemporaryDirectory() as folder, browser() as page:
         run = write(Path(folder) / "long", asked.steps)
         size = run.metrics.stat().st_size
@@ -189,7 +189,6 @@ def main() -> None:
             warm = statistics.median(paint(page, address) for _ in range(3))
             share = watched(run, process, asked.steps + UPDATES + 1)
     result = {
-        "benchmark": "page",
         "steps": asked.steps,
         "series": 100,
         "metrics_bytes": size,
@@ -202,7 +201,7 @@ def main() -> None:
         "update_limit": UPDATE_LIMIT,
         "met": max(cold, warm) <= PAINT_LIMIT and max(found["update"], found["whole"]) <= UPDATE_LIMIT,
     }
-    print(json.dumps(result))
+    line.end(result, asked.keep)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ The carry recipe on the real engines, with one worker and the learner at work. T
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import subprocess
@@ -25,6 +24,7 @@ from typing import Any
 
 import psutil
 
+from benchmarks import measuring
 from benchmarks.carry import HERE, demo
 from benchmarks.drills import Onlooker, played
 from penstock.deploy.cluster import actor_environment
@@ -140,7 +140,6 @@ def up(folder: Path, rounds: int) -> dict[str, Any]:
     played(RUN_FILE, overrides, play)
     ratio = statistics.median(joins) / statistics.median(bare)
     return {
-        "benchmark": "scale_up",
         "command_to_first_group_seconds": [round(value, 2) for value in joins],
         "bare_engine_seconds": [round(value, 2) for value in bare],
         "ratio": round(ratio, 3),
@@ -161,7 +160,6 @@ def down(folder: Path, rounds: int) -> dict[str, Any]:
     left = [event.facts["tokens"] for event in run.events if event.kind == "left"]
     lost = sum(t["sampled"] + t["resumed"] - t["put"] - t["handed_back"] for t in left)
     return {
-        "benchmark": "scale_down",
         "workers": len(left),
         "sampled": sum(t["sampled"] for t in left),
         "handed_on": sum(t["handed_back"] for t in left),
@@ -173,7 +171,7 @@ def down(folder: Path, rounds: int) -> dict[str, Any]:
 
 def main() -> None:
     """Measure and print the lines."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = measuring.parser(__doc__)
     parser.add_argument("--folder", type=Path, default=Path("runs"), help="where the run and its inputs go")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--bare", nargs="+", metavar="OVERRIDE", help=argparse.SUPPRESS)
@@ -182,7 +180,8 @@ def main() -> None:
         answer_once(args.bare)
         return
     for measure in (up, down):
-        print(json.dumps(measure(args.folder.resolve(), args.rounds)), flush=True)
+        line = measuring.Line(f"scale_{measure.__name__}")
+        line.end(measure(args.folder.resolve(), args.rounds), args.keep)
 
 
 if __name__ == "__main__":

@@ -20,14 +20,13 @@ smallest.
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks import measuring
 from benchmarks.supervision_driver import Driver
 from benchmarks.supervision_gate import Gate
 
@@ -57,14 +56,15 @@ def flatness(values: list[float]) -> float:
 
 def main() -> None:
     """Both, one after the other."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = measuring.parser(__doc__)
     parser.add_argument("--workers", type=int, nargs="+", default=list(WORKERS))
     parser.add_argument("--times", type=int, default=5)
     parser.add_argument("--steps", type=int, default=6, help="train steps of one measurement of the gate")
     parser.add_argument("--seconds", type=float, default=5.0, help="of one measurement of the supervisor")
     parser.add_argument("--only", choices=["gate", "supervisor"])
     args = parser.parse_args()
-    line: dict[str, Any] = {"benchmark": "supervision", "groups_per_second": RATE, "groups_per_step": GROUPS}
+    kept = measuring.Line("supervision", groups_per_second=RATE, groups_per_step=GROUPS)
+    line: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="penstock-bench-") as folder:
         if args.only != "supervisor":
             with Gate(Path(folder)) as gate:
@@ -82,7 +82,7 @@ def main() -> None:
         parts["both"] = {n: round(sum(part[n] for part in parts.values()), 1) for n in args.workers}
     line["us_per_group"] = parts
     line["flat"] = {name: flatness(list(part.values())) for name, part in parts.items()}
-    print(json.dumps(line))
+    kept.end(line, args.keep)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,6 @@ With `--unwatched` the same runs without page, exporters, trackers and scrapes f
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import os
@@ -41,6 +40,7 @@ from typing import Any
 
 import psutil
 
+from benchmarks import measuring
 from benchmarks.carry import HERE, inputs_of
 from penstock.deploy.leftovers import marked
 from penstock.services.rundir import RunDir
@@ -250,14 +250,15 @@ def _step(run: RunDir) -> int:
 
 def main() -> None:
     """The runs one after the other."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = measuring.parser(__doc__)
     parser.add_argument("--runs", nargs="+", choices=list(RUNS), default=list(RUNS))
     parser.add_argument("--seconds", type=float, default=90.0)
     parser.add_argument("--unwatched", action="store_true", help="also the same runs without watching")
     args = parser.parse_args()
     for name in args.runs:
         for watched in (True, False) if args.unwatched else (True,):
-            print(json.dumps(measured(name, args.seconds, watched)), flush=True)
+            line = measuring.Line("watching")
+            line.end(measured(name, args.seconds, watched), args.keep and watched, name)
 
 
 if __name__ == "__main__":

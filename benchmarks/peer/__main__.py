@@ -16,7 +16,6 @@ over the seeds of either side, and of the ratio within a seed, more than 1 where
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import statistics
@@ -24,6 +23,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from benchmarks import measuring
 from benchmarks.carry import RUNS
 from benchmarks.peer import ours, theirs
 from benchmarks.peer.curve import Curve
@@ -66,9 +66,6 @@ def compare(name: str, seeds: list[int], steps: int, folder: Path, python: Path)
         print(json.dumps({"seed": seed, "task": name, "penstock": rows[-1][2], "trl": rows[-1][3]}), flush=True)
     unit = "seconds_to_0.90" if name == "short" else "trained_tokens_per_second"
     return {
-        "benchmark": "peer",
-        "task": name,
-        "seeds": seeds,
         "unit": unit,
         "penstock": middle([row[2] for row in rows]),
         "trl": middle([row[3] for row in rows]),
@@ -89,7 +86,7 @@ def compare(name: str, seeds: list[int], steps: int, folder: Path, python: Path)
 
 def main() -> None:
     """The tasks that were asked for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = measuring.parser(__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--tasks", nargs="+", choices=list(GOALS), default=list(GOALS))
     parser.add_argument("--steps", type=int, default=12, help="of the long-tail task")
@@ -97,7 +94,8 @@ def main() -> None:
     python = theirs.environment(RUNS / "peer-env")
     with tempfile.TemporaryDirectory(prefix="penstock-peer-") as scratch:
         for name in args.tasks:
-            print(json.dumps(compare(name, args.seeds, args.steps, Path(scratch), python)), flush=True)
+            line = measuring.Line("peer", task=name, seeds=args.seeds)
+            line.end(compare(name, args.seeds, args.steps, Path(scratch), python), args.keep, name)
 
 
 if __name__ == "__main__":
