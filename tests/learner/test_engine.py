@@ -147,7 +147,7 @@ def test_a_rank_that_nobody_joins_says_for_whom_it_waited():
         "except Exception as e:\n    print(type(e).__name__, e)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert done.stdout.startswith("DeadlinePassed learner rank 0 of 2 waited")
+    assert done.stdout.startswith("RankLate learner rank 0 of 2 waited")
 
 
 def test_a_process_cannot_change_its_place(team):

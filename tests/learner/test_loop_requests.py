@@ -15,7 +15,7 @@ from loop_parts import loop_of, many_small_tokens, run_with_worker
 from penstock.learner import checkpoints
 from penstock.learner.coefficients import Coefficients
 from penstock.learner.requests import Requests
-from penstock.services.replay import LedgerRules
+from penstock.services.replay import LedgerMemo, LedgerRules
 from penstock.services.store.memory import MemoryStore
 from penstock.services.versions import Version
 
@@ -240,13 +240,15 @@ def two_ranks_go_back(rank: int, address: str, folder: str) -> None:
         torch.save({"done": torch.ones(1)}, f"{folder}/rank-1.pt")
         return
     before = crew.snapshot()
-    checkpoint = Path(folder) / "checkpoint"
-    crew.save(checkpoint)
+    root, version = Path(folder) / "checkpoints", Version(0, 1)
+    crew.save(checkpoints.begin(root, version))
+    facts = {"ranks": 2, "zero_stage": 2, "dtype": "float32", "config_hash": "", "updates": 0, "tokens": 0}
+    saved = checkpoints.seal(root, version, LedgerMemo(0, 0, {}, (), {}), {}, facts)
     with torch.no_grad():
         for parameter in engine.module.parameters():
             parameter.add_(1.0)
     changed = crew.snapshot()
-    crew.load(checkpoint)
+    crew.load(saved.folder)
     after = crew.snapshot()
     crew.end()
     torch.save(
