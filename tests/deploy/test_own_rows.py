@@ -185,7 +185,7 @@ def test_the_processes_of_the_learner_can_import_the_row(own: Path, tmp_path: Pa
         options = {"num_cpus": 1, "runtime_env": environment}
         rank = start_rank("learner-1", tmp_path / "log", options, run.algorithm.folder, None, 0)
         # The plan names a class of my_rows: unpacking it is what needs the module.
-        assert ray.get(rank.prepare.remote(1, plan, None, None, None), timeout=120) is None
+        assert ray.get(rank.prepare.remote(1, plan, "", None, None, None), timeout=120) is None
     finally:
         cluster.close()
 

@@ -13,7 +13,7 @@ import pytest
 from benchmarks.drills import RECIPE, Onlooker, inputs_in, played
 from penstock.services.control import Pause, Resume, SetCoefficient, Stop
 
-pytestmark = [pytest.mark.engine, pytest.mark.slow]
+pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.story]
 
 OVERRIDES = (
     "name=drill-recovered",
