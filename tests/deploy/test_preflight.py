@@ -60,6 +60,7 @@ def test_a_mistake_is_found_with_its_key_and_what_is_allowed(
     ("override", "key", "said"),
     [
         ("limits.steps=null", "limits", "nothing ends this run but you"),
+        ("deadlines.silence=30", "deadlines.silence", "still for store.deadline, 30 s, and would be ended"),
         ("staleness.max_lag=0", "rollout.workers", "some of the 40 workers have nothing to do"),
         ("engine.dtype=bfloat16", "engine.dtype", "did you mean 'float32'?"),
         ("checkpoints.every=60", "checkpoints.every", "one checkpoint, at its end"),

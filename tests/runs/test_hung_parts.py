@@ -21,7 +21,7 @@ from penstock.services.store.server import PrivateServer
 pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.story]
 
 DRILL = RECIPE / "drill.yaml"
-OVERRIDES = ("limits.steps=100000", "store.deadline=12", "deadlines.silence=10", "rollout.workers=2")
+OVERRIDES = ("limits.steps=100000", "store.deadline=12", "deadlines.silence=13", "rollout.workers=2")
 NEVER = """
 import time
 

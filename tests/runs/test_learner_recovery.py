@@ -21,6 +21,7 @@ OVERRIDES = (
     "limits.steps=100000",
     "checkpoints.every=4",
     "deadlines.silence=10",
+    "store.deadline=8",
     "staleness.max_lag=4",
 )
 

@@ -41,6 +41,18 @@ def a_prompt_and_its_answer_fit_the_engine(ctx: Context) -> Iterator[Finding]:
         )
 
 
+@rule("deadlines", "store")
+def whoever_waits_for_the_store_is_not_taken_for_dead(ctx: Context) -> Iterator[Finding]:
+    silence, patience = ctx.run_file.deadlines.silence, ctx.run_file.store.deadline
+    if silence <= patience:
+        yield ctx.warning(
+            "deadlines.silence",
+            f"an actor that waits for the store may be still for store.deadline, {patience:g} s, and would be ended",
+            allowed=f"more than {patience:g}",
+            remedy="raise it, or lower store.deadline",
+        )
+
+
 @rule("learner")
 def mini_batches_are_equally_large(ctx: Context) -> Iterator[Finding]:
     groups, parts = ctx.run_file.learner.groups_per_step, ctx.run_file.learner.mini_batches
