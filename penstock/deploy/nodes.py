@@ -115,7 +115,7 @@ class Look:
 
 def look_around(ground: Ground) -> list[Look]:
     """Have every node that actors may come to look; returns at once."""
-    look = ray.remote(lacking).options(num_cpus=0, max_retries=0)
+    look = ray.remote(num_cpus=0, max_retries=0)(lacking)
     return [
         Look(
             f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})",
