@@ -46,6 +46,11 @@ class Onlooker:
     def step(self) -> int:
         return self.view.step if self.view is not None else -1
 
+    def pid_of(self, name: str) -> int:
+        """The process of an actor, as the view has it."""
+        assert self.view is not None
+        return next(member.pid for member in self.view.workers if member.name == name and member.pid)
+
     def wait(self, what: str, true: Callable[[], object], deadline: float = 240.0) -> None:
         """Until it is true. Raises TimeoutError."""
         ends = time.monotonic() + deadline

@@ -82,3 +82,15 @@ def batch_of(count: int, rows: int, **columns: Any) -> Batch:
         "older_kv": np.zeros(count, np.bool_),
     }
     return Batch(**(plain | columns))
+
+
+def one_answer(**columns: Any) -> Batch:
+    """A prompt of one token and an answer of two; further `columns` as given."""
+    own = {
+        "prompt_tokens": np.ones(1, np.int32),
+        "prompt_lengths": np.array([1]),
+        "tokens": np.ones(2, np.int32),
+        "lengths": np.array([2]),
+        "logp_sampler": np.zeros(2, np.float32),
+    }
+    return batch_of(2, 1, **(own | columns))

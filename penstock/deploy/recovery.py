@@ -21,6 +21,7 @@ from penstock.deploy.runfile import RunFile
 from penstock.learner import checkpoints
 from penstock.learner.rank import RankLost
 from penstock.services.contracts import DeadlinePassed, PenstockError
+from penstock.services.rundir import RunDir
 
 GRACE = 5.0
 """Seconds after a rank's error in which another rank's death may explain it; Ray notices it later than the rank."""
@@ -100,7 +101,7 @@ class Recovery:
         self._begin(first.cause)
 
     def _begin(self, cause: str) -> None:
-        latest = checkpoints.latest(self._journal.run_dir / "checkpoints")
+        latest = checkpoints.latest(RunDir(self._journal.run_dir).checkpoints)
         folder, most = latest.folder if latest else None, self._run_file.learner.max_restarts
         self._attempts = self._attempts + 1 if folder == self._from else 1
         if self._attempts > most:

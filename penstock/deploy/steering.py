@@ -117,9 +117,8 @@ class Steering:
         learner = self._learner()
         if self._wishes.paused_by:
             learner.handle.request_pause.remote(True, self._wishes.numbered())
-        changes, number = self._wishes.again()
-        if changes:
-            learner.handle.request_turn.remote(changes, number)
+        if turned := self._wishes.again():
+            learner.handle.request_turn.remote(*turned)
 
     def _settle(self) -> None:
         """Tell the ledger again what holds. A store that is away is told at the next look."""

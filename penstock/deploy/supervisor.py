@@ -54,7 +54,7 @@ class Supervisor:
     def __init__(
         self, parts: Parts, run_file: RunFile, directory: RunDir, journal: Journal, asked: Interruption
     ) -> None:
-        self._parts, self._run_file, self._directory = parts, run_file, directory.path
+        self._parts, self._run_file, self._directory = parts, run_file, directory
         self._journal, self._asked = journal, asked
         self._polling = Polling(TICK, run_file.deadlines.silence)
         self._seen_slow = self._seen_disk = 0.0
@@ -226,7 +226,7 @@ class Supervisor:
             self.learner.last_words(deadline)
         except ray.exceptions.RayActorError:
             self._read_reports()
-            last = checkpoints.latest(self._directory / "checkpoints")
+            last = checkpoints.latest(self._directory.checkpoints)
             what = f"{self.learner.name} was killed after its work was done, before it had told of all its last steps"
             self._journal.warn(what, name=self.learner.name)
             if last is not None and last.version > self._journal.version:
@@ -320,7 +320,7 @@ class Supervisor:
             self.stop(f"limits.minutes: {limits.minutes:g} minutes have passed")
         if limits.disk_gib is not None and time.monotonic() - self._seen_disk > _DISK:
             self._seen_disk = time.monotonic()
-            used = _bytes_in(self._directory) / 2**30
+            used = _bytes_in(self._directory.path) / 2**30
             if used > limits.disk_gib:
                 self.stop(f"limits.disk_gib: the run directory holds {used:.2f} GiB, {limits.disk_gib:g} are allowed")
 

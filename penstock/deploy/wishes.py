@@ -54,12 +54,12 @@ class Wishes:
         self._by_hand |= set(changes)
         return number
 
-    def again(self) -> tuple[dict[str, float], int]:
+    def again(self) -> tuple[dict[str, float], int] | None:
         """The learner was started again from a checkpoint: what was turned on purpose is turned once more, to where it
-        is now; with the number of that request."""
+        is now; with the number of that request. None where nothing was."""
         changes = {name: value for name, value in self.coefficients.items() if name in self._by_hand}
         self._turned.clear()
-        return changes, self.turn(changes)
+        return (changes, self.turn(changes)) if changes else None
 
     def learned(self, said: Mapping[str, float], heard: int) -> None:
         """The learner says where its coefficients are, and up to which request it has heard."""

@@ -157,7 +157,7 @@ def test_a_learner_that_is_killed_after_its_work_was_done_does_not_make_the_run_
     learner.handle, learner.state = SimpleNamespace(stats=Mock()), "ended"
     supervisor = object.__new__(Supervisor)
     supervisor._parts, supervisor._journal = SimpleNamespace(learners=[learner]), journal
-    supervisor._directory, supervisor.ended_at = directory.path, 0.0
+    supervisor._directory, supervisor.ended_at = directory, 0.0
     supervisor.hear_the_end(10)
     assert journal.version == Version(0, 7) and supervisor.ended_at > 0
     assert read_rows(directory.metrics)[-1]["reward/mean"] == 0.5

@@ -22,16 +22,7 @@ from penstock.learner.config import ArchiveSection
 from penstock.services.contracts import DeadlinePassed, PenstockError
 from penstock.services.versions import Version
 
-BATCH = builders.batch_of(
-    2,
-    1,
-    prompt_tokens=np.ones(1, np.int32),
-    prompt_lengths=np.array([1]),
-    tokens=np.ones(2, np.int32),
-    lengths=np.array([2]),
-    logp_sampler=np.zeros(2, np.float32),
-    logp_learner=np.zeros(2, np.float32),
-)
+BATCH = builders.one_answer(logp_learner=np.zeros(2, np.float32))
 MODEL = SavedModel('{"architectures": ["Tiny"]}', {"w": torch.arange(6.0).view(2, 3).T})
 MOMENT = Moment(Version(1, 7), {1: Version(0, 5)}, 3, True)
 

@@ -17,15 +17,7 @@ from penstock.learner.spoiled import Spoiled
 from penstock.services.versions import Version
 
 MOMENT = Moment(Version(1, 7), {1: Version(0, 5)}, 3, True)
-BATCH = builders.batch_of(
-    2,
-    1,
-    prompt_tokens=np.ones(1, np.int32),
-    prompt_lengths=np.array([1]),
-    tokens=np.ones(2, np.int32),
-    lengths=np.array([2]),
-    logp_sampler=np.zeros(2, np.float32),
-)
+BATCH = builders.one_answer()
 TRAINED = SimpleNamespace(applied=0, metrics={"actor/pg_loss": float("nan"), "reward/mean": 0.5}, logp_start=[])
 
 

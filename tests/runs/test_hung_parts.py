@@ -30,13 +30,6 @@ def forever(completions, **columns):
 """
 
 
-def pid_of(onlooker: Onlooker, name: str) -> int:
-    assert onlooker.view is not None
-    found = next(member.pid for member in onlooker.view.workers if member.name == name)
-    assert found is not None
-    return found
-
-
 def events(onlooker: Onlooker, kind: str, word: str) -> list[str]:
     return [e.message for e in onlooker.directory.read_events() if e.kind == kind and word in e.message]
 
@@ -57,8 +50,8 @@ def frozen(tmp_path_factory):
     def play(onlooker: Onlooker) -> None:
         server = json.loads((onlooker.directory.store / "live" / "server.json").read_text())["pid"]
         freeze(onlooker, server, "store", "warning", "Whoever needs it waits")
-        freeze(onlooker, pid_of(onlooker, "rollout-1"), "rollout-1", "died", "rollout-1 has been silent")
-        freeze(onlooker, pid_of(onlooker, "scorer-0"), "scorer-0", "warning", "scorer-0 has been silent")
+        freeze(onlooker, onlooker.pid_of("rollout-1"), "rollout-1", "died", "rollout-1 has been silent")
+        freeze(onlooker, onlooker.pid_of("scorer-0"), "scorer-0", "warning", "scorer-0 has been silent")
         onlooker.control.send(Stop("the story is over"), "story")
 
     folder: Path = tmp_path_factory.mktemp("hung")

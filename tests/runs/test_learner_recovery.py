@@ -26,16 +26,6 @@ OVERRIDES = (
 )
 
 
-def strike(onlooker: Onlooker, name: str, number: int) -> int:
-    """Send a signal to an actor; returns the step that the run had reached."""
-    assert onlooker.view is not None
-    pid = next(member.pid for member in onlooker.view.workers if member.name == name)
-    assert pid is not None
-    step = onlooker.step
-    os.kill(pid, number)
-    return step
-
-
 def recovered(onlooker: Onlooker, times: int) -> None:
     """Wait until the learner has begun again so often."""
     onlooker.wait(f"the learner goes on for the {times}. time", lambda: len(began_again(onlooker)) >= times, 120)
@@ -58,13 +48,13 @@ def run(tmp_path_factory):
         send = onlooker.control.send
         onlooker.wait("there is a checkpoint", lambda: onlooker.step >= 5)
         send(SetCoefficient("learning_rate", 3e-6), "story")
-        strike(onlooker, "learner-1", signal.SIGKILL)
+        os.kill(onlooker.pid_of("learner-1"), signal.SIGKILL)
         recovered(onlooker, 1)
         onlooker.wait("a new checkpoint", lambda: onlooker.step >= 9)
 
         send(Pause(), "story")
         onlooker.wait("it stands still", lambda: "paused" in {w.state for w in onlooker.view.workers})
-        strike(onlooker, "learner-0", signal.SIGKILL)
+        os.kill(onlooker.pid_of("learner-0"), signal.SIGKILL)
         recovered(onlooker, 2)
         time.sleep(1.5)  # the view is renewed once a second
         stands = onlooker.step
@@ -73,7 +63,7 @@ def run(tmp_path_factory):
         send(Resume(), "story")
         onlooker.wait("it goes on", lambda: onlooker.step >= stands + 5)
 
-        strike(onlooker, "learner-1", signal.SIGSTOP)
+        os.kill(onlooker.pid_of("learner-1"), signal.SIGSTOP)
         recovered(onlooker, 3)
         onlooker.wait("it goes on", lambda: onlooker.step >= stands + 10)
         send(Stop("the story is over"), "story")

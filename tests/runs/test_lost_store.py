@@ -6,10 +6,10 @@ import json
 import shutil
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
+from ray_clusters import until
 
 from benchmarks.drills import RECIPE, inputs_in
 from penstock.services.rundir import RunDir
@@ -17,20 +17,13 @@ from penstock.services.rundir import RunDir
 pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.story]
 
 
-def until(what: str, true, seconds: float = 120.0) -> None:
-    ends = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < ends, f"waited {seconds:.0f} s until {what}"
-        time.sleep(0.1)
-
-
 def test_a_run_whose_driver_and_store_are_gone_goes_on_from_its_checkpoint_and_says_what_was_lost(tmp_path: Path):
     given = [*inputs_in(tmp_path), "limits.steps=100000", "checkpoints.every=4", "name=drill-lost"]
     driver = subprocess.Popen(["penstock", "train", str(RECIPE / "drill.yaml"), *given], stdout=subprocess.DEVNULL)
-    until("there is a run", lambda: list(tmp_path.glob("drill-lost-*")))
+    until("there is a run", lambda: list(tmp_path.glob("drill-lost-*")), 120)
     run = RunDir.open(next(tmp_path.glob("drill-lost-*")))
-    until("there are two checkpoints", lambda: len(list(run.checkpoints.glob("step-*"))) >= 2)
-    until("it has gone on", lambda: (run.read_status() or {})["step"] % 4 == 2)
+    until("there are two checkpoints", lambda: len(list(run.checkpoints.glob("step-*"))) >= 2, 120)
+    until("it has gone on", lambda: (run.read_status() or {})["step"] % 4 == 2, 120)
     driver.send_signal(signal.SIGKILL)
     driver.wait()
     issued = (run.read_status() or {})["ledger"]["issued"]

@@ -101,16 +101,7 @@ def a_run(folder: Path) -> RunDir:
     return run
 
 
-BATCH = builders.batch_of(
-    2,
-    1,
-    prompt_tokens=np.ones(1, np.int32),
-    prompt_lengths=np.array([1]),
-    tokens=np.ones(2, np.int32),
-    lengths=np.array([2]),
-    logp_sampler=np.zeros(2, np.float32),
-    logp_learner=np.zeros(2, np.float32),
-)
+BATCH = builders.one_answer(logp_learner=np.zeros(2, np.float32))
 
 
 def readers(run: RunDir) -> Iterator[Callable[[], Any]]:
