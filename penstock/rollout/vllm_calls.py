@@ -70,9 +70,13 @@ class Calls:
         self.failed = f"{what}: {why}"
         return EngineFailed(f"{self._name}: the engine failed in {self.failed}")
 
-    def _guarded(self, what: str, call: Callable[[], T]) -> T:
+    def check(self) -> None:
+        """Raises EngineFailed where the engine has failed before."""
         if self.failed is not None:
             raise EngineFailed(f"{self._name} must not be used any more: {self.failed}")
+
+    def _guarded(self, what: str, call: Callable[[], T]) -> T:
+        self.check()
         try:
             return call()
         except PenstockError:

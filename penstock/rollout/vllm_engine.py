@@ -103,7 +103,8 @@ class VllmGenerator(Recorder):
             self._tracks[request.key] = track
 
     def step(self) -> list[tuple[str, Completion]]:
-        """One engine step; the requests that ended in it. Raises EngineFailed."""
+        """One engine step; the requests that ended in it. Raises EngineFailed, also where there is nothing to do."""
+        self._calls.check()
         self._admit()
         for output in self._engine_step() if self._active else []:
             self._record(output)

@@ -38,6 +38,14 @@ def steps(engine: Any, count: int) -> dict[str, Completion]:
     return done
 
 
+def run_up_to(engine: Any, key: str, count: int, sampling: Sampling = LONG) -> None:
+    """Leave `key` running after `count` tokens, however often it has to begin anew because it drew its end."""
+    while True:
+        engine.submit(request(key, sampling))
+        if not steps(engine, count):
+            return
+
+
 def test_logprobs_are_those_of_a_forward_pass(lab: Lab, engine: Any):
     for i in range(20):  # more than the engine has slots
         engine.submit(request(f"a{i}"))
@@ -100,14 +108,15 @@ def test_a_reload_that_leaves_the_packed_output_layer_behind_is_caught(
 ):
     before = engine.version
     monkeypatch.setattr("penstock.rollout.vllm_setup.repack_output_layers", lambda model: None)
-    engine.submit(request("c"))
-    steps(engine, 3)
+    run_up_to(engine, "c", 3)
     with pytest.raises(WeightsError, match="does not compute with the weights of version"):
         engine.swap(lab.publish(lab.models[1]))
     with pytest.raises(EngineFailed, match="must not be used any more"):
         engine.step()
     kept = engine.take_back(["c"])["c"]
     assert [(s.version, s.count) for s in kept.spans] == [(before, 3)]  # nothing sampled during the probe
+    with pytest.raises(EngineFailed, match="must not be used any more"):
+        engine.step()  # also with nothing to do
 
 
 def test_without_a_probe_a_reload_that_does_nothing_at_all_is_caught(
@@ -128,10 +137,7 @@ def test_a_missing_version_leaves_the_engine_as_it_was(lab: Lab, engine: Any):
 
 
 def test_an_unfinished_answer_goes_on_with_what_is_left_of_its_budget(lab: Lab, engine: Any):
-    while True:  # until one is still running after ten tokens
-        engine.submit(request("e"))
-        if not steps(engine, 10):
-            break
+    run_up_to(engine, "e", 10)
     part = engine.take_back(["e"])["e"]
     assert len(part.tokens) == 10 and not engine.in_flight
     engine.swap(lab.publish(lab.models[1]))
@@ -147,8 +153,7 @@ def test_an_unfinished_answer_goes_on_with_what_is_left_of_its_budget(lab: Lab, 
 
 def test_stop_tokens_still_stop_a_resumed_answer(engine: Any):
     everything = tuple(range(2, 60))
-    engine.submit(request("g", LONG))
-    steps(engine, 2)
+    run_up_to(engine, "g", 2)
     part = engine.take_back(["g"])["g"]
     engine.submit(request("h", Sampling(max_tokens=40, stop_token_ids=everything), resume=part))
     answer = finish(engine)["h"]
@@ -156,8 +161,7 @@ def test_stop_tokens_still_stop_a_resumed_answer(engine: Any):
 
 
 def test_an_answer_handed_over_with_no_budget_left_is_complete(engine: Any):
-    engine.submit(request("i", Sampling(max_tokens=40, stop_token_ids=())))
-    steps(engine, 2)
+    run_up_to(engine, "i", 2)
     part = engine.take_back(["i"])["i"]
     engine.submit(request("j", Sampling(max_tokens=2), resume=part))
     answer = dict(engine.step())["j"]
@@ -165,8 +169,7 @@ def test_an_answer_handed_over_with_no_budget_left_is_complete(engine: Any):
 
 
 def test_a_cut_answer_keeps_its_tokens_and_says_stale(engine: Any):
-    engine.submit(request("k"))
-    steps(engine, 1)
+    run_up_to(engine, "k", 1)
     ((key, answer),) = engine.cut(["k"])
     assert (key, answer.finish, len(answer.tokens)) == ("k", "stale", 1)
     assert not engine.in_flight and engine.step() == []
@@ -190,8 +193,7 @@ def test_greedy_answers_take_the_most_likely_token(lab: Lab, engine: Any):
 
 
 def test_parity_logprobs_come_from_the_engine(lab: Lab, engine: Any):
-    engine.submit(request("o"))
-    steps(engine, 1)
+    run_up_to(engine, "o", 1, Sampling(temperature=0.0, max_tokens=40))  # greedy: its second token is no end either
     found = engine.logprobs_of(PROMPT, [9, 10, 11])
     assert np.abs(found - reference(lab.models[0], PROMPT, [9, 10, 11])).max() < 1e-4
     assert len(engine.take_back(["o"])["o"].tokens) == 2  # the others went on meanwhile
