@@ -47,4 +47,5 @@ def token_account(members: Iterable[Member]) -> dict[str, int]:
 
 
 def _names(stats: Sequence[Mapping[str, Any]], prefix: str) -> list[str]:
-    return sorted({name for each in stats for name in each if name.startswith(prefix)})
+    names: set[str] = set().union(*stats)
+    return sorted(name for name in names if name.startswith(prefix))

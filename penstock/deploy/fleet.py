@@ -102,6 +102,11 @@ class Member:
         expected = (self._ready,) if self.state == "starting" else (self._running, self._asked)
         return [answer for answer in expected if answer is not None]
 
+    @property
+    def asked(self) -> bool:
+        """It has been asked how it is, and has not answered yet."""
+        return self._asked is not None
+
     def poll(self, start_deadline: float, arrived: Callable[[Any], bool] | None = None, ask: bool = True) -> None:
         """Collect what has arrived, notice a death, and `ask` for the next stats. `arrived` says of an awaited answer
         whether it is there; by default Ray is asked.

@@ -53,7 +53,9 @@ class Mending:
             self._scorer(member)
         self._parts.in_use.look()
         for member in self._workers.staying:
-            self._worker(member, started)
+            # Of the others there is nothing to do, and there may be a thousand.
+            if member.state != "running" or (member.stats and not member.delivered):
+                self._worker(member, started)
 
     def _worker(self, member: Member, started: bool) -> None:
         """An engine that failed is replaced, never trusted."""

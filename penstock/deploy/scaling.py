@@ -78,11 +78,11 @@ class Scaling:
     def look(self) -> None:
         """Start who is missing, ask who is too many to leave, forget who is gone."""
         crew = self._crew
-        for _ in range(self.wanted - len(self.staying)):
+        surplus = len(self.staying) - self.wanted
+        for _ in range(-surplus):
             joined = crew.add()
             joined.added = True
             self._journal.tell("joining", f"{joined.name} joins and starts", name=joined.name)
-        surplus = len(self.staying) - self.wanted
         for member in self._dispensable()[:surplus] if surplus > 0 else ():
             self._let_go(member)
         for member in [m for m in crew.members if m.leaving]:

@@ -124,6 +124,21 @@ def test_a_death_and_an_end_are_noticed_at_the_next_look_by_those_who_are_not_as
     assert {member.state for member in made.members[:80]} == {"running"}
 
 
+def test_of_a_thousand_a_fifth_is_looked_at_each_time_and_every_death_is_noticed_within_a_second(fleet):
+    made = fleet(1000)
+    polling = Polling(0.2, 600)
+    polling.look(made.members, 10)
+    made.waits.clear()
+    for number in (0, 333, 999):
+        dead = made.running[f"rollout-{number}"]
+        dead.value, dead.there = ray.exceptions.ActorDiedError(), True
+    for _ in range(5):
+        polling.look(made.members, 10)
+    assert [m.name for m in made.members if m.state == "dead"] == ["rollout-0", "rollout-333", "rollout-999"]
+    # The ends of two hundred, of the five that are asked now, and of the five asked before with their answers.
+    assert max(made.waits) <= 200 + 5 + 2 * 5
+
+
 def test_workers_may_join_and_leave_between_looks(fleet):
     made = fleet(20)
     polling = Polling(0.2, 600)
