@@ -109,9 +109,9 @@ def _paced(
 
 
 def build_worker(
-    name: str, plan: RolloutPlan, generator: Generator, tokenizer: PreTrainedTokenizerBase, scorer: Scorer
+    name: str, life: int, plan: RolloutPlan, generator: Generator, tokenizer: PreTrainedTokenizerBase, scorer: Scorer
 ) -> RolloutWorker:
-    """A worker around an engine that has started."""
+    """A worker around an engine that has started; `life` is how often one of this name was started before."""
     from penstock.rollout.ends import sampling_of
     from penstock.rollout.groups import Rules
     from penstock.rollout.worker import RolloutWorker
@@ -136,4 +136,5 @@ def build_worker(
         build_stream(plan.data, tokenizer, plan.seed),
         sampling_of(rollout.sampling, tokenizer),
         rules,
+        life,
     )

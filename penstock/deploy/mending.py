@@ -26,15 +26,16 @@ class Mending:
         workers: Scaling,
         scorers: Scaling,
         anew: Callable[[], object] = lambda: None,
+        lapse: Callable[[Member], object] = lambda _: None,
     ) -> None:
         """`anew` is called when a fresh learner is about to run, which knows nothing of what was asked of the one
-        before."""
+        before; `lapse` for a rollout worker whose process is gone, with what it held."""
         self._parts, self._run_file, self._journal = parts, run_file, journal
         self._workers, self._scorers = workers, scorers
         self.restarts: dict[str, int] = {}
         """By name, of whoever was started again."""
         self.learner = Recovery(parts, run_file, journal, self.restarts)
-        self._anew = anew
+        self._anew, self._lapse = anew, lapse
 
     def store(self) -> None:
         """Start the private store again when it has died."""
@@ -68,6 +69,7 @@ class Mending:
             self._greet(member)
             return
         self._journal.tell("died", member.cause, name=member.name)
+        self._lapse(member)
         most = self._run_file.rollout.max_restarts
         if member.restarts >= most:
             if not self._workers.may_give_up(member):

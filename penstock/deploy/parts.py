@@ -275,6 +275,8 @@ class Parts:
         self._rules = plans.ledger_rules(run_file, prompts)
         new = self._resume is None
         self.host.surely(lambda store: (store.attach if new else store.amend)(self._rules))
+        if not new:
+            self.host.surely(lambda store: store.lapse())  # nobody is left of the start before
         training = sampling_of(run_file.rollout.sampling, tokenizer)
         self.evaluation = held_out_job(run_file.evaluation, self._reward, training, tokenizer)
 

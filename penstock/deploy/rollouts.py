@@ -63,7 +63,7 @@ class RolloutActor:
         from penstock.deploy.assemble import build_generator
         from penstock.services.models import load_tokenizer
 
-        self.name, self._plan, self._learner = name, plan, learner
+        self.name, self._life, self._plan, self._learner = name, restarts, plan, learner
         number, actors = scorers
         self._scorer = RemoteScorer(actors, number)
         self._tokenizer = load_tokenizer(plan.model)
@@ -85,7 +85,9 @@ class RolloutActor:
         from penstock.deploy.assemble import build_worker
 
         try:
-            self._worker = build_worker(self.name, self._plan, self._generator, self._tokenizer, self._scorer)
+            self._worker = build_worker(
+                self.name, self._life, self._plan, self._generator, self._tokenizer, self._scorer
+            )
             self._begun.set()
             self._worker.run()
             return self.stats()

@@ -8,6 +8,8 @@ joins is given groups once it answers; one that leaves is given no more and ends
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from penstock.deploy.crews import Crew
 from penstock.deploy.fleet import Member
 from penstock.deploy.journal import Journal
@@ -18,8 +20,9 @@ from penstock.services.control import Refused
 class Scaling:
     """Brings the actors of one role to the number that is wanted. `look` never waits."""
 
-    def __init__(self, crew: Crew, journal: Journal) -> None:
-        self._crew, self._journal = crew, journal
+    def __init__(self, crew: Crew, journal: Journal, bereaved: Callable[[Member], object] = lambda _: None) -> None:
+        """`bereaved` is called for one that died on its way out, with what it held."""
+        self._crew, self._journal, self._bereaved = crew, journal, bereaved
         self.wanted = len(crew.members)
         """Those that leave are not counted, those that start or start again are."""
         self.asked = 0
@@ -107,9 +110,11 @@ class Scaling:
         self._journal.tell("leaving", f"{member.name} {self._crew.parting} and leaves", name=member.name, held=held)
 
     def _forget(self, member: Member) -> None:
-        """What a worker that died on its way held goes back when its leases end; what a scorer held is scored again."""
+        """What a worker that died on its way held goes back; what a scorer held is scored again."""
         died = f" It died before it had: {member.cause}" if member.state == "dead" else ""
         crew = self._crew
+        if died:
+            self._bereaved(member)
         member.kill()
         crew.members.remove(member)
         crew.left.append(member)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
+from penstock.rollout.leases import holder
 from penstock.services.contracts import StoreError
 from penstock.services.replay import Closed, LedgerCounts
 
 if TYPE_CHECKING:
+    from penstock.deploy.fleet import Member
     from penstock.deploy.journal import Journal
     from penstock.deploy.storehost import StoreHost
 
@@ -27,12 +29,21 @@ class StoreWatch:
     def __init__(self, host: StoreHost, journal: Journal, deadline: float) -> None:
         self._host, self._journal, self._deadline = host, journal, deadline
         self._away: float | None = None
+        self._gone: list[str] = []
+
+    def lapse(self, worker: Member) -> None:
+        """The process of `worker` is gone: what it holds goes back at the next look that is answered, instead of when
+        its leases end."""
+        self._gone.append(holder(worker.name, worker.restarts))
 
     def look(self) -> Seen | None:
         """None while the store does not answer."""
         glance = self._host.glance
         try:
             glance.expire()
+            while self._gone:
+                glance.lapse(self._gone[0])
+                del self._gone[0]
             seen = Seen(glance.counts(), glance.gate())
         except StoreError as error:
             self._host.is_silent()

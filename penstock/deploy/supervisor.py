@@ -68,12 +68,19 @@ class Supervisor:
         """The learner has published its first weights."""
         self.began_at = self.ended_at = 0.0
         """Unix seconds at which the learner began to take groups, and at which it ended."""
+        self._store = StoreWatch(parts.host, journal, run_file.store.deadline)
         self.scaling: dict[ScalableRole, Scaling] = {
-            "rollout": Scaling(parts.rollout, journal),
+            "rollout": Scaling(parts.rollout, journal, self._store.lapse),
             "scorer": Scaling(parts.scoring, journal),
         }
         self.mending = Mending(
-            parts, run_file, journal, self.scaling["rollout"], self.scaling["scorer"], self._tell_learner_again
+            parts,
+            run_file,
+            journal,
+            self.scaling["rollout"],
+            self.scaling["scorer"],
+            self._tell_learner_again,
+            self._store.lapse,
         )
         dials = Dials(run_file.algorithm, run_file.learner, run_file.staleness.first_lag)
         levers = Levers(self.stop, parts.hold_gate, parts.bound_lag)
@@ -82,7 +89,6 @@ class Supervisor:
         self.lag = self._lag_steering()
         self.guardian = Guardian(run_file.guards, directory, journal, self.steering)
         self._live = Live()
-        self._store = StoreWatch(parts.host, journal, run_file.store.deadline)
         self._mismatch: Mismatch | None = None  # a drill's sampler has no model
         if run_file.engine.kind != "paced":
             self._mismatch = Mismatch(journal, run_file.recording.mismatch_warning, run_file.engine.dtype)

@@ -15,6 +15,12 @@ from penstock.services.replay import ReplayStore, Ticket
 log = logging.getLogger(__name__)
 
 
+def holder(worker: str, life: int) -> str:
+    """The name under which a worker holds leases: another one each time that it is started, so that those of a process
+    that is gone can be ended while the next one has some already."""
+    return f"{worker}.{life}"
+
+
 class Leases:
     """A context manager: the thread runs inside of the `with` block."""
 

@@ -18,7 +18,7 @@ from typing import Protocol, TypeVar
 from penstock.rollout.evaluation import EvaluationJob, EvaluationReport
 from penstock.rollout.evaluator import Evaluator
 from penstock.rollout.groups import Groups, Rules
-from penstock.rollout.leases import Leases
+from penstock.rollout.leases import Leases, holder
 from penstock.rollout.meter import Meter
 from penstock.rollout.patience import patiently
 from penstock.services.contracts import DeadlinePassed, Generator, PenstockError, Scorer
@@ -62,15 +62,18 @@ class RolloutWorker:
         stream: Stream,
         sampling: Sampling,
         rules: Rules,
+        life: int = 0,
     ) -> None:
+        """`life` is how often a worker of this name was started before."""
         self.name = name
+        self._holder = holder(name, life)
         self._store = store
         self._generator = generator
         self._scorer = scorer
         self._stream = stream
         self._rules = rules
         self._meter = Meter()
-        self._leases = Leases(store, name, rules.lease)
+        self._leases = Leases(store, self._holder, rules.lease)
         self._groups = Groups(store, generator, sampling, rules, self._leases, self._meter)
         self._evaluator = Evaluator(generator, scorer, rules.evaluation_slots)
         self._forks: Forks = {}
@@ -79,7 +82,7 @@ class RolloutWorker:
         self._looked = self._ask_at = 0.0
         self._backoff = RETRY[0]
         self._requests = 0
-        self._life = uuid.uuid4().hex[:12]  # request ids of a restarted worker must not repeat its old ones
+        self._unique = uuid.uuid4().hex[:12]  # request ids of a restarted worker must not repeat its old ones
         self._draining = threading.Event()
         self._wake = threading.Event()
         self._lane = Lane()
@@ -223,8 +226,9 @@ class RolloutWorker:
         if free <= 0 or time.monotonic() < self._ask_at:
             return
         self._requests += 1
-        request, version = f"{self.name}-{self._life}-{self._requests}", self._generator.version
-        reply = self._ask("reserve", lambda: self._store.reserve(self.name, version, free, self._rules.lease, request))
+        request, lease = f"{self._holder}-{self._unique}-{self._requests}", self._rules.lease
+        version = self._generator.version
+        reply = self._ask("reserve", lambda: self._store.reserve(self._holder, version, free, lease, request))
         self._saw(reply.published)
         self._closed = reply.closed
         for ticket in reply.tickets:

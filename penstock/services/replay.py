@@ -203,6 +203,12 @@ class ReplayStore(Protocol):
         """reserved → returned for every lease that has ended; returns how many."""
         ...
 
+    def lapse(self, worker: str = "") -> int:
+        """reserved → returned for every lease of `worker`, whose process is gone, and without a name for all, where no
+        worker is left of an earlier start; returns how many. As after a lease that has ended, a holder that lives after
+        all may go on until somebody else is given the group."""
+        ...
+
     def take(self, version: Version, want: int) -> Taken:
         """stored → taken for the train step that starts from `version`, until `want` are held.
 

@@ -7,9 +7,13 @@ import signal
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 from penstock.deploy.store_watch import StoreWatch
+from penstock.rollout.leases import holder
+from penstock.services.contracts import StoreError
 from penstock.services.replay import LedgerRules, ReplayStore
+from penstock.services.store.memory import MemoryStore
 from penstock.services.store.server import PrivateServer
 from penstock.services.versions import FIRST
 
@@ -23,6 +27,17 @@ class Journal:
 
     def tell(self, kind: str, message: str) -> None:
         self.told.append((kind, message))
+
+
+class Away(MemoryStore):
+    """A store that may be away."""
+
+    away = False
+
+    def lapse(self, worker: str = "") -> int:
+        if self.away:
+            raise StoreError("lapse: away")
+        return super().lapse(worker)
 
 
 class Host:
@@ -62,3 +77,22 @@ def test_a_frozen_store_is_told_of_within_seconds_and_once(tmp_path: Path) -> No
         assert watch.look() == seen
     assert [kind for kind, _ in journal.told] == ["warning", "store_back"]
     assert host.told == ["answers", "silent", "silent", "answers"]
+
+
+def test_what_a_dead_worker_held_goes_back_as_soon_as_the_store_answers() -> None:
+    store = Away()
+    store.attach(LedgerRules(max_lag=0, groups_per_step=4, prompts=None, max_bytes=10**6))
+    store.reconcile(FIRST, 0, "start")
+    dead, alive = holder("rollout-0", 0), holder("rollout-0", 1)
+    for name in (dead, dead, alive):
+        store.reserve(name, FIRST, 1, 60.0, f"{name}-{store.counts().issued}")
+    watch = StoreWatch(Host(store), Journal(), deadline=30.0)
+    watch.lapse(SimpleNamespace(name="rollout-0", restarts=0))
+    store.away = True
+    assert watch.look() is None
+    store.away = False
+    seen = watch.look()
+    assert seen is not None and (seen.counts.by_state["returned"], seen.counts.by_state["reserved"]) == (2, 1)
+    store.reserve(dead, FIRST, 1, 60.0, "once more")
+    watch.look()
+    assert store.counts().by_state["returned"] == 1, "it is done once"

@@ -41,6 +41,8 @@ class Entry:
     state: str
     fence: int = 0
     expires: float = 0.0
+    holder: str = ""
+    """The worker that its lease was given to last."""
     lapsed: bool = False
     """The lease has ended, nobody else has been given the group: its last holder may still go on."""
     payload: bytes = b""

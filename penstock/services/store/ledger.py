@@ -163,6 +163,9 @@ class RedisStore:
     def expire(self) -> int:
         return int(self._connection.call("expire")[0])
 
+    def lapse(self, worker: str = "") -> int:
+        return int(self._connection.call("lapse", worker)[0])
+
     # --- the learner --------------------------------------------------------------------------------
 
     def take(self, version: Version, want: int) -> Taken:

@@ -121,14 +121,14 @@ class MemoryStore(Book):
         if not closed:
             ends = self._clock() + lease
             for index in self._in("returned")[:want]:
-                tickets.append(self._grant(index, self._entries[index], ends))
+                tickets.append(self._grant(index, worker, ends))
                 self._redelivered += 1
             while len(tickets) < want:
                 closed = self._closed(behind)
                 if closed:
                     break
                 self._entries[self._cursor] = Entry("reserved")
-                tickets.append(self._grant(self._cursor, self._entries[self._cursor], ends))
+                tickets.append(self._grant(self._cursor, worker, ends))
                 self._issued += 1
                 self._cursor += 1
         answer = Reservation(tuple(tickets), now, closed)
@@ -140,8 +140,10 @@ class MemoryStore(Book):
         entry = self._held(ticket)
         return replace(ticket, partial=entry.payload or None if entry is not None and entry.leased else None)
 
-    def _grant(self, index: int, entry: Entry, ends: float) -> Ticket:
+    def _grant(self, index: int, worker: str, ends: float) -> Ticket:
         self._fence += 1
+        entry = self._entries[index]
+        entry.holder = worker
         entry.state, entry.fence, entry.expires, entry.lapsed = "reserved", self._fence, ends, False
         return Ticket(index, self._fence, ends, entry.payload or None)
 
@@ -198,10 +200,16 @@ class MemoryStore(Book):
     @atomic
     def expire(self) -> int:
         now = self._clock()
-        ended = [i for i in self._in("reserved") if self._entries[i].expires <= now]
-        for index in ended:
+        return self._lapse([i for i in self._in("reserved") if self._entries[i].expires <= now])
+
+    @atomic
+    def lapse(self, worker: str = "") -> int:
+        return self._lapse([i for i in self._in("reserved") if worker in ("", self._entries[i].holder)])
+
+    def _lapse(self, indices: Sequence[int]) -> int:
+        for index in indices:
             self._entries[index].state, self._entries[index].lapsed = "returned", True
-        return len(ended)
+        return len(indices)
 
     # --- the learner --------------------------------------------------------------------------------
 

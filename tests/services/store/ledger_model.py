@@ -48,6 +48,8 @@ class Prompt:
     fence: int = 0
     ends: float = 0.0
     """When its lease ends (state reserved)."""
+    holder: str = ""
+    """Who was given it last."""
     lapsed: bool = False
     """Its lease has ended and nobody else has it: the last holder may go on (state returned)."""
     payload: bytes = b""
@@ -247,18 +249,19 @@ class Model:
         if not why:
             for index in self.indices("returned")[:want]:
                 self.redelivered += 1
-                tickets.append(self.grant(index, lease))
+                tickets.append(self.grant(index, worker, lease))
             while len(tickets) < want and not (why := self.closed(behind)):
                 index = self.next_prompt()
                 self.prompts[index] = Prompt("reserved")
-                tickets.append(self.grant(index, lease))
+                tickets.append(self.grant(index, worker, lease))
         answer = Reservation(tuple(tickets), now, why)
         self.replies[worker] = (request, self.clock, answer)
         return answer
 
-    def grant(self, index: int, lease: float) -> Ticket:
+    def grant(self, index: int, worker: str, lease: float) -> Ticket:
         self.fences += 1
         prompt = self.prompts[index]
+        prompt.holder = worker
         prompt.state, prompt.fence, prompt.ends, prompt.lapsed = "reserved", self.fences, self.clock + lease, False
         return Ticket(index, self.fences, prompt.ends, prompt.payload or None)
 
@@ -311,10 +314,15 @@ class Model:
             raise FencedCall
 
     def expire(self) -> int:
-        ended = [index for index in self.indices("reserved") if self.prompts[index].ends <= self.clock]
-        for index in ended:
+        return self.end_leases([i for i in self.indices("reserved") if self.prompts[i].ends <= self.clock])
+
+    def lapse(self, worker: str = "") -> int:
+        return self.end_leases([i for i in self.indices("reserved") if not worker or self.prompts[i].holder == worker])
+
+    def end_leases(self, indices: Sequence[int]) -> int:
+        for index in indices:
             self.prompts[index].state, self.prompts[index].lapsed = "returned", True
-        return len(ended)
+        return len(indices)
 
     # --- the learner --------------------------------------------------------------------------------
 

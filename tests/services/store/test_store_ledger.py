@@ -223,6 +223,31 @@ def test_a_group_whose_lease_ended_can_still_be_put_while_nobody_else_has_it(ope
     assert states(store) == {"reserved": 1, "stored": 1}
 
 
+def test_what_a_worker_held_whose_process_is_gone_goes_back_at_once_and_nothing_else(opened):
+    store = opened(groups_per_step=9)
+    reserve(store, 2, worker="gone.0", lease=60.0)
+    reserve(store, 1, worker="gone.1", lease=60.0)
+    (stored,) = reserve(store, 1, worker="gone.0", lease=60.0)
+    store.put(stored, b"whole", FIRST)
+    assert store.lapse("gone.0") == 2
+    assert store.lapse("gone.0") == store.lapse("nobody") == 0
+    assert states(store) == {"returned": 2, "reserved": 1, "stored": 1}
+    assert indices(reserve(store, 2, worker="other")) == [0, 1]
+    assert store.lapse("gone.0") == 0, "they are another's now"
+    assert store.lapse() == 3, "of a start before nobody is left"
+
+
+def test_a_holder_that_lives_after_all_goes_on_until_another_is_given_its_group(opened):
+    store = opened()
+    first, second = reserve(store, 2)
+    assert store.lapse("w") == 2
+    assert store.renew("w", [first, second], 60.0) == ()
+    assert states(store) == {"reserved": 2}
+    store.lapse("w")
+    (again,) = reserve(store, 1, worker="other")
+    assert store.renew("w", [first, second], 60.0) == (again.index,)
+
+
 def test_returned_groups_are_leased_again_before_new_prompts_and_whatever_the_gate_says(opened):
     store = opened(max_lag=0, groups_per_step=2)
     first, _ = reserve(store, 2)

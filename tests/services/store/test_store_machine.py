@@ -193,10 +193,16 @@ class Run(Driven):
 
     # --- the supervisor -----------------------------------------------------------------------------
 
-    @rule(what=st.sampled_from(["expire", "attach", "hold", "pin", "announce"]), which=WHICH, seconds=LEASES, luck=LUCK)
+    @rule(
+        what=st.sampled_from(["expire", "lapse", "attach", "hold", "pin", "announce"]),
+        which=WHICH,
+        seconds=LEASES,
+        luck=LUCK,
+    )
     def the_supervisor_does_its_work(self, what: str, which: int, seconds: float, luck: Luck) -> None:
         arguments: dict[str, tuple[Any, ...]] = {
             "expire": (),
+            "lapse": (("", "a", "b", "c")[which % 4],),
             "attach": (self.rules if which < 6 else replace(self.rules, groups_per_step=9),),
             "hold": (which in (3, 4),),
             "pin": (self.version(which), "ab"[which % 2], seconds),

@@ -148,13 +148,15 @@ local function drop(indices, from, reason)
   if #indices > 0 then redis.call('HINCRBY', DROPS, reason, #indices) end
 end
 
--- reserved -> returned for every lease that has ended. The old ticket stays good until someone else gets one.
-local function lapse()
-  local ended = redis.call('ZRANGEBYSCORE', QUEUES.reserved, '-inf', clock())
-  for _, index in ipairs(ended) do redis.call('HSET', entry(index), 'lapsed', 1) end
-  move(ended, 'reserved', 'returned')
-  return #ended
+-- reserved -> returned. The old ticket stays good until someone else gets one.
+local function lapse(indices)
+  for _, index in ipairs(indices) do redis.call('HSET', entry(index), 'lapsed', 1) end
+  move(indices, 'reserved', 'returned')
+  return #indices
 end
+
+-- The same for every lease that has ended.
+local function expire() return lapse(redis.call('ZRANGEBYSCORE', QUEUES.reserved, '-inf', clock())) end
 
 -- The present state of an entry for the holder of `fence`: nil when it is not (or no longer) theirs to change.
 local function held(index, fence)

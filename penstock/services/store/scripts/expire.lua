@@ -1,2 +1,2 @@
 -- expire: reserved -> returned for every lease that has ended.
-return { 'ok', lapse() }
+return { 'ok', expire() }

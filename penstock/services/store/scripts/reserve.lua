@@ -21,7 +21,7 @@ local run = state()
 if not run.lineage then return { 'unattached' } end
 if run.lineage ~= known then return { 'forks' } end
 
-lapse()
+expire()
 local expires = string.format('%.6f', clock() + lease)
 local fence = tonumber(redis.call('HGET', META, 'fence') or '0')
 local tickets, granted = {}, {}
@@ -30,7 +30,7 @@ local function grant(index)
   fence = fence + 1
   tickets[#tickets + 1] = index .. ':' .. fence
   granted[#granted + 1] = index
-  redis.call('HSET', entry(index), 'fence', fence, 'state', 'reserved')
+  redis.call('HSET', entry(index), 'fence', fence, 'state', 'reserved', 'holder', worker)
 end
 
 local behind, why = lag(run.step, common, step), ''
