@@ -215,8 +215,10 @@ class Island:
         subprocess.run(("ip", "link", "delete", self.name), capture_output=True)
 
     def join(self, head: RayHead, cpus: int, *more: str, own: Sequence[Path] = ()) -> None:
-        """Start a node there; the folders `own` are empty ones of its own."""
-        mounts = "".join(f"mount -t tmpfs none {folder} && " for folder in own)
+        """Start a node there; the folders `own` are empty ones of its own. So is the one in which Ray unpacks a job's
+        working directory: a node that finds it unpacked already removes it, under the feet of the others."""
+        unpacked = head.folder.glob("ray/session_2*/runtime_resources")
+        mounts = "".join(f"mount -t tmpfs none {folder} && " for folder in (*own, *unpacked))
         ray = (
             f"exec ray start --block --address={head.address} --node-ip-address={self.address} --num-cpus={cpus} "
             f"--disable-usage-stats --min-worker-port=0 --max-worker-port=0 --object-store-memory={SMALL} "
@@ -228,12 +230,14 @@ class Island:
             self._nodes.append(subprocess.Popen(command, env=head.environment, stdout=log, stderr=log))
 
     def sink(self) -> None:
-        """End its nodes."""
+        """End its nodes, and whatever else runs there: the agents of a node outlive it for a while."""
         for node in self._nodes:
-            inside = psutil.Process(node.pid).children(recursive=True)
             node.terminate()
-            for process in psutil.wait_procs([psutil.Process(node.pid), *inside], timeout=20)[1]:
-                process.kill()
+        there = subprocess.run(("ip", "netns", "pids", self.name), capture_output=True, text=True).stdout.split()
+        inside = [psutil.Process(int(pid)) for pid in there if psutil.pid_exists(int(pid))]
+        for process in psutil.wait_procs(inside, timeout=20)[1]:
+            process.kill()
+        for node in self._nodes:
             node.wait(10)
         self._nodes.clear()
 

@@ -30,6 +30,11 @@ def summary_of(run_dir: Path) -> dict:
     return json.loads((run_dir / "summary.json").read_text())
 
 
+def states_of(head: RayHead) -> dict[str, str]:
+    """Of all runs, by name."""
+    return {row["name"]: row["state"] for row in json.loads(head.penstock("runs", "--json"))}
+
+
 @contextlib.contextmanager
 def page_of(head: RayHead, *words: str) -> Iterator[str]:
     """The address of a page that is served from elsewhere."""
@@ -75,8 +80,7 @@ def test_two_jobs_of_one_name_on_one_cluster_and_one_redis_server_do_not_meet(tm
             until(f"{name} trains", lambda name=name: "step 2" in head.logs_of(name), 180)
         first, second = sorted((head.home / "penstock" / "runs").glob("drill-*"))
 
-        listed = {row["name"]: row["state"] for row in json.loads(head.penstock("runs", "--json"))}
-        assert listed == {first.name: "training", second.name: "training"}
+        assert states_of(head) == {first.name: "training", second.name: "training"}
         ambiguous = head.penstock("scale", "rollout=2", "--run", "drill", code=2)
         assert "may be one of several runs" in ambiguous and first.name in ambiguous and second.name in ambiguous
         head.penstock("scale", "rollout=2", "--run", first.name)
@@ -112,9 +116,10 @@ def test_two_jobs_of_one_name_on_one_cluster_and_one_redis_server_do_not_meet(tm
         copied = first.with_name("copied")
         subprocess.run(("cp", "-r", first, copied), check=True)
         head.submit("three", tmp_path / "project", "penstock", "resume", str(first), "limits.steps=100000")
-        until("it goes on", lambda: "step" in head.logs_of("three"), 120)
+        until("it goes on", lambda: states_of(head).get(first.name) == "training", 120)
         own = {"RAY_ADDRESS": head.address, "PENSTOCK_STORE_PASSWORD": word}
-        refused = head.run("penstock", "resume", str(copied), "limits.steps=100000", code=2, **own)
+        beside = tmp_path / "project"  # where the rule of one's own is
+        refused = head.run("penstock", "resume", str(copied), "limits.steps=100000", code=2, cwd=beside, **own)
         assert "is going on on this machine already" in refused and "Remove the file .run-id" in refused, refused
         head.stop("three")
         assert_whole(first, "stopped")
