@@ -138,7 +138,8 @@ class RolloutSection(Section):
     """Groups one worker may have in its hands at a time, being generated or scored."""
     lease_seconds: float = on_resume(60.0, ge=1, le=3600)
     """How long a group stays reserved without a sign of life from its worker. Renewed by a thread of its own every
-    third of it, so it bounds how long a dead worker's groups wait, not how long an answer may take."""
+    third of it, so it bounds how long the groups of a worker wait that cannot be reached, not how long an answer
+    may take. A worker that is known to be dead parts with its groups at once."""
     max_restarts: int = on_resume(3, ge=0)
     """How often one worker is started again after it died. A worker that dies more often has a cause that starting
     again does not mend, and ends the run with it."""
