@@ -41,7 +41,7 @@ engines:
 runs:
 	@echo "[test] whole runs" && $(BIN)/python -m pytest -q -m "slow and not story" tests/runs tests/chaos
 
-stories: setup programs ## whole runs with people and accidents in them, too long for every change (about five minutes)
+stories: setup programs ## whole runs with people and accidents in them, too long for every change (about half an hour)
 	@$(BIN)/python -m pytest -q -m story
 
 chaos: setup ## kill the parts of a run at random and check its books: docs/chaos.md (CHAOS_ARGS="--kills 200 --seed 0")

@@ -52,7 +52,7 @@ class Cluster:
             # Ray guards the cluster with a token in the user's home; it need not say so at every start.
             logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
             settings |= {
-                "_temp_dir": str(self._folder),
+                "_temp_dir": str(self._folder / "ray"),  # which Ray opens to everybody; what is around it stays shut
                 "include_dashboard": False,
                 "object_store_memory": OBJECT_STORE_BYTES,
                 # Logical only: every actor asks for one, and the machine's real cores are shared by threads.
