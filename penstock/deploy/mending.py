@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import ray
 
@@ -44,8 +44,9 @@ class Mending:
             self.restarts["store"] = self._parts.host.restarts
             self._journal.tell("restarted", "the private store died and was started again", name="store", cause=cause)
 
-    def look(self, started: bool) -> None:
-        """At everybody. Raises ActorLost when the run cannot go on. Until the learner has `started` nobody works."""
+    def look(self, started: bool, workers: Iterable[Member]) -> None:
+        """At the learner, the scorers and those `workers` that there may be news of. Raises ActorLost when the run
+        cannot go on. Until the learner has `started` nobody works."""
         if self.learner.look(started):
             self._anew()
             for member in self._parts.learners:
@@ -53,9 +54,8 @@ class Mending:
         for member in self._scorers.staying:
             self._scorer(member)
         self._parts.in_use.look()
-        for member in self._workers.staying:
-            # Of the others there is nothing to do, and there may be a thousand.
-            if member.state != "running" or (member.stats and not member.delivered):
+        for member in workers:
+            if not member.leaving:
                 self._worker(member, started)
 
     def _worker(self, member: Member, started: bool) -> None:

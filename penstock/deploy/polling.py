@@ -13,9 +13,10 @@ import ray
 
 from penstock.deploy.fleet import Member
 
-ASKED_AT_ONCE = 5
-"""Rollout workers that are asked at one look how they are. At five looks a second ten workers are asked every 0.4 s, a
-thousand every 40 s; that one died or ended is no answer to a question, and noticed much sooner."""
+ASKED_AT_ONCE = 2
+"""Rollout workers that are asked at one look how they are, each of which costs the driver half a millisecond. At five
+looks a second ten workers are asked every second, a thousand every 100 s; that one died or ended is no answer to a
+question, and noticed much sooner."""
 WATCHED_AT_ONCE = 100
 """Rollout workers whose end is looked for at one look, at least: of so many all."""
 _WATCHED_WITHIN = 1.0
@@ -33,22 +34,22 @@ class Polling:
         """`silence` is the seconds without a word after which a member counts as dead."""
         self._asked = _Turn(ASKED_AT_ONCE, _WITHIN_SILENCE * tick / silence)
         self._watched = _Turn(WATCHED_AT_ONCE, tick / _WATCHED_WITHIN)
-        self._expected: set[str] = set()  # workers that have not answered yet
+        self._expected: list[Member] = []  # workers that have not answered yet
         self._looked: float | None = None
 
-    def look(self, members: Sequence[Member], start_deadline: float) -> None:
-        """`Member.poll` for all of them whom there may be news of. Raises DeadlinePassed as it does.
+    def look(self, few: Sequence[Member], workers: Sequence[Member], start_deadline: float) -> list[Member]:
+        """`Member.poll` for the `few` (the learner, whose answers are its reports, and the scorers), and for those
+        rollout `workers` whose turn it is; returns these. Raises DeadlinePassed as it does.
 
         While the driver itself did not move nobody was asked anything, and whoever was not heard of is not to blame."""
         away = self._passed()
         if away > _AWAY:
-            for member in members:
+            for member in (*few, *workers):
                 member.excuse(away)
-        workers = [member for member in members if member.role == "rollout"]
-        asked = self._asked.next(workers)
-        chosen = asked | self._watched.next(workers) | self._expected
-        # The learner and the scorers are few, and the learner's answers are its reports.
-        looked = [m for m in members if m.name in chosen or m.role != "rollout" or m.state == "starting"]
+        to_ask = self._asked.next(workers)
+        asked = {member.name for member in to_ask}
+        chosen = {member.name: member for member in (*self._watched.next(workers), *to_ask, *self._expected)}
+        looked = [*few, *chosen.values()]
         whose = {answer: member.name for member in looked for answer in member.awaited}
         there = set(ray.wait(list(whose), num_returns=len(whose), timeout=0)[0]) if whose else set()
         heard = {whose[answer] for answer in there}
@@ -56,7 +57,8 @@ class Polling:
             ask = member.role != "rollout" or member.name in asked
             if ask or member.name in heard or member.state == "starting":
                 member.poll(start_deadline, there.__contains__, ask)
-        self._expected = {member.name for member in looked if member.role == "rollout" and member.asked}
+        self._expected = [member for member in chosen.values() if member.asked and member.state == "running"]
+        return list(chosen.values())
 
     def _passed(self) -> float:
         """Seconds since the look before."""
@@ -72,10 +74,11 @@ class _Turn:
         self._least, self._share = least, share
         self._at = 0
 
-    def next(self, workers: Sequence[Member]) -> set[str]:
-        """Names of those whose turn it is."""
+    def next(self, workers: Sequence[Member]) -> list[Member]:
+        """Those whose turn it is. Touches none of the others: of a thousand that would take a millisecond."""
         first = self._at % max(1, len(workers))
         many = max(self._least, math.ceil(self._share * len(workers)))
-        chosen = [*workers[first : first + many], *workers[: max(0, min(first, first + many - len(workers)))]]
+        rest = max(0, min(first, first + many - len(workers)))
+        chosen = [*workers[first : first + many], *workers[:rest]]
         self._at = first + len(chosen)
-        return {worker.name for worker in chosen}
+        return chosen

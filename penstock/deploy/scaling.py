@@ -81,14 +81,16 @@ class Scaling:
     def look(self) -> None:
         """Start who is missing, ask who is too many to leave, forget who is gone."""
         crew = self._crew
-        surplus = len(self.staying) - self.wanted
+        leaving = [member for member in crew.members if member.leaving]
+        surplus = len(crew.members) - len(leaving) - self.wanted
         for _ in range(-surplus):
             joined = crew.add()
             joined.added = True
             self._journal.tell("joining", f"{joined.name} joins and starts", name=joined.name)
         for member in self._dispensable()[:surplus] if surplus > 0 else ():
             self._let_go(member)
-        for member in [m for m in crew.members if m.leaving]:
+            leaving.append(member)
+        for member in leaving:
             if member.state == "running" and crew.released(member):
                 member.kill()
             if member.state in ("ended", "dead"):

@@ -43,6 +43,8 @@ TICK = 0.2
 """Seconds between two looks."""
 _SLOW = 1.0
 """Seconds between looks at what costs more: the ledger, status.json, the display."""
+_MANY = 500
+"""With more workers than this, for which it costs milliseconds, the time between these looks grows as they do."""
 _INTERRUPTED = "interrupted by"
 _DISK = 30.0
 """Seconds between measurements of the run directory."""
@@ -100,9 +102,10 @@ class Supervisor:
 
     def tick(self) -> None:
         """One look at everything. Raises ActorLost, DeadlinePassed and StoreError when the run cannot go on."""
-        self._polling.look(self._parts.members, self._run_file.deadlines.start)
+        parts, deadline = self._parts, self._run_file.deadlines.start
+        workers = self._polling.look([*parts.learners, *parts.scorers], parts.workers, deadline)
         self.mending.store()
-        self.mending.look(self.started)
+        self.mending.look(self.started, workers)
         for scaling in self.scaling.values():
             scaling.look()
         self.steering.look()
@@ -112,7 +115,7 @@ class Supervisor:
         self._collect_evaluation()
         self.guardian.act()
         self._keep_limits()
-        if time.monotonic() - self._seen_slow >= _SLOW:
+        if time.monotonic() - self._seen_slow >= _SLOW * max(1.0, len(parts.workers) / _MANY):
             self._seen_slow = time.monotonic()
             self._look_at_ledger()
             if self.steering.paused:

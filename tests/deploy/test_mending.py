@@ -38,13 +38,13 @@ def test_of_a_dead_worker_the_leases_of_that_life_are_ended_before_the_next_begi
         Scaling(scorers, journal),
         lapse=lambda member: lapsed.append(holder(member.name, member.restarts)),
     )
-    mending.look(True)
+    mending.look(True, workers.members)
     assert lapsed == []
     dead = workers.members[1]
     dead.state, dead.cause = "dead", "rollout-1: killed by signal 9"
-    mending.look(True)
+    mending.look(True, workers.members)
     assert lapsed == ["rollout-1.0"] and holder(dead.name, dead.restarts) == "rollout-1.1"
     dead.state, dead.cause = "dead", "rollout-1: killed by signal 9"
     with pytest.raises(ActorLost, match="was started again 1 times"):
-        mending.look(True)
+        mending.look(True, workers.members)
     assert lapsed == ["rollout-1.0", "rollout-1.1"]
