@@ -15,7 +15,7 @@ from typing import Any
 
 import ray
 
-from penstock.deploy import ray_address
+from penstock.deploy import exits, ray_address
 from penstock.deploy.growth import grows
 from penstock.deploy.leftovers import MARK, own, remove_orphans
 from penstock.services.contracts import PenstockError
@@ -58,13 +58,14 @@ class Cluster:
                 # Logical only: every actor asks for one, and the machine's real cores are shared by threads.
                 "num_cpus": max(actors, os.cpu_count() or 1),
             }
-            if report_seconds is not None:
-                settings["_system_config"] = {"metrics_report_interval_ms": round(report_seconds * 1000)}
+            every = {} if report_seconds is None else {"metrics_report_interval_ms": round(report_seconds * 1000)}
+            settings["_system_config"] = {**exits.REAPING, **every}
         else:
             settings["address"] = self.address
         try:
             with _own_signals(), _reporting_every(report_seconds if self.address is None else None):
-                ray.init(**settings)
+                joined = ray.init(**settings)
+                exits.read_from(Path(joined.address_info["session_dir"]) / "logs")
         except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
             self._remove_folder()
             if self.address is not None:

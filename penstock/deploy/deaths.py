@@ -1,7 +1,7 @@
-"""Why did an actor die? Its own log, the signal the log speaks of, and whether the kernel was out of memory.
+"""Why did an actor die? Its own log, how its process ended, and whether the kernel was out of memory.
 
-Ray says that a process is gone, not why: its exit code is known to Ray's own parent process only. What can
-be found out afterwards is gathered here into the one error that the user sees.
+Ray says that a process is gone, not why. What can be found out afterwards is gathered here into the one error that the
+user sees.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 
 import ray.exceptions
 
+from penstock.deploy import exits
 from penstock.services.contracts import PenstockError
 
 LAST_LINES = 12
@@ -44,13 +45,26 @@ def last_lines(log: Path, count: int = LAST_LINES) -> list[str]:
     """The end of what the last process wrote into a log, at most 64 KiB of it read."""
     if not log.exists():
         return []
+    return [line for line in _life(_end_of(log))[1].splitlines() if line.strip()][-count:]
+
+
+def _life(text: str) -> tuple[int | None, str]:
+    """Process id and words of the last process in a log: an actor that was started again goes on in the same file."""
+    _, born, life = text.rpartition(BIRTH)
+    first, _, rest = life.partition("\n")
+    pid = first.strip()
+    return (int(pid) if pid.isdigit() else None, rest) if born else (None, life)
+
+
+def process_of(log: Path) -> int | None:
+    """Process id of the last process that wrote into a log; None where it does not say, or too long ago."""
+    return _life(_end_of(log))[0] if log.exists() else None
+
+
+def _end_of(log: Path) -> str:
     with log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - 65536))
-        text = file.read().decode("utf-8", "replace")
-    _, born, life = text.rpartition(BIRTH)  # an actor that was started again goes on in the same file
-    if born:
-        life = life.partition("\n")[2]
-    return [line for line in life.splitlines() if line.strip()][-count:]
+        return file.read().decode("utf-8", "replace")
 
 
 def out_of_memory_kills() -> int:
@@ -62,20 +76,20 @@ def out_of_memory_kills() -> int:
     return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
 
 
-def explain(name: str, error: Exception, log: Path, oom_before: int) -> str:
-    """One paragraph on why the actor `name` is gone, with the last lines of its log."""
+def explain(name: str, error: Exception, log: Path, oom_before: int, pid: int | None = None) -> str:
+    """One paragraph on why the actor `name` is gone, with the last lines of its log. Without `pid` its log is asked."""
     lines = last_lines(log)
     if isinstance(error, ray.exceptions.RayTaskError):
         cause = f"{type(error.cause).__name__}: {error.cause}" if error.cause else str(error).strip().splitlines()[-1]
     elif isinstance(error, ray.exceptions.ActorDiedError):
-        cause = _silent_cause(error, lines, oom_before)
+        cause = _silent_cause(error, lines, oom_before, pid or process_of(log))
     else:
         cause = f"{type(error).__name__}: {error}"
     tail = "".join(f"\n    {line}" for line in lines) or "\n    (the log is empty)"
     return f"{name} died: {cause}\n  last lines of {log}:{tail}"
 
 
-def _silent_cause(error: ray.exceptions.ActorDiedError, lines: list[str], oom_before: int) -> str:
+def _silent_cause(error: ray.exceptions.ActorDiedError, lines: list[str], oom_before: int, pid: int | None) -> str:
     """The cause when the process is gone without a Python exception."""
     for line in reversed(lines):
         if found := _LOUD.search(line):
@@ -87,4 +101,6 @@ def _silent_cause(error: ray.exceptions.ActorDiedError, lines: list[str], oom_be
         return text.strip().splitlines()[-1]
     if "ray.kill" in text:
         return "it was ended by its supervisor"
+    if pid is not None and (how := exits.in_words(pid)):
+        return f"its process {pid} {how}, without a word"
     return "the process is gone without a word, as after SIGKILL (kill -9)"

@@ -85,6 +85,7 @@ class Member:
         self.handle = self.start(self.restarts)
         self.state, self.cause, self.result, self._since = "starting", "", None, time.monotonic()
         self.delivered, self.raised, self.gone = False, None, False
+        self.facts = {}
         self._ready, self._running, self._asked = self.handle.ready.remote(), None, None
 
     def run(self) -> None:
@@ -123,7 +124,7 @@ class Member:
                 self._collect(arrived or _done, ask)
         except ray.exceptions.RayError as error:
             self.state = "dead"
-            self.cause = explain(self.name, error, self.log, self._oom)
+            self.cause = explain(self.name, error, self.log, self._oom, self.facts.get("pid"))
             self.raised = error.cause if isinstance(error, ray.exceptions.RayTaskError) else None
             self.gone = isinstance(error, ray.exceptions.RayActorError) and not error.actor_init_failed
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 
 import ray
 
+from penstock.deploy import exits
 from penstock.deploy.fleet import ActorLost, Member
 from penstock.deploy.journal import Journal
 from penstock.deploy.parts import Parts
@@ -100,9 +101,11 @@ class Mending:
             self._scorers.give_up(member)
         known = member.facts.get("pid")
         if (pid := int(member.stats.get("process/pid", known or 0))) != (known or 0):
+            how = exits.in_words(known, 0.0) if known else ""
             member.facts["pid"], member.restarts = pid, member.restarts + 1
             self.restarts[member.name] = member.restarts
-            self._journal.tell("restarted", f"{member.name} died and was started again by Ray", name=member.name)
+            what = f"{member.name} died{f', its process {known} {how},' if how else ''} and was started again by Ray"
+            self._journal.tell("restarted", what, name=member.name)
 
     def silence(self) -> None:
         """A process that lives but does not move any more. Engines may compile for long, so the limit is generous."""

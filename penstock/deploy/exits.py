@@ -1,0 +1,60 @@
+"""How the processes of actors on this node have ended: exit code or signal, as Ray's raylet, their parent, writes it.
+
+Only a parent is told how a process ended, and Ray passes it on to nobody. Its raylet writes it into its own log where
+it reaps its children itself, as in the clusters that a run starts (`REAPING`); on another cluster it is read where
+whoever started that has set the same.
+"""
+
+from __future__ import annotations
+
+import re
+import signal
+import time
+from pathlib import Path
+
+REAPING = {"kill_child_processes_on_worker_exit_with_raylet_subreaper": True, "process_group_cleanup_enabled": False}
+"""Of Ray's configuration: the raylet adopts, ends and reaps whatever a dead worker leaves, and writes how each ended.
+Process groups, which do the same since Ray 2.50 and prevail where both are on, write nothing."""
+PATIENCE = 0.5
+"""Seconds for which a line is waited for: it may come after the news that the process is gone."""
+_READ = 2**18
+_ENDED = re.compile(r"Child process (\d+) exited (with status|from signal) (\d+)")
+_where: list[Path] = []
+
+
+def read_from(logs: Path) -> None:
+    """From now on the raylets' logs in this folder are read; of one cluster at a time."""
+    _where[:] = [logs]
+
+
+def how_it_ended(pid: int, patience: float = PATIENCE) -> tuple[str, int] | None:
+    """`exit code` or `signal`, and which; None when nobody has written it down."""
+    ends = time.monotonic() + patience
+    while True:
+        found = [line for logs in _where for path in logs.glob("raylet*.out") for line in _lines_of(path, pid)]
+        if found:
+            kind, number = found[-1]
+            return ("exit code" if kind == "with status" else "signal", number)
+        if not _where or time.monotonic() > ends:
+            return None
+        time.sleep(0.05)
+
+
+def in_words(pid: int, patience: float = PATIENCE) -> str:
+    """How a process ended, as a sentence without its subject; empty when nobody has written it down."""
+    ended = how_it_ended(pid, patience)
+    if ended is None:
+        return ""
+    kind, number = ended
+    if kind == "exit code":
+        return f"ended with exit code {number}"
+    name = next((f"{known.name} ({number})" for known in signal.Signals if known == number), f"signal {number}")
+    return f"was ended by {name}"
+
+
+def _lines_of(path: Path, pid: int) -> list[tuple[str, int]]:
+    """What a log says of a process, the newest last; its end is enough."""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - _READ))
+        text = file.read().decode("utf-8", "replace")
+    return [(kind, int(number)) for found, kind, number in _ENDED.findall(text) if int(found) == pid]

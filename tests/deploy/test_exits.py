@@ -1,0 +1,65 @@
+"""How processes ended, as Ray's raylet writes it, and as people read it."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import ray
+
+from penstock.deploy import deaths, exits
+from penstock.deploy.cluster import Cluster
+
+LINE = "[2026-11-27 02:54:45,209 I 1696 1696] (raylet) subreaper.cc:74: Child process {} exited {}\n"
+
+
+@pytest.fixture
+def logs(tmp_path: Path):
+    exits.read_from(tmp_path)
+    yield tmp_path
+    exits._where.clear()
+
+
+def test_a_signal_and_an_exit_code_are_told_by_the_newest_line_of_that_process(logs: Path) -> None:
+    (logs / "raylet.out").write_text(
+        LINE.format(70, "with status 1") + LINE.format(7, "from signal 9") + LINE.format(7, "with status 3")
+    )
+    assert exits.how_it_ended(7) == ("exit code", 3)
+    assert exits.how_it_ended(70) == ("exit code", 1)
+    (logs / "raylet.1.out").write_text(LINE.format(8, "from signal 9") + LINE.format(9, "from signal 77"))
+    assert exits.in_words(8) == "was ended by SIGKILL (9)" and exits.in_words(9) == "was ended by signal 77"
+    assert exits.how_it_ended(1, 0.0) is None and exits.in_words(1, 0.0) == ""
+
+
+def test_without_a_cluster_nobody_is_waited_for() -> None:
+    assert exits.how_it_ended(7, patience=60) is None
+
+
+@pytest.mark.engine
+def test_a_cluster_that_a_run_starts_tells_how_its_actors_end(tmp_path: Path) -> None:
+    class Actor:
+        def pid(self) -> int:
+            return os.getpid()
+
+        def end(self, code: int) -> None:
+            os._exit(code)
+
+    cluster = Cluster(None, "exits", actors=2)
+    try:
+        start = ray.remote(Actor).options(num_cpus=0).remote
+        for end, told in (
+            (lambda actor, pid: os.kill(pid, signal.SIGKILL), "was ended by SIGKILL (9), without a word"),
+            (lambda actor, pid: actor.end.remote(7), "ended with exit code 7, without a word"),
+        ):
+            actor = start()
+            pid = ray.get(actor.pid.remote(), timeout=60)
+            end(actor, pid)
+            with pytest.raises(ray.exceptions.ActorDiedError) as died:
+                ray.get(actor.pid.remote(), timeout=60)
+            said = deaths.explain("a", died.value, tmp_path / "a.log", deaths.out_of_memory_kills(), pid)
+            assert said.startswith(f"a died: its process {pid} {told}")
+    finally:
+        cluster.close()
+        exits._where.clear()
