@@ -65,11 +65,11 @@ class RedisStore:
         Raises StoreError for a server that is too old, and when the run was attached with other rules.
         """
         self._connection.require()
-        self._connection.call("attach", *_rule_values(rules), 0)
+        self._connection.call("attach", *_rule_values(rules))
 
     def amend(self, rules: LedgerRules) -> None:
         """Change the rules of a run, at a resume or while it goes on (a guard that lowers `max_lag`)."""
-        self._connection.call("attach", *_rule_values(rules), 1)
+        self._in_tree(lambda tree: self._connection.call("attach", *_rule_values(rules), tree.lineage), new=True)
 
     def reconcile(self, checkpoint: Version, issued: int, request: str, memo: LedgerMemo | None = None) -> Version:
         """See `replay.ReplayStore.reconcile`. Raises StoreError when the checkpoint's lineage is unknown to the

@@ -20,7 +20,7 @@ from penstock.services.versions import FIRST, Version
 FENCED, REFUSED, GAVE_UP = "fenced", "refused", "gave up"
 SCRIPTS = {"amend": "attach", "put_all": "put", "pin": "pins", "unpin": "pins", "announce": "presence"}
 """The calls whose script has another name."""
-OF_ONE_LIFE = ("reserve", "reconcile", "drain", "hold")
+OF_ONE_LIFE = ("reserve", "reconcile", "drain", "hold", "amend")
 """Calls that must change nothing when they arrive after another learner has taken over."""
 NO_LINEAGE = 99
 """Of a learner that has not reconciled."""

@@ -315,7 +315,8 @@ class Run(Driven):
         if what == "drained":
             self.call(self.supervisor, "drain", "run_ended", luck=Luck(Fault.REPLY_LOST) if back > 6 else GOOD)
         elif what == "overtaken":  # an order of the old run is on its way while a new one begins
-            name, argument = ("drain", "run_ended") if back % 2 else ("hold", True)
+            orders = [("drain", "run_ended"), ("hold", True), ("amend", replace(self.rules, max_lag=9))]
+            name, argument = orders[back % 3]
             self.call(self.supervisor, name, argument, luck=Luck(Fault.LATE, patient=False))
             self.a_learner_comes_back(back, GOOD, twice=False, itself=False)
             if self.late:
