@@ -59,7 +59,7 @@ class Crowd:
     async def stats(self, _: str) -> dict[str, Any]:
         now = time.time()
         stats = {"phase": "generating", "doing": "generating", "version": "0.1", "published": "0.1", "closed": ""}
-        process = {"beat": now, "silent": 0.0, "process/rss": 2**30, "process/pid": os.getpid()}
+        process = {"silent": 0.0, "process/rss": 2**30, "process/pid": os.getpid()}
         spans = [Span("generating", now - 1, now)] * 4
         return {**self._rollout, **stats, **process, "spans": spans, "reports": self._reports(now)}
 

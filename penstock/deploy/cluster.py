@@ -23,6 +23,8 @@ from penstock.services.contracts import PenstockError
 # Ray keeps unix sockets in its directory, and their paths may have about 100 bytes; so it lies in /tmp
 # under a short name and not in the run directory.
 _TEMP_PREFIX = "penstock-ray-"
+_LONGEST = 17
+"""Bytes of a folder in which Ray's sockets find room: with its own names of 90 the kernel allows 107."""
 _INTERVAL = "RAY_metrics_report_interval_ms"
 OBJECT_STORE_BYTES = 128 * 1024 * 1024
 """Rollouts travel through the store and weights through files, so Ray's own object store stays small."""
@@ -46,8 +48,9 @@ class Cluster:
         logging.getLogger("ray._private.worker").setLevel(logging.ERROR)
         settings: dict[str, Any] = {"namespace": namespace, "log_to_driver": False, "configure_logging": False}
         if self.address is None:
-            remove_orphans(Path(tempfile.gettempdir()), _TEMP_PREFIX)
-            self._folder = Path(tempfile.mkdtemp(prefix=_TEMP_PREFIX))
+            base = _short_base()
+            remove_orphans(base, _TEMP_PREFIX)
+            self._folder = Path(tempfile.mkdtemp(prefix=_TEMP_PREFIX, dir=base))
             own(self._folder)
             # Ray guards the cluster with a token in the user's home; it need not say so at every start.
             logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
@@ -66,7 +69,7 @@ class Cluster:
             with _own_signals(), _reporting_every(report_seconds if self.address is None else None):
                 joined = ray.init(**settings)
                 exits.read_from(Path(joined.address_info["session_dir"]) / "logs")
-        except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
             self._remove_folder()
             if self.address is not None:
                 raise ray_address.not_joined(self.address, error) from error
@@ -113,6 +116,12 @@ class Cluster:
     def _remove_folder(self) -> None:
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _short_base() -> Path:
+    """TMPDIR where its path is short enough for the sockets, else /tmp."""
+    usual = Path(tempfile.gettempdir())
+    return usual if len(os.fsencode(usual)) <= _LONGEST else Path("/tmp")
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -108,7 +107,7 @@ class LearnerActor:
         if self._rank is None:
             return {"doing": "waiting to begin"}
         health = self._rank.health()
-        return {"doing": health.doing, "version": health.version, "silent": time.time() - health.beat}
+        return {"doing": health.doing, "version": health.version, "silent": health.silent}
 
     def request_stop(self, why: str) -> None:
         """End after this step, with a checkpoint and the model on disk."""

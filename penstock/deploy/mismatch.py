@@ -21,14 +21,14 @@ class Mismatch:
         self._said: set[tuple[str, int]] = set()
 
     def swapped(self, workers: Iterable[Member]) -> None:
-        """Look at the probes of the workers' last swaps, the first of which comes before any token is sampled. A worker
-        is warned of once in each of its lives. What is far beyond, the swap itself refuses."""
+        """Look at the probes of all swaps so far, the first of which comes before any token is sampled. A worker is
+        warned of once in each of its lives. What is far beyond, the swap itself refuses."""
         for worker in workers:
-            gap = float(worker.stats.get("rollout/swap/gap", 0.0))
+            gap = float(worker.stats.get("largest_gap", 0.0))
             life = (worker.name, worker.restarts)
             if gap > self._limit and life not in self._said:
                 self._said.add(life)
-                version = str(worker.stats.get("version", ""))
+                version = str(worker.stats.get("largest_gap_at", ""))
                 self._warn(f"{worker.name} and the learner differ by {gap:.2g} nats on the probe of version {version}")
 
     def stepped(self, version: Version, metrics: Mapping[str, float]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -115,10 +114,10 @@ class RolloutActor:
         """The same without what is told once: others than the supervisor ask too."""
         said: dict[str, Any] = dict(self._worker.stats()) if self._worker is not None else {"phase": self._idle}
         return {
+            "silent": 0.0,
             **said,
             "doing": said["phase"],
             "scorers": self._scorer.holdings(),
-            "silent": time.time() - float(said.get("beat", time.time())),
             **resident(),
         }
 

@@ -28,8 +28,8 @@ class Health:
     state: str
     """starting, running, ended or failed."""
     doing: str
-    beat: float
-    """Unix seconds of the last sign of life. There is one at every micro-batch and every tensor gathered, and every
+    silent: float
+    """Seconds since the last sign of life. There is one at every micro-batch and every tensor gathered, and every
     second of a wait; only loading a model, the update itself, or writing a checkpoint, may take minutes."""
     version: str
     error: str = ""
@@ -44,7 +44,7 @@ class Rank(ABC):
         self._reports: list[dict[str, Any]] = []
         self._stop_why = ""
         self._lane = Lane()
-        self._state, self._doing, self._beat_at, self._error = "starting", "starting", time.time(), ""
+        self._state, self._doing, self._beat_at, self._error = "starting", "starting", time.monotonic(), ""
 
     def run(self) -> str:
         """Meet the others, load the model, train until there is a reason to stop; returns the reason.
@@ -85,7 +85,8 @@ class Rank(ABC):
 
     def health(self) -> Health:
         """What this rank is doing."""
-        return Health(self._rank, self._state, self._doing, self._beat_at, self.version, self._error)
+        silent = time.monotonic() - self._beat_at
+        return Health(self._rank, self._state, self._doing, silent, self.version, self._error)
 
     # --- for the stage ------------------------------------------------------------------------------
 
@@ -93,7 +94,7 @@ class Rank(ABC):
         self._state = "running"
 
     def _beat(self, doing: str) -> None:
-        self._doing, self._beat_at = doing, time.time()
+        self._doing, self._beat_at = doing, time.monotonic()
         self._lane.enter(doing)
 
     def _keep(self, report: dict[str, Any]) -> None:

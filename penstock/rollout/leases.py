@@ -16,8 +16,9 @@ log = logging.getLogger(__name__)
 
 
 def holder(worker: str, life: int) -> str:
-    """The name under which a worker holds leases: another one each time that it is started, so that those of a process
-    that is gone can be ended while the next one has some already."""
+    """The name under which a worker holds leases: another one each time that its supervisor starts it, so that those
+    of a process that is gone can be ended while the next one has some already. A resumed run counts anew: by then
+    nobody holds any."""
     return f"{worker}.{life}"
 
 

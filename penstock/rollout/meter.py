@@ -30,6 +30,8 @@ class Meter:
         self.totals: Counter[str] = Counter(dict.fromkeys(COUNTED, 0))
         self._waited = 0.0
         self._swap: SwapReport | None = None
+        self.largest_gap = (0.0, "")
+        """Of all probes so far, in nats, and the version it was found with."""
 
     def count(self, name: str, by: int = 1) -> None:
         self.totals[name] += by
@@ -56,6 +58,7 @@ class Meter:
     def swapped(self, report: SwapReport) -> None:
         self.totals["swaps"] += 1
         self._swap = report
+        self.largest_gap = max(self.largest_gap, (report.gap or 0.0, str(report.version)))
 
     def read(self) -> dict[str, float]:
         """By metric name. Called from any thread."""

@@ -87,7 +87,7 @@ class RolloutWorker:
         self._wake = threading.Event()
         self._lane = Lane()
         self._tokens, self._counted = 0, 0.0
-        self._closed, self._serving, self._phase, self._beat = "", "", "starting", time.time()
+        self._closed, self._serving, self._phase, self._beat = "", "", "starting", time.monotonic()
 
     # --- for other threads ------------------------------------------------------------------------
 
@@ -108,8 +108,8 @@ class RolloutWorker:
         return result
 
     def stats(self) -> dict[str, float | str]:
-        """Metrics by name, and what a display wants: phase, version in use, why the gate is closed, last sign of
-        life of the loop."""
+        """Metrics by name, and what a display wants: phase, version in use, why the gate is closed, seconds
+        since the loop's last sign of life; and for whoever does not ask after every swap the largest gap of all."""
         return {
             **self._meter.read(),
             "rollout/groups_in_hand": float(len(self._groups)),
@@ -120,7 +120,9 @@ class RolloutWorker:
             "version": self._serving,
             "published": str(self._published),
             "closed": self._closed,
-            "beat": self._beat,
+            "silent": time.monotonic() - self._beat,
+            "largest_gap": self._meter.largest_gap[0],
+            "largest_gap_at": self._meter.largest_gap[1],
         }
 
     def spans(self) -> list[Span]:
@@ -264,7 +266,7 @@ class RolloutWorker:
         self._meter.waited(time.monotonic() - began)
 
     def _in_phase(self, phase: str) -> None:
-        self._phase, self._beat = phase, time.time()
+        self._phase, self._beat = phase, time.monotonic()
         self._lane.enter(phase)
 
     def _ask(self, what: str, call: Callable[[], T]) -> T:

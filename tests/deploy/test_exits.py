@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -38,7 +39,9 @@ def test_without_a_cluster_nobody_is_waited_for() -> None:
 
 
 @pytest.mark.engine
-def test_a_cluster_that_a_run_starts_tells_how_its_actors_end(tmp_path: Path) -> None:
+def test_a_cluster_that_a_run_starts_tells_how_its_actors_end_and_is_closed_to_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Actor:
         def pid(self) -> int:
             return os.getpid()
@@ -46,8 +49,11 @@ def test_a_cluster_that_a_run_starts_tells_how_its_actors_end(tmp_path: Path) ->
         def end(self, code: int) -> None:
             os._exit(code)
 
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # too long for Ray's sockets
     cluster = Cluster(None, "exits", actors=2)
     try:
+        assert cluster._folder is not None and cluster._folder.parent == Path("/tmp")
+        assert cluster._folder.stat().st_mode & 0o077 == 0, "Ray's own folder, in it, is open to everybody"
         start = ray.remote(Actor).options(num_cpus=0).remote
         for end, told in (
             (lambda actor, pid: os.kill(pid, signal.SIGKILL), "was ended by SIGKILL (9), without a word"),

@@ -81,7 +81,7 @@ def test_a_process_in_numbers() -> None:
         "version": "1.12",
         "silent": 0.5,
         "closed": "",
-        "beat": 1.0,
+        "largest_gap": 1.0,
     }
     values = Process()(said)
     me = psutil.Process(os.getpid())

@@ -19,7 +19,7 @@ class Warned(list[str]):
 
 
 def worker(gap: float | None, restarts: int = 0) -> Any:
-    stats = {"version": "0.0"} | ({} if gap is None else {"rollout/swap/gap": gap})
+    stats = {} if gap is None else {"largest_gap": gap, "largest_gap_at": "0.0"}
     return SimpleNamespace(name="rollout-0", restarts=restarts, stats=stats)
 
 

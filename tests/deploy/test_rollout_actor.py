@@ -20,7 +20,7 @@ def test_what_is_told_once_is_told_to_the_supervisor_and_not_to_the_exporter(mon
     (stats,) = exported
     assert stats()["doing"] == "ready"
     spans = [["generating", 1.0, 2.0]]
-    told = {"phase": "generating", "beat": 0.0}
+    told = {"phase": "generating", "silent": 0.0}
     actor._worker = SimpleNamespace(stats=lambda: told, spans=lambda: [spans.pop()] if spans else [])
     assert stats()["doing"] == "generating" and "spans" not in stats()
     assert actor.stats()["spans"] == [["generating", 1.0, 2.0]]

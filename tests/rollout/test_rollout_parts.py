@@ -198,6 +198,15 @@ def test_every_metric_is_declared():
     assert not [name for name in found if describe(name, METRICS) is None]
 
 
+def test_the_largest_gap_of_all_swaps_is_kept_for_whoever_does_not_ask_after_each():
+    meter = Meter()
+    assert meter.largest_gap[0] == 0.0
+    for step, gap in enumerate((1e-6, None, 3e-4, 2e-6)):
+        meter.swapped(SwapReport(Version(0, step), 0.1, 0.2, 0.3, 4, gap))
+    assert meter.largest_gap == (3e-4, "0.2")
+    assert meter.read()["rollout/swap/gap"] == 2e-6
+
+
 # --- the probe ------------------------------------------------------------------------------------
 
 
