@@ -42,6 +42,8 @@ if os.getppid() != int(sys.argv[1]): sys.exit(0)
 signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
 os.execv(sys.argv[2], sys.argv[2:])
 """
+_ATTEMPTS = 3
+"""How often a server is started that is killed before it answers, or finds the end of its file torn."""
 _LAST_WORDS = 5.0
 """Seconds in which a server that is asked to end must begin to."""
 
@@ -166,16 +168,29 @@ class PrivateServer:
             self._check_format(self._binary)
         if self._host and self._port is None:
             self._port = HeldPort(self._host)  # for as long as the server may be started again
-        said = self._log.stat().st_size if self._log.exists() else 0
-        try:
-            self._serve()
-        except StoreError:
-            with self._log.open(errors="replace") as log:
-                log.seek(said)
-                if TORN not in log.read():
+        for attempt in range(_ATTEMPTS):
+            said = self._log.stat().st_size if self._log.exists() else 0
+            try:
+                self._serve()
+                return
+            except StoreError:
+                if attempt + 1 == _ATTEMPTS:
                     raise
-            mend(self._data, self._binary, self._deadline)
-            self._serve()
+                if self._says_torn(said):
+                    mend(self._data, self._binary, self._deadline)
+                elif not self._was_killed:  # what it found wrong by itself it would find again
+                    raise
+
+    def _says_torn(self, since: int) -> bool:
+        """Whether the server has complained of the end of its file in what it has logged since."""
+        with self._log.open(errors="replace") as log:
+            log.seek(since)
+            return TORN in log.read()
+
+    @property
+    def _was_killed(self) -> bool:
+        code = self._process.returncode if self._process is not None else None
+        return code is not None and code < 0
 
     def _serve(self) -> None:
         self._launch(self._configuration())

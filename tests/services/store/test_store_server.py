@@ -189,6 +189,28 @@ def test_a_new_server_on_the_folder_goes_on_where_the_dead_one_was(make):
     assert second.address("run").connect().counts().by_state["reserved"] == 3
 
 
+@pytest.mark.parametrize("times", [2, 3])
+def test_a_server_that_is_killed_while_it_starts_is_started_twice_more_at_the_same_address(make, monkeypatch, times):
+    server = make()
+    server.start()
+    url, whole, killed = server.url, PrivateServer._wait_until_ready, []
+
+    def disturbed(self: PrivateServer) -> None:
+        if len(killed) < times:
+            killed.append(self.pid)
+            os.kill(self.pid, signal.SIGKILL)
+        whole(self)
+
+    server.kill()
+    monkeypatch.setattr(PrivateServer, "_wait_until_ready", disturbed)
+    if times == 3:
+        with pytest.raises(StoreError, match=r"the store did not start: .* was killed by SIGKILL"):
+            server.start()
+    else:
+        server.start()
+        assert server.alive and server.url == url and server.pid not in killed
+
+
 def test_a_call_waits_for_a_server_that_is_being_restarted(make):
     server = make()
     server.start()
