@@ -36,16 +36,18 @@ class Polling:
         self._watched = _Turn(WATCHED_AT_ONCE, tick / _WATCHED_WITHIN)
         self._expected: list[Member] = []  # workers that have not answered yet
         self._looked: float | None = None
+        self.away = 0.0
+        """Seconds for which the driver did not move before the last look; 0 when it did."""
 
     def look(self, few: Sequence[Member], workers: Sequence[Member], start_deadline: float) -> list[Member]:
         """`Member.poll` for the `few` (the learner, whose answers are its reports, and the scorers), and for those
         rollout `workers` whose turn it is; returns these. Raises DeadlinePassed as it does.
 
         While the driver itself did not move nobody was asked anything, and whoever was not heard of is not to blame."""
-        away = self._passed()
-        if away > _AWAY:
-            for member in (*few, *workers):
-                member.excuse(away)
+        passed = self._passed()
+        self.away = passed if passed > _AWAY else 0.0
+        for member in (*few, *workers) if self.away else ():
+            member.excuse(self.away)
         to_ask = self._asked.next(workers)
         asked = {member.name for member in to_ask}
         chosen = {member.name: member for member in (*self._watched.next(workers), *to_ask, *self._expected)}

@@ -66,6 +66,11 @@ class Recovery:
             )
         return False
 
+    def excuse(self, seconds: float) -> None:
+        """So long the driver did not move: that is no time to start in, and none to explain a death in."""
+        self._since += seconds
+        self._failed += seconds if self._failed else 0.0
+
     def begun(self) -> None:
         """The learner has published its weights and trains."""
         took, where = time.monotonic() - self._since, self._from.name if self._from else "the beginning"

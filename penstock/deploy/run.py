@@ -73,7 +73,7 @@ class Conductor:
             self._journal.stand_at(checkpoints.read(self._checkpoint).version)
         self._resumed = resume
         self._supervisor: Supervisor
-        self._drawing = Drawing(directory)
+        self._drawing = Drawing(directory, run_file.deadlines.drain)
         self._peaks: dict[str, int] = {}
         self._tokens: dict[str, int] = {}
 

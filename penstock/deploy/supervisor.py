@@ -104,6 +104,7 @@ class Supervisor:
         """One look at everything. Raises ActorLost, DeadlinePassed and StoreError when the run cannot go on."""
         parts, deadline = self._parts, self._run_file.deadlines.start
         workers = self._polling.look([*parts.learners, *parts.scorers], parts.workers, deadline)
+        self.mending.learner.excuse(self._polling.away)
         self.mending.store()
         self.mending.look(self.started, workers)
         for scaling in self.scaling.values():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +20,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 
 def test_plots_are_drawn_once_whether_begun_early_or_not(drawn: list[Any]):
-    early, late = Drawing("one"), Drawing("two")  # type: ignore[arg-type]
+    early, late = Drawing("one", 60), Drawing("two", 60)  # type: ignore[arg-type]
     early.begin()
     early.begin()
     assert (early.finish(), late.finish()) == ("", "")
@@ -30,4 +32,14 @@ def test_a_plot_that_fails_is_told_and_hides_nothing(monkeypatch: pytest.MonkeyP
         raise ValueError("no such column")
 
     monkeypatch.setattr(plots, "write_plots", fail)
-    assert Drawing("one").finish() == "the plots could not be drawn: ValueError: no such column"  # type: ignore[arg-type]
+    assert Drawing("one", 60).finish() == "the plots could not be drawn: ValueError: no such column"  # type: ignore[arg-type]
+
+
+def test_a_plot_that_hangs_is_not_waited_for_beyond_the_deadline(monkeypatch: pytest.MonkeyPatch):
+    over = threading.Event()
+    monkeypatch.setattr(plots, "write_plots", lambda _: over.wait(60))
+    directory: Any = SimpleNamespace(path="runs/one")
+    said = Drawing(directory, 0.05).finish()
+    over.set()
+    assert said.startswith("the plots were not drawn within 0.05 s (deadlines.drain)")
+    assert said.endswith("penstock plot runs/one")

@@ -180,9 +180,11 @@ def test_nobody_is_silent_because_the_driver_was_stopped_for_a_while(fleet, monk
     now[0] += 3600
     polling.look(made.few, made.workers, 10)
     assert max(member.silent for member in made.members) < 10
+    assert polling.away == pytest.approx(3600)
     now[0] += 4.0
     polling.look(made.few, made.workers, 10)
     assert max(member.silent for member in made.members) > 4, "a slow look is no excuse"
+    assert polling.away == 0
 
 
 def test_an_actor_that_starts_has_its_time_although_the_driver_was_stopped_for_a_while(fleet, monkeypatch):

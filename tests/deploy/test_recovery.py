@@ -163,6 +163,21 @@ def test_a_start_that_takes_too_long_says_what_it_waits_for(scene):
         scene.recovery.look(True)
 
 
+def test_while_the_driver_was_stopped_no_deadline_has_passed(scene):
+    scene.dies(0, RankLost("lost contact"))
+    scene.recovery.look(True)
+    scene.now += 3600
+    scene.recovery.excuse(3600)
+    scene.recovery.look(True)
+    assert scene.recovery.stage == "", "whoever explains it has had no time yet"
+    scene.dies(1)
+    scene.recovery.look(True)
+    scene.now += 3600
+    scene.recovery.excuse(3600)
+    scene.recovery.look(True)
+    assert scene.recovery.stage == "starting"
+
+
 def test_ranks_that_do_not_know_their_part_yet_are_not_let_go(scene):
     scene.dies(0)
     scene.recovery.look(True)
