@@ -31,7 +31,7 @@ def how_it_ended(pid: int, patience: float = PATIENCE) -> tuple[str, int] | None
     """`exit code` or `signal`, and which; None when nobody has written it down."""
     ends = time.monotonic() + patience
     while True:
-        found = [line for logs in _where for path in logs.glob("raylet*.out") for line in _lines_of(path, pid)]
+        found = [line for logs in _where for path in sorted(logs.glob("raylet*.out")) for line in _lines_of(path, pid)]
         if found:
             kind, number = found[-1]
             return ("exit code" if kind == "with status" else "signal", number)
@@ -53,8 +53,11 @@ def in_words(pid: int, patience: float = PATIENCE) -> str:
 
 
 def _lines_of(path: Path, pid: int) -> list[tuple[str, int]]:
-    """What a log says of a process, the newest last; its end is enough."""
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - _READ))
-        text = file.read().decode("utf-8", "replace")
+    """What a log says of a process, the newest last; its end is enough. Nothing where it is not ours to read."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - _READ))
+            text = file.read().decode("utf-8", "replace")
+    except OSError:
+        return []
     return [(kind, int(number)) for found, kind, number in _ENDED.findall(text) if int(found) == pid]

@@ -34,6 +34,11 @@ def test_a_signal_and_an_exit_code_are_told_by_the_newest_line_of_that_process(l
     assert exits.how_it_ended(1, 0.0) is None and exits.in_words(1, 0.0) == ""
 
 
+def test_a_log_that_cannot_be_read_says_nothing(logs: Path) -> None:
+    (logs / "raylet.out").mkdir()
+    assert exits.how_it_ended(7, 0.0) is None
+
+
 def test_without_a_cluster_nobody_is_waited_for() -> None:
     assert exits.how_it_ended(7, patience=60) is None
 
