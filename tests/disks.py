@@ -13,10 +13,10 @@ SIZE = 3 * 2**20
 
 
 @contextlib.contextmanager
-def small_disk(folder: Path) -> Iterator[Path]:
-    """`SIZE` bytes in memory, mounted at `folder`; the test is skipped where this process may not mount a disk."""
+def small_disk(folder: Path, size: int = SIZE) -> Iterator[Path]:
+    """`size` bytes in memory, mounted at `folder`; the test is skipped where this process may not mount a disk."""
     folder.mkdir()
-    options = ["-t", "tmpfs", "-o", f"size={SIZE}"]
+    options = ["-t", "tmpfs", "-o", f"size={size}"]
     made = subprocess.run(["mount", *options, "tmpfs", str(folder)], capture_output=True, text=True)
     if made.returncode:
         pytest.skip(f"no disk can be mounted here: {made.stderr.strip()}")

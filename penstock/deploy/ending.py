@@ -6,6 +6,7 @@ import errno
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import ray.exceptions
 
@@ -49,7 +50,7 @@ def tenure(directory: RunDir) -> Iterator[Tenure]:
 
 
 @contextmanager
-def ending(conclude: Callable[[Ending], None], asked: Interruption) -> Iterator[Ending]:
+def ending(conclude: Callable[[Ending], None], asked: Interruption, run_dir: Path) -> Iterator[Ending]:
     """Inside, a run goes on; `conclude` is called once with how it ended, before an error goes on to the caller.
 
     Errors of Ray's calls become PenstockError, so that a person sees one message and no traceback."""
@@ -66,23 +67,24 @@ def ending(conclude: Callable[[Ending], None], asked: Interruption) -> Iterator[
         if error.errno not in _NO_ROOM:
             end.why = f"{type(error).__name__}: {error}"
             raise
-        end.why = f"{error.filename or 'a file of the run'} could not be written: {error.strerror}; make room"
-        raise PenstockError(f"{end.why}, and then go on with penstock resume") from error
+        end.why = f"{error.filename or f'a file in {run_dir}'} could not be written: {error.strerror}; make room"
+        raise PenstockError(f"{end.why}, and then go on with: penstock resume {run_dir}") from error
     except Exception as error:
         end.why = str(error) if isinstance(error, PenstockError) else f"{type(error).__name__}: {error}"
         raise
     finally:
-        _conclude(conclude, end)
+        _conclude(conclude, end, run_dir)
 
 
-def _conclude(conclude: Callable[[Ending], None], end: Ending) -> None:
+def _conclude(conclude: Callable[[Ending], None], end: Ending, run_dir: Path) -> None:
     """How the run ended is said, also where it cannot be written down."""
     try:
         conclude(end)
     except OSError as error:
         if error.errno not in _NO_ROOM:
             raise
-        raise PenstockError(f"{end.why}. This could not be written down: {error.strerror}") from error
+        unwritten = f"{end.why}. This could not be written down: {error.strerror}"
+        raise PenstockError(f"{unwritten}. When there is room, go on with: penstock resume {run_dir}") from error
 
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)

@@ -80,7 +80,7 @@ class Conductor:
     def go(self) -> Phase:
         """The whole run; returns how it ended. Whatever happens, a summary is written and nothing that was started is
         left."""
-        with ending(self._conclude, self._asked) as end, ExitStack() as stack:
+        with ending(self._conclude, self._asked, self._directory.path) as end, ExitStack() as stack:
             self._journal.enter("starting", "Ray, the store, engines")
             self._journal.show((), None)  # an earlier start has left a status that says something else
             with self._phases.phase("start"):

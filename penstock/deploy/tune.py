@@ -55,7 +55,7 @@ class _Tuning:
 
     def go(self) -> Phase:
         """The whole stage; returns how it ended."""
-        with ending(self._conclude, self._asked) as end:
+        with ending(self._conclude, self._asked, self._directory.path) as end:
             end.why = self._play()
             end.outcome = "stopped" if self._asked else "finished"
         return end.outcome

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import Mock
 
@@ -28,6 +29,8 @@ from penstock.services.replay import LedgerMemo
 from penstock.services.rundir import RunDir, RunDirError
 from penstock.services.versions import Version
 
+RUN = Path("runs/one")
+
 
 class Lost(ray.exceptions.RayError):
     """A call that Ray gave up."""
@@ -46,12 +49,18 @@ class Lost(ray.exceptions.RayError):
             "failed",
             "metrics.jsonl could not be written: No space left on device; make room",
         ),
+        (
+            OSError(errno.ENOSPC, "No space left on device"),
+            PenstockError,
+            "failed",
+            "a file in runs/one could not be written: No space left on device; make room",
+        ),
         (OSError(errno.EPIPE, "Broken pipe"), OSError, "failed", "BrokenPipeError: [Errno 32] Broken pipe"),
     ],
 )
 def test_an_error_is_the_reason_and_goes_on(error, raised, outcome, why):
     ends = []
-    with pytest.raises(raised), ending(ends.append, Interruption()):
+    with pytest.raises(raised), ending(ends.append, Interruption(), RUN):
         raise error
     assert [(end.outcome, end.why) for end in ends] == [(outcome, why)]
 
@@ -61,18 +70,19 @@ def test_on_a_full_disk_the_reason_is_said_though_neither_it_nor_the_summary_can
         directory = RunDir.create(disk, "run", "name: run\n")
         fill(disk)
         said = r"events\.jsonl could not be written: No space left on device; make room\. This could not be written"
-        with pytest.raises(PenstockError, match=said), ending(lambda end: directory.write_summary(vars(end)), ASKED):
+        with pytest.raises(PenstockError, match=said), end_of(directory):
             for number in range(10_000):
                 directory.add_event("warning", "x" * 1000, number=number)
         assert all(event.message == "x" * 1000 for event in directory.read_events()), "lines are whole, or not there"
 
 
-ASKED = Interruption()
+def end_of(directory: RunDir):
+    return ending(lambda end: directory.write_summary(vars(end)), Interruption(), directory.path)
 
 
 def test_a_run_that_comes_to_its_end_says_itself_how():
     ends = []
-    with ending(ends.append, Interruption()) as end:
+    with ending(ends.append, Interruption(), RUN) as end:
         end.outcome, end.why = "finished", "limits.steps: 3 steps are done"
     assert ends == [end]
 
