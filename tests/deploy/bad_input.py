@@ -197,6 +197,8 @@ ROWS: dict[str, list[Row]] = {
         _data("messages, and no chat template", "chat.jsonl", '{"prompt": [{"role": "user", "content": "2+2="}]}\n'),
         _data("a line that is cut", "cut.jsonl", ROW + '{"prompt": "2+2='),
         _data("a key twice in a line", "twice.jsonl", '{"prompt": "2", "prompt": "3", "answer": "4"}\n'),
+        _data("a line nested too deeply", "deep.jsonl", '{"prompt": "2", "answer": ' + "[" * 3000 + "]" * 3000 + "}\n"),
+        _set("a link that leads back to itself, for data", "data.sources.train.path=round"),
         _data("one JSON list for lines", "list.jsonl", f"[{ROW.strip()}]\n"),
         _data("UTF-16", "wide.jsonl", ROW.encode("utf-16")),
         _data("Latin-1", "latin.jsonl", ROW.encode() + '{"prompt": "é", "answer": "4"}\n'.encode("latin-1")),
@@ -222,10 +224,19 @@ ROWS: dict[str, list[Row]] = {
         ),
         _model("a damaged configuration", _with("config.json", b"{oops")),
         _model("a model that writes no text", _config(architectures=["BertModel"])),
+        _model("a word and a null for numbers of a model", _config(max_position_embeddings="long", vocab_size=None)),
+        _model("a model of no positions", _config(max_position_embeddings=0)),
+        _model("one architecture without a list", _config(architectures="LlamaForCausalLM")),
+        _model("architectures that are no names", _config(architectures=[3])),
+        _model("a kind of model that transformers lacks", _config(model_type="lama")),
+        _set("a link that leads back to itself, for a model", "model.path=round"),
+        _model("a damaged tokenizer", _with("tokenizer.json", b"{oops")),
+        _model("a tokenizer without its tokens", _with("tokenizer.json", b"{}")),
         _model("no tokenizer", _without("tokenizer.json"), "model.tokenizer=./tokens"),
         _model("a tokenizer with more tokens than the model", _config(vocab_size=10)),
         _set("a chat template that is demanded and missing", "data.chat_template=always"),
         _set("a chat template that is no file", "model.chat_template=chat.jinja"),
+        _set("a chat template behind such a link", "model.chat_template=round"),
         _set("a chat template that is no Jinja", "model.chat_template='{% for m in messages %}'"),
     ],
     "Rewards": [
@@ -248,6 +259,7 @@ ROWS: dict[str, list[Row]] = {
     ],
     "This machine": [
         _set("a runs_dir that is a file", "runs_dir=train.jsonl"),
+        _set("a runs_dir behind a link that leads back to itself", "runs_dir=round/runs"),
         _set("a store that nobody serves", "store.url=redis://127.0.0.1:1/0"),
         _set("a Ray cluster that is none", "placement.ray_address=127.0.0.1:1"),
     ],
@@ -260,6 +272,7 @@ def make_home(folder: Path) -> Path:
     tiny.save_weightless(folder / "model")
     for name in ("train.jsonl", "held_out.jsonl"):
         (folder / name).write_text(ROW)
+    (folder / "round").symlink_to("round")
     return folder
 
 

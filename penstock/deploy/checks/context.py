@@ -17,7 +17,7 @@ from penstock.deploy.findings import Finding, Level
 from penstock.deploy.runfile import RunFile
 from penstock.deploy.shown import shown
 from penstock.deploy.yaml_source import KeyPath, YamlSource
-from penstock.services import models
+from penstock.services import model_facts, models
 from penstock.services.contracts import PenstockError
 
 if TYPE_CHECKING:
@@ -94,10 +94,10 @@ class Context:
     # --- facts ---
 
     @cached_property
-    def model(self) -> models.ModelFacts | PenstockError:
+    def model(self) -> model_facts.ModelFacts | PenstockError:
         """Facts of the model, or why they cannot be had."""
         try:
-            return models.describe(self.run_file.model.path, self.run_file.model.revision)
+            return model_facts.describe(self.run_file.model.path, self.run_file.model.revision)
         except PenstockError as error:
             return error
 

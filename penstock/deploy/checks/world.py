@@ -15,6 +15,7 @@ from penstock.learner.checkpoints import UNRATED
 from penstock.reward import confinement
 from penstock.services.contracts import PenstockError
 from penstock.services.dashboard import listener
+from penstock.services.files import unreachable
 
 GIB = 1024**3
 LEAST_DISK = GIB
@@ -71,6 +72,9 @@ def the_page_can_be_served(ctx: Context) -> Iterator[Finding]:
 @rule(stages=STAGES)
 def runs_can_be_written(ctx: Context) -> Iterator[Finding]:
     folder = Path(ctx.run_file.runs_dir)
+    if why := unreachable(folder):
+        yield ctx.error("runs_dir", why)
+        return
     existing = existing_folder(folder)
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         yield ctx.error("runs_dir", f"{existing} is no folder that you may write to")
