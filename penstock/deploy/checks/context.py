@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from penstock.services.data import PairSource, PromptSource
 
+DRIVERS = ("/dev/nvidiactl", "/dev/dxg")
+"""What NVIDIA's driver makes, on Linux and in Windows' subsystem for it."""
 _NOTHING = object()
 """Stands for a key that the file does not have."""
 Stage = Literal["train", "sft", "evaluate"]
@@ -125,7 +127,17 @@ class Context:
             listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30)
         except subprocess.TimeoutExpired:
             return 0
-        return listed.stdout.count("GPU ") if listed.returncode == 0 else 0
+        there = listed.stdout.count("GPU ") if listed.returncode == 0 else 0
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        if visible is None:
+            return there
+        ids = [each.strip() for each in visible.split(",")]
+        return min(there, sum(bool(each) and each != "NoDevFiles" and not each.startswith("-") for each in ids))
+
+    @property
+    def has_no_gpu(self) -> bool:
+        """Whether it is known that the run would find no GPU here: a driver may be there without nvidia-smi."""
+        return self.gpus == 0 and not any(Path(each).exists() for each in DRIVERS)
 
     @property
     def cpus(self) -> int:

@@ -120,7 +120,7 @@ def stop_texts_are_single_tokens(ctx: Context) -> Iterator[Finding]:
             yield ctx.error(key, f"is {len(ids)} tokens of this tokenizer", allowed="texts that are one token")
 
 
-@rule("model", "engine", "rollout")
+@rule("model", "engine", "rollout", "evaluation")
 def the_model_is_long_enough(ctx: Context) -> Iterator[Finding]:
     if isinstance(ctx.model, PenstockError) or ctx.model.max_positions <= 0:
         return
@@ -130,6 +130,8 @@ def the_model_is_long_enough(ctx: Context) -> Iterator[Finding]:
         yield ctx.error("engine.max_model_len", problem, allowed=f"up to {most}")
         if answer >= most:  # the same round: lowering the other would only bring this up
             yield ctx.error("rollout.sampling.max_tokens", problem, allowed=f"up to {most - 1}")
+        if (ctx.run_file.evaluation.max_tokens or 0) >= most:
+            yield ctx.error("evaluation.max_tokens", problem, allowed=f"up to {most - 1}")
 
 
 RULES = all_rules(globals())
