@@ -275,6 +275,8 @@ ROWS: dict[str, list[Row]] = {
     "This machine": [
         _set("a runs_dir that is a file", "runs_dir=train.jsonl"),
         _set("a runs_dir behind a link that leads back to itself", "runs_dir=round/runs"),
+        _set("a folder of weights behind such a link", "weights.folder=round/weights"),
+        _set("a folder of rules behind such a link", "reward.folder=round"),
         _set("a GPU that is not there", "placement.device=cuda"),
         _set("a store that nobody serves", "store.url=redis://127.0.0.1:1/0"),
         _set("a Ray cluster that is none", "placement.ray_address=127.0.0.1:1"),

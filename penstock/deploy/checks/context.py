@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
     from penstock.services.data import PairSource, PromptSource
 
-DRIVERS = ("/dev/nvidiactl", "/dev/dxg")
-"""What NVIDIA's driver makes, on Linux and in Windows' subsystem for it."""
+DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
+"""What drivers make: NVIDIA's, on Linux and in Windows' subsystem, and AMD's, of which nvidia-smi knows nothing."""
 _NOTHING = object()
 """Stands for a key that the file does not have."""
 Stage = Literal["train", "sft", "evaluate"]

@@ -90,6 +90,16 @@ def runs_can_be_written(ctx: Context) -> Iterator[Finding]:
         yield ctx.error("runs_dir", f"the disk of {existing} has {free / GIB:.1f} GiB free", allowed="1 GiB or more")
 
 
+@rule("weights", "reward")
+def folders_can_be_looked_into(ctx: Context) -> Iterator[Finding]:
+    folders: dict[str, Path | str | None] = {"weights.folder": ctx.run_file.weights.folder}
+    if ctx.run_file.reward is not None:
+        folders["reward.folder"] = ctx.run_file.reward.folder
+    for key, folder in folders.items():
+        if folder is not None and (why := unreachable(folder)):
+            yield ctx.error(key, why)
+
+
 def _trained(ctx: Context, parameters: int) -> int:
     """Parameters that are trained: the policy's, and again so many for a value model with a backbone of its own."""
     return parameters * (2 if ctx.run_file.algorithm.value.own_backbone else 1)
