@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from penstock.rollout.config import EvaluationSection
 from penstock.services.data_config import DataSection
-from penstock.services.settings import Section, form, on_resume
+from penstock.services.settings import Section, WrongValue, form, on_resume
 
 
 class LimitsSection(Section):
@@ -47,6 +47,9 @@ class GoalSection(Section):
     def _bounded(self) -> GoalSection:
         if self.at_least is None and self.at_most is None:
             raise ValueError("a goal needs a bound: set at_least, at_most, or both")
+        if self.at_least is not None and self.at_most is not None and self.at_least > self.at_most:
+            above = f"at_least is {self.at_least:g}, more than at_most, which is {self.at_most:g}"
+            raise WrongValue("at_least", f"{above}: no value could be both")
         return self
 
 

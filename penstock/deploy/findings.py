@@ -119,6 +119,9 @@ def _finding(detail: Any, path: KeyPath, root: type[BaseModel], source: YamlSour
         return _unknown_to_own(detail, path, where) if context else _unknown_key(detail["loc"], path, root, where)
     if kind in ("union_tag_invalid", "union_tag_not_found"):
         return _unknown_kind(detail, path, source)
+    if kind == "missing" and isinstance(detail["loc"][-1], int):
+        problem, allowed = "has too few entries", _entries(type_at(root, path)) or "more entries"
+        return Finding(key, problem, found=shown(written_at(source.values, path), key), allowed=allowed, where=where)
     if kind == "missing":
         return Finding(key, "is required and missing", where=where, remedy=_help(root, path))
     value = shown(detail["input"], key) if not isinstance(detail["input"], BaseModel) else ""
@@ -143,6 +146,7 @@ def _finding(detail: Any, path: KeyPath, root: type[BaseModel], source: YamlSour
     meant = as_section(root, path, detail["input"]) if kind in ("model_type", "model_attributes_type") else ""
     meant = as_mapping(root, path, detail["input"]) if kind == "dict_type" else meant
     allowed = _allowed(kind, context, str(detail["msg"]))
+    allowed = (_entries(type_at(root, path)) if kind in ("too_long", "tuple_type") else "") or allowed
     return Finding(key, "has a value that does not fit", found=value, allowed=allowed, nearest=meant, where=where)
 
 
@@ -152,6 +156,14 @@ def _allowed(kind: str, context: Mapping[str, Any], said: str) -> str:
         return FORMS.get(context["pattern"], "text that matches {pattern}").format(**context)
     whole = {k: int(v) if isinstance(v, float) and v.is_integer() else v for k, v in context.items()}
     return _ALLOWED.get(kind, said).format(**whole)
+
+
+def _entries(annotation: Any) -> str:
+    """What a list of a fixed length holds; empty for other types."""
+    types = typing.get_args(annotation) if typing.get_origin(annotation) is tuple else ()
+    if not types or Ellipsis in types:
+        return ""
+    return f"a list of {len(types)} {'numbers' if set(types) <= {int, float} else 'entries'}"
 
 
 def written_at(values: Any, path: KeyPath) -> Any:
@@ -166,9 +178,9 @@ def written_at(values: Any, path: KeyPath) -> Any:
 
 def unknown_key(root: type[BaseModel], path: KeyPath, where: str) -> Finding:
     """A key that nothing has."""
-    if why := why_left_out(root, path):
-        return Finding(dotted(path), f"there is no such key: {why}", where=where)
     known = next(path[:end] for end in range(len(path) - 1, -1, -1) if type_at(root, path[:end]) is not None)
+    if why := why_left_out(root, path[: len(known) + 1]):
+        return Finding(dotted(path), f"there is no such key: {why}", where=where)
     allowed, nearest = names_at(root, known), nearest_key(root, path)
     problem = "there is no such key" if allowed else f"there is no such key: {dotted(known)} has a value and no keys"
     return Finding(dotted(path), problem, allowed=", ".join(allowed), nearest=nearest, where=where)

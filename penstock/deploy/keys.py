@@ -132,12 +132,15 @@ ELSEWHERE: Mapping[str, str] = {
 
 
 def nearest_key(root: type[BaseModel], path: Sequence[str | int]) -> str:
-    """The existing key path that was probably meant: the same name elsewhere, else a sibling of almost that name; empty
-    when nothing comes near. Names that are merely alike in sections that have nothing to do with it mislead."""
+    """The existing key path that was probably meant: the same name elsewhere, else one of almost that name beside it or
+    one section below, or one that begins with it; empty when nothing comes near. Names that are merely alike in
+    sections that have nothing to do with it mislead."""
     wrong, whole = str(path[-1]), dotted(path)
     if known := ELSEWHERE.get(wrong):
         beside = known.rpartition(".")[2]
         return dotted((*path[:-1], beside)) if beside in names_at(root, path[:-1]) else known
+    if otherwise := _in_another_case(root, path):
+        return otherwise
     keys = [key for key in all_keys(root) if key != whole]
     by_name: dict[str, list[str]] = {}
     for key in keys:
@@ -149,10 +152,49 @@ def nearest_key(root: type[BaseModel], path: Sequence[str | int]) -> str:
             return min(by_name[name], key=lambda key: key.count("."))
         return max(by_name[name], key=lambda key: difflib.SequenceMatcher(None, key, whole).ratio())
 
-    if wrong in by_name:
+    longer = _longer(root, path)
+    if wrong in by_name and not (longer and likeliest(wrong).partition(".")[0] != path[0]):
         return likeliest(wrong)
-    siblings = difflib.get_close_matches(wrong, names_at(root, path[:-1]), n=1, cutoff=0.65)
-    return dotted((*path[:-1], siblings[0])) if siblings else ""
+    return longer or _almost(root, path)
+
+
+def _in_another_case(root: type[BaseModel], path: Sequence[str | int]) -> str:
+    """The path itself where only capitals, or `-` for `_`, keep it from being one."""
+    here: KeyPath = ()
+    for part in path:
+        names = names_at(root, here)
+        like = [name for name in names if name == str(part).casefold().replace("-", "_")]
+        here = (*here, part if part in names or not like else like[0])
+    return dotted(here) if here != tuple(path) and type_at(root, here) is not None else ""
+
+
+def _longer(root: type[BaseModel], path: Sequence[str | int]) -> str:
+    """The first declared key beside `path` whose name begins with its name: `keep_last` for `keep`."""
+    for section in sections_at(root, path[:-1]):
+        for name in section.model_fields:
+            if name.startswith(f"{path[-1]}_"):
+                return dotted((*path[:-1], name))
+    return ""
+
+
+def _almost(root: type[BaseModel], path: Sequence[str | int]) -> str:
+    """The key of almost this name beside `path`, or in a section there where the two are as good as the same."""
+    wrong, around = str(path[-1]), tuple(path[:-1])
+    siblings = difflib.get_close_matches(wrong, names_at(root, around), n=1, cutoff=0.65)
+    below = {
+        name: (*around, section, name)
+        for section in names_at(root, around)
+        for name in names_at(root, (*around, section))
+        if around
+    }
+    deeper = difflib.get_close_matches(wrong, below, n=1, cutoff=0.85)
+    if deeper and (not siblings or _likeness(wrong, deeper[0]) > _likeness(wrong, siblings[0])):
+        return dotted(below[deeper[0]])
+    return dotted((*around, siblings[0])) if siblings else ""
+
+
+def _likeness(one: str, other: str) -> float:
+    return difflib.SequenceMatcher(None, one, other).ratio()
 
 
 def is_list(annotation: Any) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from penstock.deploy.runfile import RunFile
-from penstock.services.models import ModelFacts
+from penstock.services.model_facts import ModelFacts
 
 TOKEN_BYTES = 8 + 1 + 4 + 8
 """In its group: id and log-prob, action, log-prob of the reference, and text, of which a token is seldom longer."""

@@ -40,6 +40,7 @@ from penstock.rollout.config import EngineSection, RolloutSection
 from penstock.services.contracts import PenstockError
 from penstock.services.dashboard.config import DashboardSection
 from penstock.services.data_config import DataSection
+from penstock.services.files import followed
 from penstock.services.model_config import ModelSection
 from penstock.services.settings import Section, form, on_resume
 from penstock.services.store.config import StoreSection
@@ -137,7 +138,7 @@ class RunFile(Section):
     def located(self, base: Path) -> RunFile:
         """The same run file with its paths absolute: inputs against `base`, `runs_dir` against the current folder, or
         where that does not last, since it is Ray's copy of it, against `penstock` in the user's own."""
-        changes: dict[str, Any] = {"runs_dir": str(job.lasting(Path(self.runs_dir).expanduser().resolve()))}
+        changes: dict[str, Any] = {"runs_dir": str(job.lasting(followed(Path(self.runs_dir).expanduser())))}
         for name in type(self).model_fields:
             section = getattr(self, name)
             if hasattr(section, "located"):
@@ -156,7 +157,7 @@ class RunFile(Section):
 def _with_absolute_paths(section: Section, base: Path) -> Section:
     """The section with every field that is a Path made absolute."""
     paths = {name: value for name, value in section if isinstance(value, Path)}
-    return section.model_copy(update={name: (base / path.expanduser()).resolve() for name, path in paths.items()})
+    return section.model_copy(update={name: followed(base / path.expanduser()) for name, path in paths.items()})
 
 
 @dataclass(frozen=True)

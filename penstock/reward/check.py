@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Iterable
 from pathlib import Path
 
-from penstock.reward import own
+from penstock.reward import arguments, own
 from penstock.reward.config import RewardSection, RuleSection
 from penstock.reward.own import near
 from penstock.reward.rules import RULES
@@ -22,7 +22,7 @@ def problems(
     """
     have = None if columns is None else set(columns)
     found: list[tuple[str, str]] = []
-    for part, rule in section.rules.items():
+    for number, (part, rule) in enumerate(section.rules.items()):
         name = rule.rule or part
         key = f"rules.{part}"
         if ":" in name:
@@ -36,6 +36,8 @@ def problems(
             found.append((f"{key}.rule", text + hint))
         else:
             found += _built_in(key, name, rule, have, whose)
+            earlier = list(section.rules)[:number]
+            found += [(f"{key}.args.{arg}", text) for arg, text in arguments.problems(name, rule.args, earlier)]
     return found
 
 
@@ -59,7 +61,7 @@ def _built_in(key: str, name: str, rule: RuleSection, columns: set[str] | None, 
     ]
     if columns is not None and "column" in parameters:
         column = rule.args.get("column", parameters["column"].default)
-        if column is not None and column not in columns:
+        if isinstance(column, str) and column not in columns:
             text = f"{whose} has no column {column!r}; it has {', '.join(sorted(columns)) or 'none'}"
-            found.append((f"{key}.args.column", text + near(str(column), columns)))
+            found.append((f"{key}.args.column", text + near(column, columns)))
     return found

@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
+from penstock.services.files import followed
 from penstock.services.metrics import check_word
 from penstock.services.model_config import Dtype, ModelSection
 from penstock.services.settings import Section, WrongValue, on_resume
@@ -123,5 +124,5 @@ class RewardSection(Section):
 
     def located(self, base: Path) -> RewardSection:
         """The same section with its paths absolute."""
-        folder = str((base / Path(self.folder).expanduser()).resolve())
+        folder = str(followed(base / Path(self.folder).expanduser()))
         return self.model_copy(update={"folder": folder, "reference": self.reference.located(base)})

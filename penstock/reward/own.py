@@ -111,6 +111,15 @@ def _arguments(
     names = [a.arg for a in (*positional, *taken.kwonlyargs)]
     where = f"line {function.lineno}: {function.name}"
     found: list[tuple[str, str]] = []
+    if not names and taken.kwarg is None:
+        # It is given, by name, what it has arguments for: this one would be called without the answers.
+        return [
+            (
+                "rule",
+                f"{where} takes no arguments, so it could not see the answers; write {function.name}"
+                "(completions, **columns)",
+            )
+        ]
     if taken.kwarg is None:
         found += [
             (f"args.{arg}", f"{where} has no argument {arg!r}, only {', '.join(names) or 'none'}{near(arg, names)}")

@@ -230,9 +230,16 @@ class EngineSection(Section):
     """Seconds that a weight swap may take before the engine counts as broken."""
 
 
+_IN_ITSELF = {
+    "sampling": "how answers are drawn to be measured stands in `evaluation` itself: temperature, samples, greedy, "
+    "max_tokens"
+}
+
+
 class EvaluationSection(Section):
     """Measuring the policy on prompts that it is not trained on."""
 
+    left_out = _IN_ITSELF
     every: int = on_resume(0, ge=0)
     """Evaluate after every so many steps; 0 only before the first step and after the last."""
     samples: int = on_resume(1, ge=1, le=1024)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from penstock.services.metrics import check_word
-from penstock.services.model_config import could_be_hub_id
+from penstock.services.model_config import locate
 from penstock.services.settings import Section
 
 Format = Literal["auto", "jsonl", "parquet", "disk", "hub"]
@@ -53,10 +53,8 @@ class SourceSection(Section):
 
     def located(self, base: Path) -> SourceSection:
         """The same section with its path absolute, so that processes with another working directory agree."""
-        absolute = (base / Path(self.path).expanduser()).resolve()
-        if self.format == "hub" or (could_be_hub_id(self.path, base) and not absolute.exists()):
-            return self
-        return self.model_copy(update={"path": str(absolute)})
+        absolute = locate(self.path, base)
+        return self if self.format == "hub" else self.model_copy(update={"path": absolute})
 
 
 class DataSection(Section):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from penstock.services.contracts import PenstockError
 from penstock.services.data_config import DataSection, SourceSection
+from penstock.services.files import unreachable
 from penstock.services.model_config import could_be_hub_id
 
 if TYPE_CHECKING:
@@ -44,9 +45,13 @@ def layout(name: str, source: SourceSection) -> tuple[str, tuple[Path, ...]]:
 
 
 def _layout(name: str, source: SourceSection, path: Path) -> tuple[str, tuple[Path, ...]]:
-    if source.format == "hub" or (source.format == "auto" and not path.exists() and could_be_hub_id(source.path)):
+    if source.format == "hub":
         return "hub", ()
+    if why := unreachable(path):
+        raise DataError(f"source {name!r}: {why}")
     if not path.exists():
+        if source.format == "auto" and could_be_hub_id(source.path):
+            return "hub", ()
         beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         raise DataError(f"source {name!r}: there is no {source.path!r}{nearest(path.name, beside)}")
     if source.format in {"auto", "disk"} and any((path / name).is_file() for name in _SAVED):
@@ -127,6 +132,8 @@ def _row(file: Path, number: int, line: str) -> Any:
         raise DataError(f"{where}{cut}") from error
     except ValueError as error:
         raise DataError(f"{file} line {number}: {error}") from error
+    except RecursionError as error:
+        raise DataError(f"{file} line {number}: lists or objects in it are nested too deeply to be read") from error
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -20,6 +21,29 @@ def write_atomically(path: Path, content: bytes, sync: bool = True) -> None:
             file.flush()
             os.fsync(file.fileno())
     fresh.replace(path)
+
+
+def followed(path: Path) -> Path:
+    """`path` made absolute, links followed; where they lead nowhere, only absolute: `unreachable` says why."""
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError, ValueError):
+        return path.absolute()
+
+
+def unreachable(path: str | Path) -> str:
+    """Why nobody can know whether there is anything at `path`; empty where one can look."""
+    try:
+        os.stat(path)  # noqa: PTH116  takes texts that are no path, too
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return f"{str(path)!r} is, or lies behind, a symbolic link that leads back to itself; correct the link"
+        return f"{str(path)[:200]!r} cannot be read: {error.strerror}"
+    except ValueError as error:
+        return f"{str(path)!r} is no path: {error}"
+    return ""
 
 
 def append_line(path: Path, line: bytes) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Literal
@@ -9,6 +10,7 @@ from typing import Literal
 from pydantic import Field
 
 from penstock.services.contracts import PenstockError
+from penstock.services.files import followed, unreachable
 from penstock.services.settings import Section
 
 
@@ -29,8 +31,13 @@ def could_be_hub_id(path: str, base: Path = Path()) -> bool:
     return (
         _FILE.fullmatch(path) is None
         and _HUB_ID.fullmatch(path) is not None
-        and not ("/" in path and (base / path).parent.is_dir())
+        and not ("/" in path and _folder_or_link((base / path).parent))
     )
+
+
+def _folder_or_link(path: Path) -> bool:
+    """Unlike those of Path, the functions of os.path raise for no text, however long."""
+    return os.path.isdir(path) or os.path.islink(path)  # noqa: PTH112, PTH114
 
 
 def locate(path: str, base: Path) -> str:
@@ -38,8 +45,10 @@ def locate(path: str, base: Path) -> str:
 
     `owner/name` means the folder of that name when `base` has one, otherwise the hub.
     """
-    absolute = (base / Path(path).expanduser()).resolve()
-    return path if could_be_hub_id(path, base) and not absolute.exists() else str(absolute)
+    absolute = followed(base / Path(path).expanduser())
+    # What cannot be looked at, as a link that leads back to itself, is told of and not looked for on the hub.
+    local = not could_be_hub_id(path, base) or os.path.exists(absolute) or unreachable(absolute)  # noqa: PTH110
+    return str(absolute) if local else path
 
 
 class ModelSection(Section):
@@ -66,7 +75,7 @@ class ModelSection(Section):
         if self.tokenizer is not None:
             changes["tokenizer"] = locate(self.tokenizer, base)
         if self.chat_template is not None and "\n" not in self.chat_template:
-            file = (base / Path(self.chat_template).expanduser()).resolve()
+            file = followed(base / Path(self.chat_template).expanduser())
             if len(self.chat_template) < 256 and file.is_file():
                 changes["chat_template"] = str(file)
         return self.model_copy(update=changes)

@@ -1,4 +1,4 @@
-"""Models and tokenizers in Hugging Face format: find, describe, load and save them, for every stage.
+"""Models and tokenizers in Hugging Face format: find, load and save them, for every stage.
 
 Nothing heavy is imported before something is loaded. A token for private models comes only from the
 environment (`HF_TOKEN`), never from a run file.
@@ -13,11 +13,12 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from penstock.services import weight_files
+from penstock.services import tokenizer_files, weight_files
+from penstock.services.config_values import brief
+from penstock.services.files import unreachable
 from penstock.services.model_config import ModelError, ModelSection, could_be_hub_id
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 def not_found(path: str, looked_for: str) -> str:
     """Why `path` is no model, what was looked for, and the nearest name that exists beside it."""
     folder = Path(path)
+    if why := unreachable(path):
+        return why
     if folder.is_dir():
         holds = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
         text = f"{path!r} is a directory without {looked_for}; it holds {holds}"
@@ -45,7 +48,7 @@ def problems(section: ModelSection) -> list[tuple[str, str]]:
     """What can be known to be wrong without loading or network: (key within the section, what and remedy)."""
     found: list[tuple[str, str]] = []
     tokenizer = section.tokenizer or section.path
-    if _is_local(section.path) and not (Path(section.path) / "config.json").is_file():
+    if _is_local(section.path) and not os.path.isfile(Path(section.path) / "config.json"):  # noqa: PTH113
         found.append(("path", not_found(section.path, "config.json")))
         if section.tokenizer is None:
             return found
@@ -83,7 +86,8 @@ def _template_problem(template: str) -> str:
 
 def _is_local(path: str) -> bool:
     """True where only a file or directory can be meant."""
-    return Path(path).exists() or not could_be_hub_id(path)
+    # Unlike those of Path, the functions of os.path raise for no text, however long.
+    return os.path.exists(path) or not could_be_hub_id(path)  # noqa: PTH110
 
 
 def _holds_tokenizer(folder: Path) -> bool:
@@ -91,36 +95,13 @@ def _holds_tokenizer(folder: Path) -> bool:
     return any(p.name.startswith(("tokenizer", "vocab")) or p.suffix == ".model" for p in folder.glob("*"))
 
 
-# --- facts ----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class ModelFacts:
-    """What config.json and the headers of the weight files say."""
-
-    path: str
-    architecture: str
-    parameters: int
-    exact: bool
-    """True when counted from the weight files, False when estimated from the configuration."""
-    vocab: int
-    tied_embeddings: bool
-    max_positions: int
-    layers: int
-    hidden: int
-    kv_values_per_token: int
-    """Keys and values that one token keeps in the cache, over all layers."""
-    eos_token_ids: tuple[int, ...]
-    experts: int = 0
-    """Experts that a layer chooses among; 0 where the model is no mixture of experts."""
-    experts_used: int = 0
-    """How many of them it chooses for a token; 0 where the configuration does not say."""
+# --- loading --------------------------------------------------------------------------------------
 
 
 def read_config(path: str, revision: str | None = None) -> dict[str, Any]:
     """config.json of a directory or hub id. Raises ModelError."""
     file = Path(path) / "config.json"
-    if not file.is_file():
+    if not os.path.isfile(file):  # noqa: PTH113
         if _is_local(path):
             raise ModelError(not_found(path, "config.json"))
         with _explained(path, "config.json"):
@@ -128,62 +109,17 @@ def read_config(path: str, revision: str | None = None) -> dict[str, Any]:
 
             file = Path(hf_hub_download(path, "config.json", revision=revision, etag_timeout=10))
     try:
-        config = json.loads(file.read_text())
-    except ValueError as error:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ModelError(f"{file} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
         raise ModelError(f"{file} is not JSON: {error}") from error
-    if not isinstance(config, dict) or not config.get("architectures"):
+    if not isinstance(config, dict) or not (names := config.get("architectures")):
         raise ModelError(f"{file} names no `architectures`; it is not the configuration of a Hugging Face model")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        example = names if isinstance(names, str) else "Qwen3ForCausalLM"
+        raise ModelError(f'{file}: architectures is {brief(names)}, allowed is a list of names, as ["{example}"]')
     return config
-
-
-def describe(path: str, revision: str | None = None) -> ModelFacts:
-    """Cheap facts for checks and estimates; loads no weights. Raises ModelError."""
-    config = read_config(path, revision)
-    text = config.get("text_config", config)
-    missing = [k for k in ("hidden_size", "num_hidden_layers", "vocab_size") if k not in text]
-    if missing:
-        raise ModelError(
-            f"config.json of {path!r} has no {', '.join(missing)}; it is not a decoder that Penstock knows"
-        )
-    heads = int(text.get("num_attention_heads", 1))
-    kv_heads = int(text.get("num_key_value_heads") or heads)
-    head_dim = int(text.get("head_dim") or text["hidden_size"] // heads)
-    counted = weight_files.count(Path(path))
-    eos = text.get("eos_token_id", config.get("eos_token_id"))
-    return ModelFacts(
-        path=path,
-        architecture=config["architectures"][0],
-        parameters=counted if counted is not None else _estimate(text, heads, kv_heads, head_dim),
-        exact=counted is not None,
-        vocab=int(text["vocab_size"]),
-        tied_embeddings=bool(config.get("tie_word_embeddings", text.get("tie_word_embeddings", True))),
-        max_positions=int(text.get("max_position_embeddings", 0)),
-        layers=int(text["num_hidden_layers"]),
-        hidden=int(text["hidden_size"]),
-        kv_values_per_token=2 * int(text["num_hidden_layers"]) * kv_heads * head_dim,
-        eos_token_ids=tuple(eos) if isinstance(eos, list) else () if eos is None else (int(eos),),
-        experts=max(int(text.get(name) or 0) for name in _EXPERTS),
-        experts_used=int(text.get("num_experts_per_tok") or 0),
-    )
-
-
-_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
-"""What configurations call the number of experts."""
-
-
-def _estimate(config: Mapping[str, Any], heads: int, kv_heads: int, head_dim: int) -> int:
-    """Parameters of a decoder with gated feed-forward blocks; norms and biases are left out (below 0.1 %)."""
-    hidden = config["hidden_size"]
-    attention = hidden * head_dim * (2 * heads + 2 * kv_heads)
-    experts = config.get("num_experts") or config.get("num_local_experts") or 0
-    inner = config.get("moe_intermediate_size") if experts else None
-    block = 3 * hidden * int(inner or config.get("intermediate_size") or 4 * hidden)
-    feed_forward = experts * (block + hidden) if experts else block
-    embeddings = config["vocab_size"] * hidden * (1 if config.get("tie_word_embeddings", True) else 2)
-    return int(embeddings + config["num_hidden_layers"] * (attention + feed_forward))
-
-
-# --- loading --------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -236,7 +172,12 @@ def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
     with _explained(path, "tokenizer"):
         from transformers import AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(path, **source)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(path, **source)
+        except Exception as error:
+            if why := tokenizer_files.damaged(Path(path)):
+                raise ModelError(why) from error
+            raise
     if tokenizer.eos_token_id is None:
         raise ModelError(f"the tokenizer of {path!r} has no eos_token: answers could not end; set it and save again")
     if tokenizer.pad_token_id is None:
@@ -252,7 +193,8 @@ def _template(text: str) -> str:
     try:
         return Path(text).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ModelError(f"chat_template {text!r} is neither a Jinja template nor a file that can be read") from error
+        neither = f"chat_template {text!r} is neither a Jinja template nor a file that can be read"
+        raise ModelError(unreachable(text) or neither) from error
 
 
 def load_model(section: ModelSection, dtype: str | None = None) -> PreTrainedModel:

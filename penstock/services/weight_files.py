@@ -71,7 +71,7 @@ def header(file: Path) -> Mapping[str, Any]:
         try:
             found: Mapping[str, Any] = json.loads(stream.read(length))
             ends = [entry["data_offsets"][1] for name, entry in found.items() if name != "__metadata__"]
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
             raise ModelError(f"{file} has a damaged header ({size} bytes); copy it again") from error
     whole = 8 + length + max(ends, default=0)
     if size < whole:

@@ -38,7 +38,7 @@ ROW = '{"prompt": "2+2=", "answer": "4"}\n'
 RULES = {
     "mine.py": "import nothing_like_it\n\ndef score(completions, **kwargs): ...\n",
     "broken.py": "def score(:\n",
-    "good.py": "LIMIT = 3\n\ndef score(completions, answr): ...\n",
+    "good.py": "LIMIT = 3\n\ndef score(completions, answr): ...\n\ndef same(): ...\n",
 }
 _OFFSETS = json.dumps({"w": {"dtype": "F32", "shape": [100], "data_offsets": [0, 400]}}).encode()
 WEIGHTS = {
@@ -130,6 +130,11 @@ ROWS: dict[str, list[Row]] = {
         _set("a key of nowhere", "learner.bananas=1"),
         _set("a key of the right name in the wrong section", "rollout.temperature=1"),
         _set("another library's name", "rollout.num_generations=8"),
+        _set("the beginning of a name", "learner.schedule.warmup=10"),
+        _set("the beginning of two names", "checkpoints.keep=3"),
+        _set("a misspelt key of the section below", "rollout.temprature=1"),
+        _set("capitals", "LIMITS.STEPS=3"),
+        _set("sampling, where answers are measured", "evaluation.sampling={temprature: 1}"),
         _set("a key below a plain value", "name.x=3"),
         _set("a plain value for a section", "limits=50"),
         _set("a list for named sections", "reward.rules=[exact]"),
@@ -144,6 +149,7 @@ ROWS: dict[str, list[Row]] = {
         _set("a word for a number", "learner.epochs=two"),
         _set("`true` for a number", "learner.epochs=true"),
         _set("a number that is too small", "learner.learning_rate=-1"),
+        _set("one number where two are needed", "learner.betas=[0.9]"),
         _set("infinity", "learner.learning_rate=.inf"),
         _set("a weight of NaN", "reward.rules.exact.weight=.nan"),
         _set("a negative max_lag", "staleness.max_lag=-1"),
@@ -162,9 +168,13 @@ ROWS: dict[str, list[Row]] = {
         _set("more mini-batches than groups", "learner.mini_batches=64"),
         _set("more ranks than answers", "learner.ranks=300"),
         _set("an answer longer than the engine", "rollout.sampling.max_tokens=64"),
+        _set("a prompt as long as the engine", "data.max_prompt_tokens=100000"),
+        _set("a prompt and an answer that fit one by one", "data.max_prompt_tokens=50"),
+        _set("an evaluation's answer longer than the engine", "evaluation.max_tokens=200"),
         _set("an engine longer than the model", "engine.max_model_len=256"),
         _set("an answer longer than the model", "engine.max_model_len=256", "rollout.sampling.max_tokens=130"),
         _set("more scorers than the most", "reward.scorers=3", "reward.max_scorers=2"),
+        _set("a goal that nothing can reach", "goals.0={metric: reward/mean, at_least: 2, at_most: 1}"),
         _set("an accuracy that is no rule", "reward.accuracy=exat"),
         _set("no rule with a weight", "reward.rules.exact.weight=0"),
         _set("several mistakes at once", "learner.learning_rat=1", "rollout.group_size=1", "model.path=./modle"),
@@ -197,6 +207,8 @@ ROWS: dict[str, list[Row]] = {
         _data("messages, and no chat template", "chat.jsonl", '{"prompt": [{"role": "user", "content": "2+2="}]}\n'),
         _data("a line that is cut", "cut.jsonl", ROW + '{"prompt": "2+2='),
         _data("a key twice in a line", "twice.jsonl", '{"prompt": "2", "prompt": "3", "answer": "4"}\n'),
+        _data("a line nested too deeply", "deep.jsonl", '{"prompt": "2", "answer": ' + "[" * 3000 + "]" * 3000 + "}\n"),
+        _set("a link that leads back to itself, for data", "data.sources.train.path=round"),
         _data("one JSON list for lines", "list.jsonl", f"[{ROW.strip()}]\n"),
         _data("UTF-16", "wide.jsonl", ROW.encode("utf-16")),
         _data("Latin-1", "latin.jsonl", ROW.encode() + '{"prompt": "é", "answer": "4"}\n'.encode("latin-1")),
@@ -222,10 +234,19 @@ ROWS: dict[str, list[Row]] = {
         ),
         _model("a damaged configuration", _with("config.json", b"{oops")),
         _model("a model that writes no text", _config(architectures=["BertModel"])),
+        _model("a word and a null for numbers of a model", _config(max_position_embeddings="long", vocab_size=None)),
+        _model("a model of no positions", _config(max_position_embeddings=0)),
+        _model("one architecture without a list", _config(architectures="LlamaForCausalLM")),
+        _model("architectures that are no names", _config(architectures=[3])),
+        _model("a kind of model that transformers lacks", _config(model_type="lama")),
+        _set("a link that leads back to itself, for a model", "model.path=round"),
+        _model("a damaged tokenizer", _with("tokenizer.json", b"{oops")),
+        _model("a tokenizer without its tokens", _with("tokenizer.json", b"{}")),
         _model("no tokenizer", _without("tokenizer.json"), "model.tokenizer=./tokens"),
         _model("a tokenizer with more tokens than the model", _config(vocab_size=10)),
         _set("a chat template that is demanded and missing", "data.chat_template=always"),
         _set("a chat template that is no file", "model.chat_template=chat.jinja"),
+        _set("a chat template behind such a link", "model.chat_template=round"),
         _set("a chat template that is no Jinja", "model.chat_template='{% for m in messages %}'"),
     ],
     "Rewards": [
@@ -238,6 +259,11 @@ ROWS: dict[str, list[Row]] = {
         _rule("a module that does not parse", "broken:score"),
         _rule("a module that imports what is not there", "mine:score"),
         _rule("an argument that nobody gives", "good:score"),
+        _rule("a function without arguments", "good:same"),
+        _set("a pattern that is none", "reward.rules.exact={rule: regex, args: {pattern: '('}}"),
+        _set("a negative tolerance", "reward.rules.exact={rule: numeric, args: {tolerance: -1}}"),
+        _set("a word for true or false", "reward.rules.exact.args.case=no"),
+        _set("an accuracy that no earlier part has", "reward.rules.long={rule: length, args: {accuracy: exat}}"),
         _set("an argument that the rule has not", "reward.rules.exact.args={colunm: answer}"),
         _set("a column that the data has not", "reward.rules.exact.args.column=anwser"),
         Row(
@@ -248,6 +274,10 @@ ROWS: dict[str, list[Row]] = {
     ],
     "This machine": [
         _set("a runs_dir that is a file", "runs_dir=train.jsonl"),
+        _set("a runs_dir behind a link that leads back to itself", "runs_dir=round/runs"),
+        _set("a folder of weights behind such a link", "weights.folder=round/weights"),
+        _set("a folder of rules behind such a link", "reward.folder=round"),
+        _set("a GPU that is not there", "placement.device=cuda"),
         _set("a store that nobody serves", "store.url=redis://127.0.0.1:1/0"),
         _set("a Ray cluster that is none", "placement.ray_address=127.0.0.1:1"),
     ],
@@ -260,6 +290,7 @@ def make_home(folder: Path) -> Path:
     tiny.save_weightless(folder / "model")
     for name in ("train.jsonl", "held_out.jsonl"):
         (folder / name).write_text(ROW)
+    (folder / "round").symlink_to("round")
     return folder
 
 

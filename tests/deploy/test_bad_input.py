@@ -27,6 +27,7 @@ def home(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.chdir(folder)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(context.Context, "gpus", 0)
+    monkeypatch.setattr(context, "DRIVERS", ())
     monkeypatch.setattr(world, "STORE_DEADLINE", 0.1)
     yield folder
     assert not (folder / "runs").exists(), "nothing was started"

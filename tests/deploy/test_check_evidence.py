@@ -23,7 +23,7 @@ from penstock.learner.algorithms.bound import bind
 from penstock.learner.assemble import Moment, assemble
 from penstock.learner.config import AlgorithmSection
 from penstock.services.codec import encode
-from penstock.services.models import describe
+from penstock.services.model_facts import describe
 from penstock.services.trajectory import Group, Kept, Routing, Sampling, Trajectory
 from penstock.services.versions import FIRST, Version
 

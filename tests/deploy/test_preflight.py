@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import socket
 from pathlib import Path
@@ -177,3 +178,11 @@ def test_a_page_that_cannot_be_served_keeps_the_run_from_starting(place: Path, m
     assert "is in use; take another one, or 0 for any that is free" in str(found["dashboard.port"])
     found = _check(place, "dashboard.enabled=true", "dashboard.host=0.0.0.0")
     assert "needs a token" in str(found["dashboard.token_env"])
+
+
+def test_a_held_out_prompt_is_measured_with_the_evaluations_own_budget(place: Path) -> None:
+    (place / "wordy.jsonl").write_text(json.dumps({"prompt": "1" * 30, "answer": "4"}) + "\n")
+    wordy = "evaluation.data.sources.held_out.path=wordy.jsonl"
+    key = "evaluation.data.sources.held_out"
+    assert key not in _check(place, wordy)
+    assert "leaves less than evaluation.max_tokens" in str(_check(place, wordy, "evaluation.max_tokens=50")[key])

@@ -94,6 +94,14 @@ def test_an_override_appends_to_a_list_and_null_clears_a_key(tmp_path: Path) -> 
         ("data.sources.train.wieght=1", "data.sources.train.weight"),
         ("rollout.sampling.temprature=1", "rollout.sampling.temperature"),
         ("max_lag=1", "staleness.max_lag"),
+        ("learner.schedule.warmup=1", "learner.schedule.warmup_updates"),
+        ("checkpoints.keep=1", "checkpoints.keep_last"),
+        ("engine.max=1", "engine.max_model_len"),
+        ("rollout.temprature=1", "rollout.sampling.temperature"),
+        ("rollout.max_token=1", "rollout.sampling.max_tokens"),
+        ("LIMITS.STEPS=1", "limits.steps"),
+        ("data.sources.train.Weight=1", "data.sources.train.weight"),
+        ("learner.max-grad-norm=1", "learner.max_grad_norm"),
     ],
 )
 def test_an_override_of_an_unknown_key_names_the_nearest_right_one(tmp_path: Path, override: str, nearest: str) -> None:

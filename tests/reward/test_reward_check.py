@@ -46,6 +46,42 @@ def test_all_mistakes_are_found_at_once_each_with_its_key(folder):
     assert len(found) == 8
 
 
+@pytest.mark.parametrize(
+    ("rule", "args", "key", "said"),
+    [
+        ("regex", {"pattern": "("}, "pattern", "this is none: missing )"),
+        ("regex", {"pattern": 3}, "pattern", "takes here a regular expression"),
+        ("exact", {"column": ["answer"]}, "column", "takes here the name of a column"),
+        ("contains", {"case": "no"}, "case", "takes here true or false"),
+        ("numeric", {"tolerance": "x"}, "tolerance", "takes here a number, 0 or more"),
+        ("numeric", {"tolerance": float("nan")}, "tolerance", "0 or more"),
+        ("math", {"seconds": 0.5}, "seconds", "a whole number, 1 or more"),
+        ("soft_overlong", {"max_tokens": 4, "cache_tokens": 9}, "cache_tokens", "allowed is up to 4"),
+        ("length", {"accuracy": "later"}, "accuracy", "no earlier part has this name; those are: first"),
+    ],
+)
+def test_an_argument_that_a_built_in_rule_cannot_use_is_told_before_it_is_called(folder, rule, args, key, said):
+    made = section(folder, first={"rule": "exact"}, part={"rule": rule, "args": args}, later={"rule": "exact"})
+    ((where, text),) = problems(made, ["answer"])
+    assert where == f"rules.part.args.{key}"
+    assert said in text
+
+
+@pytest.mark.parametrize(
+    ("rule", "args"),
+    [
+        ("regex", {"pattern": "(?i)yes", "column": None}),
+        ("exact", {"case": False}),
+        ("numeric", {"tolerance": 0}),
+        ("soft_overlong", {"max_tokens": 4, "cache_tokens": 4}),
+        ("length", {"accuracy": "first"}),
+    ],
+)
+def test_what_a_built_in_rule_can_use_is_no_problem(folder, rule, args):
+    made = section(folder, first={"rule": "exact"}, part={"rule": rule, "args": args})
+    assert problems(made, ["answer"]) == []
+
+
 def test_columns_are_not_checked_where_they_are_unknown(folder):
     assert problems(section(folder, exact={}), None) == []
 
@@ -58,7 +94,7 @@ def test_a_file_that_does_not_parse_is_named_with_its_line(folder):
 
 
 def test_looking_does_not_run_the_module(folder):
-    (folder / "loud.py").write_text("raise SystemExit\ndef f(): ...\n")
+    (folder / "loud.py").write_text("raise SystemExit\ndef f(completions): ...\n")
     assert problems(section(folder, x={"rule": "loud:f"})) == []
 
 

@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from penstock.services.model_config import ModelError, ModelSection, locate
-from penstock.services.models import describe, load_model, load_tokenizer, problems, save_model
+from penstock.services.model_facts import describe
+from penstock.services.models import load_model, load_tokenizer, problems, save_model
 
 
 @pytest.fixture(scope="module")
@@ -191,6 +192,41 @@ def test_facts_of_what_is_no_decoder_are_refused(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ModelError, match="is not JSON"):
         describe(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("hidden_size", "x", 'hidden_size is "x", allowed is a whole number from 1 on'),
+        ("vocab_size", None, "vocab_size is null"),
+        ("num_attention_heads", 0, "num_attention_heads is 0"),
+        ("num_key_value_heads", [2, 2], "num_key_value_heads is [2, 2], allowed is a whole number from 0 on"),
+        ("max_position_embeddings", True, "max_position_embeddings is true"),
+        ("eos_token_id", "x", 'eos_token_id is "x", allowed is a token\'s id'),
+        ("text_config", 3, "text_config is 3, allowed is an object"),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_told_with_its_key(copy, key, value, said):
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {key: value}))
+    with pytest.raises(ModelError) as told:
+        describe(str(copy))
+    assert said in str(told.value)
+
+
+def test_what_a_configuration_may_leave_open_is_no_mistake(copy):
+    config = json.loads((copy / "config.json").read_text())
+    open_ones = dict.fromkeys(("num_key_value_heads", "head_dim", "max_position_embeddings", "eos_token_id"))
+    (copy / "config.json").write_text(json.dumps(config | open_ones))
+    found = describe(str(copy))
+    assert (found.max_positions, found.eos_token_ids) == (0, ())
+
+
+def test_a_name_too_long_for_a_file_is_told_and_not_looked_for(tmp_path):
+    path = locate("x" * 300 + "/model", tmp_path)
+    with pytest.raises(ModelError, match="File name too long"):
+        describe(path)
+    assert dict(problems(section(path)))["path"].endswith("File name too long")
 
 
 def test_the_modules_of_models_and_data_import_nothing_heavy():

@@ -11,7 +11,7 @@ from penstock.learner.algorithms.cells import OwnValue
 from penstock.learner.algorithms.contradictions import contradictions
 from penstock.learner.algorithms.judging import Sizes
 from penstock.learner.algorithms.section import OPEN
-from penstock.services import models
+from penstock.services import model_facts, models
 from penstock.services.contracts import PenstockError
 
 
@@ -76,7 +76,7 @@ def the_value_model_is_there(ctx: Context) -> Iterator[Finding]:
 
 def _knows_the_tokens(ctx: Context, path: str, wanted: int) -> Iterator[Finding]:
     try:
-        known = models.describe(path).vocab
+        known = model_facts.describe(path).vocab
     except PenstockError as error:
         yield ctx.error("algorithm.value.path", str(error))
         return

@@ -17,7 +17,7 @@ from penstock.deploy.findings import Finding, Level
 from penstock.deploy.runfile import RunFile
 from penstock.deploy.shown import shown
 from penstock.deploy.yaml_source import KeyPath, YamlSource
-from penstock.services import models
+from penstock.services import model_facts, models
 from penstock.services.contracts import PenstockError
 
 if TYPE_CHECKING:
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from penstock.services.data import PairSource, PromptSource
 
+DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
+"""What drivers make: NVIDIA's, on Linux and in Windows' subsystem, and AMD's, of which nvidia-smi knows nothing."""
 _NOTHING = object()
 """Stands for a key that the file does not have."""
 Stage = Literal["train", "sft", "evaluate"]
@@ -94,10 +96,10 @@ class Context:
     # --- facts ---
 
     @cached_property
-    def model(self) -> models.ModelFacts | PenstockError:
+    def model(self) -> model_facts.ModelFacts | PenstockError:
         """Facts of the model, or why they cannot be had."""
         try:
-            return models.describe(self.run_file.model.path, self.run_file.model.revision)
+            return model_facts.describe(self.run_file.model.path, self.run_file.model.revision)
         except PenstockError as error:
             return error
 
@@ -125,7 +127,17 @@ class Context:
             listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30)
         except subprocess.TimeoutExpired:
             return 0
-        return listed.stdout.count("GPU ") if listed.returncode == 0 else 0
+        there = listed.stdout.count("GPU ") if listed.returncode == 0 else 0
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        if visible is None:
+            return there
+        ids = [each.strip() for each in visible.split(",")]
+        return min(there, sum(bool(each) and each != "NoDevFiles" and not each.startswith("-") for each in ids))
+
+    @property
+    def has_no_gpu(self) -> bool:
+        """Whether it is known that the run would find no GPU here: a driver may be there without nvidia-smi."""
+        return self.gpus == 0 and not any(Path(each).exists() for each in DRIVERS)
 
     @property
     def cpus(self) -> int:

@@ -62,10 +62,15 @@ def _unusable_rows(ctx: Context, key: str, section: DataSection, responses: bool
 
 @rule("model", "data", "evaluation", "rollout", "engine", stages=("train", "evaluate"))
 def every_prompt_leaves_room_for_an_answer(ctx: Context) -> Iterator[Finding]:
-    longest, answer = ctx.run_file.engine.max_model_len, ctx.run_file.rollout.sampling.max_tokens
+    longest, evaluation = ctx.run_file.engine.max_model_len, ctx.run_file.evaluation
     for key, source in ctx.opened.items():
-        section = ctx.run_file.data if key.startswith("data.") else ctx.run_file.evaluation.data
-        if section is None or (section.max_prompt_tokens is not None and section.max_prompt_tokens + answer <= longest):
+        section, budget = ctx.run_file.data, "rollout.sampling.max_tokens"
+        answer = ctx.run_file.rollout.sampling.max_tokens
+        if not key.startswith("data."):
+            section = evaluation.data or section
+            if evaluation.max_tokens is not None:
+                budget, answer = "evaluation.max_tokens", evaluation.max_tokens
+        if section.max_prompt_tokens is not None and section.max_prompt_tokens + answer <= longest:
             continue
         prefix = key.rpartition(".sources.")[0]
         remedy = (
@@ -76,7 +81,7 @@ def every_prompt_leaves_room_for_an_answer(ctx: Context) -> Iterator[Finding]:
             problem = f"{row} tokens, engine.max_model_len is {longest}: there is no room for an answer"
             yield ctx.error(key, problem, remedy=remedy)
         elif (row := source.first_longer(longest - answer)) is not None:
-            problem = f"{row} tokens, which leaves less than rollout.sampling.max_tokens for the answer"
+            problem = f"{row} tokens, which leaves less than {budget} for the answer"
             yield ctx.warning(key, f"{problem}: of engine.max_model_len {longest}", remedy=remedy)
 
 

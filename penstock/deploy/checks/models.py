@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator
 
 from penstock.deploy.checks.context import STAGES, Context, all_rules, rule
 from penstock.deploy.findings import Finding
-from penstock.services import models
+from penstock.services import model_facts, models
 from penstock.services.chat import ChatError, Renderer
 from penstock.services.contracts import PenstockError
 
@@ -26,6 +27,25 @@ def the_model_is_there(ctx: Context) -> Iterator[Finding]:
         yield ctx.error("model.path", problem, allowed=f"names that end in {', '.join(ENDINGS)}")
 
 
+@rule("model", stages=STAGES)
+def transformers_has_classes_for_the_model(ctx: Context) -> Iterator[Finding]:
+    if isinstance(ctx.model, PenstockError) or ctx.run_file.model.trust_remote_code:
+        return
+    if ctx.model.has_code or not ctx.model.model_type:
+        return  # what transformers makes of these is known when it loads them
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES  # the tokenizer needs it all the same
+
+    kind = ctx.model.model_type
+    if kind not in CONFIG_MAPPING_NAMES:
+        close = difflib.get_close_matches(kind, CONFIG_MAPPING_NAMES, n=1)
+        yield ctx.error(
+            "model.path",
+            f"its config.json says model_type {kind!r}, and the transformers that is installed has no classes for it",
+            nearest=f"model_type {close[0]!r}" if close else "",
+            remedy="correct config.json, or install a transformers that knows it",
+        )
+
+
 @rule("reward", "model")
 def the_reference_model_is_there(ctx: Context) -> Iterator[Finding]:
     reference = ctx.run_file.reward.reference.model if ctx.run_file.reward else None
@@ -37,7 +57,7 @@ def the_reference_model_is_there(ctx: Context) -> Iterator[Finding]:
     if isinstance(ctx.model, PenstockError) or any(key == "path" for key, _ in found):
         return
     try:
-        known = models.describe(reference.path, reference.revision).vocab
+        known = model_facts.describe(reference.path, reference.revision).vocab
     except PenstockError as error:
         yield ctx.error("reward.reference.model.path", str(error))
         return
@@ -100,7 +120,7 @@ def stop_texts_are_single_tokens(ctx: Context) -> Iterator[Finding]:
             yield ctx.error(key, f"is {len(ids)} tokens of this tokenizer", allowed="texts that are one token")
 
 
-@rule("model", "engine", "rollout")
+@rule("model", "engine", "rollout", "evaluation")
 def the_model_is_long_enough(ctx: Context) -> Iterator[Finding]:
     if isinstance(ctx.model, PenstockError) or ctx.model.max_positions <= 0:
         return
@@ -110,6 +130,8 @@ def the_model_is_long_enough(ctx: Context) -> Iterator[Finding]:
         yield ctx.error("engine.max_model_len", problem, allowed=f"up to {most}")
         if answer >= most:  # the same round: lowering the other would only bring this up
             yield ctx.error("rollout.sampling.max_tokens", problem, allowed=f"up to {most - 1}")
+        if (ctx.run_file.evaluation.max_tokens or 0) >= most:
+            yield ctx.error("evaluation.max_tokens", problem, allowed=f"up to {most - 1}")
 
 
 RULES = all_rules(globals())

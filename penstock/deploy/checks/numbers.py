@@ -29,15 +29,38 @@ def a_limit_ends_the_run(ctx: Context) -> Iterator[Finding]:
 
 @rule("rollout", "engine", "data")
 def a_prompt_and_its_answer_fit_the_engine(ctx: Context) -> Iterator[Finding]:
-    answer, limit = ctx.run_file.rollout.sampling.max_tokens, ctx.run_file.engine.max_model_len
-    prompt = ctx.run_file.data.max_prompt_tokens
+    answer, prompt = ctx.run_file.rollout.sampling.max_tokens, ctx.run_file.data.max_prompt_tokens
+    yield from _both_fit(ctx, ("rollout.sampling.max_tokens", answer), ("data.max_prompt_tokens", prompt))
+
+
+@rule("evaluation", "engine", stages=("train", "evaluate"))
+def a_held_out_prompt_and_its_answer_fit_the_engine(ctx: Context) -> Iterator[Finding]:
+    evaluation = ctx.run_file.evaluation
+    if evaluation.data is None or evaluation.max_tokens is None:
+        return
+    prompt = ("evaluation.data.max_prompt_tokens", evaluation.data.max_prompt_tokens)
+    yield from _both_fit(ctx, ("evaluation.max_tokens", evaluation.max_tokens), prompt)
+
+
+def _both_fit(ctx: Context, of_answer: tuple[str, int], of_prompt: tuple[str, int | None]) -> Iterator[Finding]:
+    """What is too long by itself is blamed; where only the two together are, the answer."""
+    (answer_key, answer), (prompt_key, prompt) = of_answer, of_prompt
+    limit = ctx.run_file.engine.max_model_len
+    if prompt is not None and prompt >= limit:
+        yield ctx.error(
+            prompt_key,
+            f"a prompt of {prompt} tokens leaves no room for an answer in engine.max_model_len {limit}",
+            allowed=f"up to {limit - answer if answer < limit else limit - 1}",
+            remedy="lower it, or raise engine.max_model_len",
+        )
+        prompt = None
     if answer + (prompt or 1) > limit:
         sides = f"a prompt of {prompt} and an answer of {answer}" if prompt else f"an answer of {answer}"
         yield ctx.error(
-            "rollout.sampling.max_tokens",
+            answer_key,
             f"{sides} tokens {'do' if prompt else 'does'} not fit engine.max_model_len {limit}",
             allowed=f"up to {limit - (prompt or 1)}",
-            remedy="lower it or data.max_prompt_tokens, or raise engine.max_model_len",
+            remedy=f"lower it or {prompt_key}, or raise engine.max_model_len",
         )
 
 

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import psutil
 
-from penstock.deploy.checks.context import STAGES, Context, all_rules, existing_folder, rule
+from penstock.deploy.checks.context import STAGES, Context, Stage, all_rules, existing_folder, rule
 from penstock.deploy.findings import Finding
 from penstock.learner.checkpoints import UNRATED
 from penstock.reward import confinement
 from penstock.services.contracts import PenstockError
 from penstock.services.dashboard import listener
+from penstock.services.files import unreachable
 
 GIB = 1024**3
 LEAST_DISK = GIB
@@ -23,6 +24,12 @@ STORE_DEADLINE = 3.0
 """Seconds for a Redis server to answer."""
 ENGINE_BYTES = 1.2 * GIB
 """A vLLM engine on CPU without its weights and KV cache, measured with a 0.8M-parameter model."""
+_ROLES: dict[Stage, tuple[str, ...]] = {
+    "train": ("rollout", "learner", "scorer"),
+    "sft": ("learner",),
+    "evaluate": (),
+}
+"""Whose actors Ray places."""
 LEARNER_BYTES = 0.8 * GIB
 """A DeepSpeed rank on CPU without its model."""
 
@@ -71,6 +78,9 @@ def the_page_can_be_served(ctx: Context) -> Iterator[Finding]:
 @rule(stages=STAGES)
 def runs_can_be_written(ctx: Context) -> Iterator[Finding]:
     folder = Path(ctx.run_file.runs_dir)
+    if why := unreachable(folder):
+        yield ctx.error("runs_dir", why)
+        return
     existing = existing_folder(folder)
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         yield ctx.error("runs_dir", f"{existing} is no folder that you may write to")
@@ -78,6 +88,16 @@ def runs_can_be_written(ctx: Context) -> Iterator[Finding]:
     free = shutil.disk_usage(existing).free
     if free < LEAST_DISK:
         yield ctx.error("runs_dir", f"the disk of {existing} has {free / GIB:.1f} GiB free", allowed="1 GiB or more")
+
+
+@rule("weights", "reward")
+def folders_can_be_looked_into(ctx: Context) -> Iterator[Finding]:
+    folders: dict[str, Path | str | None] = {"weights.folder": ctx.run_file.weights.folder}
+    if ctx.run_file.reward is not None:
+        folders["reward.folder"] = ctx.run_file.reward.folder
+    for key, folder in folders.items():
+        if folder is not None and (why := unreachable(folder)):
+            yield ctx.error(key, why)
 
 
 def _trained(ctx: Context, parameters: int) -> int:
@@ -123,6 +143,47 @@ def memory_suffices(ctx: Context) -> Iterator[Finding]:
         )
 
 
+@rule("placement", stages=STAGES)
+def gpus_that_are_asked_for_are_here(ctx: Context) -> Iterator[Finding]:
+    placement = ctx.run_file.placement
+    if ctx.joins_a_cluster or placement.device == "cpu":
+        return
+    if placement.device == "cuda" and ctx.has_no_gpu:
+        remedy = "run where there is one, or join a cluster with placement.ray_address"
+        yield ctx.error("placement.device", "this machine has no GPU", allowed="auto, cpu", remedy=remedy)
+        return
+    for role in _ROLES[ctx.stage]:
+        asked = getattr(placement, role).gpus or 0
+        if asked and ctx.has_no_gpu:
+            remedy = "leave it out, or run where there is one"
+            problem = "this machine has no GPU: it is of no effect, and everything runs on the CPU"
+            yield ctx.warning(f"placement.{role}.gpus", problem, remedy=remedy)
+        elif asked > ctx.gpus > 0:
+            yield ctx.error(
+                f"placement.{role}.gpus",
+                f"one actor asks for {asked:g} GPUs, and this machine has {ctx.gpus}",
+                allowed=f"up to {ctx.gpus}",
+            )
+
+
+def _shares_suffice(ctx: Context) -> Iterator[Finding]:
+    """Where the run file says how many GPUs, or what share of one, an actor has."""
+    run, placement = ctx.run_file, ctx.run_file.placement
+
+    def one(asked: float | None, whole: int) -> float:
+        return asked if asked is not None else whole / 2 if placement.colocate and whole == 1 else whole
+
+    engine, rank = one(placement.rollout.gpus, run.engine.tensor_parallel), one(placement.learner.gpus, 1)
+    wanted = run.rollout.workers * engine + run.learner.ranks * rank
+    if wanted > ctx.gpus and max(engine, rank) <= ctx.gpus:  # of one actor that wants too many another rule speaks
+        yield ctx.error(
+            "rollout.workers",
+            f"{run.rollout.workers} engines of {engine:g} GPUs and {run.learner.ranks} learner ranks of {rank:g} want "
+            f"{wanted:g} GPUs, this machine has {ctx.gpus}",
+            remedy="fewer of them, or smaller shares in placement.*.gpus",
+        )
+
+
 @rule("rollout", "engine", "learner", "placement")
 def processors_suffice(ctx: Context) -> Iterator[Finding]:
     run = ctx.run_file
@@ -130,8 +191,11 @@ def processors_suffice(ctx: Context) -> Iterator[Finding]:
         return
     if ctx.gpus:
         engines = run.rollout.workers * run.engine.tensor_parallel
-        wanted = max(engines, run.learner.ranks) if run.placement.colocate else engines + run.learner.ranks
-        if wanted > ctx.gpus and run.placement.rollout.gpus is None and run.placement.learner.gpus is None:
+        wanted: float = max(engines, run.learner.ranks) if run.placement.colocate else engines + run.learner.ranks
+        asked = (run.placement.rollout.gpus, run.placement.learner.gpus)
+        if asked != (None, None):
+            yield from _shares_suffice(ctx)
+        elif wanted > ctx.gpus:
             yield ctx.error(
                 "rollout.workers",
                 f"{run.rollout.workers} engines of {run.engine.tensor_parallel} GPUs and {run.learner.ranks} learner "
