@@ -24,7 +24,8 @@ _LOUD = re.compile(r"\*\*\* (SIG[A-Z]+) received|Fatal Python error: (.+)")
 
 
 def redirect_output(log: Path) -> None:
-    """Send this process's output, that of its libraries included, to `log`; name the process in its first line.
+    """Send this process's output, that of its libraries included, to `log`; name the process in its first line. What
+    every actor does first.
 
     Raises PenstockError on a node that does not see the run directory, where nothing else would be found either."""
     if not log.parent.is_dir():
@@ -38,6 +39,7 @@ def redirect_output(log: Path) -> None:
     os.dup2(file, 1)
     os.dup2(file, 2)
     os.close(file)
+    exits.hear_of_children()
     print(f"{BIRTH} {os.getpid()}", flush=True)  # noqa: T201 - this is the log
 
 

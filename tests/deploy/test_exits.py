@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import tempfile
 from pathlib import Path
 
@@ -54,17 +55,23 @@ def test_a_cluster_that_a_run_starts_tells_how_its_actors_end_and_is_closed_to_o
         def end(self, code: int) -> None:
             os._exit(code)
 
+        def of_a_child(self, log: Path) -> int:
+            deaths.redirect_output(log)
+            return subprocess.run(["sh", "-c", "exit 5"]).returncode
+
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # too long for Ray's sockets
     cluster = Cluster(None, "exits", actors=2)
     try:
         assert cluster._folder is not None and cluster._folder.parent == Path("/tmp")
         assert cluster._folder.stat().st_mode & 0o077 == 0, "Ray's own folder, in it, is open to everybody"
+        assert subprocess.run(["sh", "-c", "exit 5"]).returncode == 5, "the driver's own children"
         start = ray.remote(Actor).options(num_cpus=0).remote
         for end, told in (
             (lambda actor, pid: os.kill(pid, signal.SIGKILL), "was ended by SIGKILL (9), without a word"),
             (lambda actor, pid: actor.end.remote(7), "ended with exit code 7, without a word"),
         ):
             actor = start()
+            assert ray.get(actor.of_a_child.remote(tmp_path / "b.log"), timeout=60) == 5, "those of an actor"
             pid = ray.get(actor.pid.remote(), timeout=60)
             end(actor, pid)
             with pytest.raises(ray.exceptions.ActorDiedError) as died:
