@@ -16,8 +16,10 @@ import ray.exceptions
 
 from penstock.deploy import exits
 from penstock.services.contracts import PenstockError
+from penstock.services.files import end_of
 
 LAST_LINES = 12
+_READ = 65536
 BIRTH = "--- process"
 """Begins the first line of every process's part of a log."""
 _LOUD = re.compile(r"\*\*\* (SIG[A-Z]+) received|Fatal Python error: (.+)")
@@ -45,28 +47,18 @@ def redirect_output(log: Path) -> None:
 
 def last_lines(log: Path, count: int = LAST_LINES) -> list[str]:
     """The end of what the last process wrote into a log, at most 64 KiB of it read."""
+    return _last_life(log, count)[1]
+
+
+def _last_life(log: Path, count: int = LAST_LINES) -> tuple[int | None, list[str]]:
+    """Process id, where it is near enough to be read, and last lines of the last process that wrote into a log: an
+    actor that was started again goes on in the same file."""
     if not log.exists():
-        return []
-    return [line for line in _life(_end_of(log))[1].splitlines() if line.strip()][-count:]
-
-
-def _life(text: str) -> tuple[int | None, str]:
-    """Process id and words of the last process in a log: an actor that was started again goes on in the same file."""
-    _, born, life = text.rpartition(BIRTH)
-    first, _, rest = life.partition("\n")
-    pid = first.strip()
-    return (int(pid) if pid.isdigit() else None, rest) if born else (None, life)
-
-
-def process_of(log: Path) -> int | None:
-    """Process id of the last process that wrote into a log; None where it does not say, or too long ago."""
-    return _life(_end_of(log))[0] if log.exists() else None
-
-
-def _end_of(log: Path) -> str:
-    with log.open("rb") as file:
-        file.seek(max(0, log.stat().st_size - 65536))
-        return file.read().decode("utf-8", "replace")
+        return None, []
+    _, born, life = end_of(log, _READ).rpartition(BIRTH)
+    pid, _, rest = life.partition("\n") if born else ("", "", life)
+    lines = [line for line in rest.splitlines() if line.strip()][-count:]
+    return (int(pid) if pid.strip().isdigit() else None), lines
 
 
 def out_of_memory_kills() -> int:
@@ -80,11 +72,11 @@ def out_of_memory_kills() -> int:
 
 def explain(name: str, error: Exception, log: Path, oom_before: int, pid: int | None = None) -> str:
     """One paragraph on why the actor `name` is gone, with the last lines of its log. Without `pid` its log is asked."""
-    lines = last_lines(log)
+    born, lines = _last_life(log)
     if isinstance(error, ray.exceptions.RayTaskError):
         cause = f"{type(error.cause).__name__}: {error.cause}" if error.cause else str(error).strip().splitlines()[-1]
     elif isinstance(error, ray.exceptions.ActorDiedError):
-        cause = _silent_cause(error, lines, oom_before, pid or process_of(log))
+        cause = _silent_cause(error, lines, oom_before, pid or born)
     else:
         cause = f"{type(error).__name__}: {error}"
     tail = "".join(f"\n    {line}" for line in lines) or "\n    (the log is empty)"

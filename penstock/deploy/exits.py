@@ -13,6 +13,8 @@ import signal
 import time
 from pathlib import Path
 
+from penstock.services.files import end_of
+
 REAPING = {"kill_child_processes_on_worker_exit_with_raylet_subreaper": True, "process_group_cleanup_enabled": False}
 """Of Ray's configuration: the raylet adopts, ends and reaps whatever a dead worker leaves, and writes how each ended.
 Process groups, which do the same since Ray 2.50 and prevail where both are on, write nothing."""
@@ -64,9 +66,7 @@ def in_words(pid: int, patience: float = PATIENCE) -> str:
 def _lines_of(path: Path, pid: int) -> list[tuple[str, int]]:
     """What a log says of a process, the newest last; its end is enough. Nothing where it is not ours to read."""
     try:
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - _READ))
-            text = file.read().decode("utf-8", "replace")
+        text = end_of(path, _READ)
     except OSError:
         return []
     return [(kind, int(number)) for found, kind, number in _ENDED.findall(text) if int(found) == pid]

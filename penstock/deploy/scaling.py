@@ -20,9 +20,9 @@ from penstock.services.control import Refused
 class Scaling:
     """Brings the actors of one role to the number that is wanted. `look` never waits."""
 
-    def __init__(self, crew: Crew, journal: Journal, bereaved: Callable[[Member], object] = lambda _: None) -> None:
-        """`bereaved` is called for one that died on its way out, with what it held."""
-        self._crew, self._journal, self._bereaved = crew, journal, bereaved
+    def __init__(self, crew: Crew, journal: Journal, lapse: Callable[[Member], object] = lambda _: None) -> None:
+        """`lapse` is called for one that died on its way out, with what it held."""
+        self._crew, self._journal, self._lapse = crew, journal, lapse
         self.wanted = len(crew.members)
         """Those that leave are not counted, those that start or start again are."""
         self.asked = 0
@@ -116,7 +116,7 @@ class Scaling:
         died = f" It died before it had: {member.cause}" if member.state == "dead" else ""
         crew = self._crew
         if died:
-            self._bereaved(member)
+            self._lapse(member)
         member.kill()
         crew.members.remove(member)
         crew.left.append(member)

@@ -58,6 +58,13 @@ def append_line(path: Path, line: bytes) -> None:
         os.close(handle)
 
 
+def end_of(path: Path, most: int) -> str:
+    """The last `most` bytes of a file, as text. Raises OSError."""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - most))
+        return file.read().decode("utf-8", "replace")
+
+
 def whole_lines(path: Path) -> Iterator[bytes]:
     """With their ends; what is still being written, or was cut off, is left out."""
     if path.exists():

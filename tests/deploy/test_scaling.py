@@ -45,8 +45,8 @@ def test_more_workers_start_at_once_and_are_told_of(directory, journal):
 
 
 def test_the_youngest_leave_first_are_drained_and_forgotten_once_they_have_ended(directory, journal, killed):
-    crew, bereaved = crew_of(3), []
-    scaling = Scaling(crew, journal, bereaved.append)
+    crew, lapsed = crew_of(3), []
+    scaling = Scaling(crew, journal, lapsed.append)
     scaling.ask(1)
     assert [drained(worker) for worker in crew.members] == [False, True, True]
     assert names(scaling.staying) == ["rollout-0"]
@@ -59,7 +59,7 @@ def test_the_youngest_leave_first_are_drained_and_forgotten_once_they_have_ended
     assert names(crew.members) == ["rollout-0"]
     assert len(killed) == 2, "their processes are ended, too"
     assert names(crew.left) == ["rollout-2", "rollout-1"]
-    assert names(bereaved) == ["rollout-1"], "only one that died has not handed everything back"
+    assert names(lapsed) == ["rollout-1"], "only one that died has not handed everything back"
     events = [(event.kind, event.facts["name"]) for event in directory.read_events()]
     assert events == [("leaving", "rollout-2"), ("leaving", "rollout-1"), ("left", "rollout-2"), ("left", "rollout-1")]
     assert directory.read_events()[-1].facts["cause"] == "killed by signal 9"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,6 +71,16 @@ def finish(engine: Any) -> dict[str, Completion]:
     while engine.in_flight:
         done.update(engine.step())
     return done
+
+
+def run_up_to(engine: Any, count: int, submit: Callable[[], object]) -> None:
+    """Leave what `submit` submits running after `count` tokens, however often it begins anew, having drawn its end."""
+    while True:
+        submit()
+        for _ in range(count):
+            engine.step()
+        if engine.in_flight:
+            return
 
 
 def weights_of(model: Any) -> list[tuple[str, Any]]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from rollout_lab import END, VOCABULARY, Lab, prompt_of, reference
+from rollout_lab import END, VOCABULARY, Lab, finish, prompt_of, reference, run_up_to
 
 from penstock.rollout.errors import EngineFailed, PromptTooLong
 from penstock.services.contracts import Request, WeightsError
@@ -24,13 +24,6 @@ def request(key: str, sampling: Sampling = LONG, **more: Any) -> Request:
     return Request(key=key, prompt=prompt_of(more.pop("tokens", PROMPT)), sampling=sampling, **more)
 
 
-def finish(engine: Any) -> dict[str, Completion]:
-    done: dict[str, Completion] = {}
-    while engine.in_flight:
-        done.update(engine.step())
-    return done
-
-
 def steps(engine: Any, count: int) -> dict[str, Completion]:
     done: dict[str, Completion] = {}
     for _ in range(count):
@@ -38,12 +31,8 @@ def steps(engine: Any, count: int) -> dict[str, Completion]:
     return done
 
 
-def run_up_to(engine: Any, key: str, count: int, sampling: Sampling = LONG) -> None:
-    """Leave `key` running after `count` tokens, however often it has to begin anew because it drew its end."""
-    while True:
-        engine.submit(request(key, sampling))
-        if not steps(engine, count):
-            return
+def started(engine: Any, key: str, count: int, sampling: Sampling = LONG) -> None:
+    run_up_to(engine, count, lambda: engine.submit(request(key, sampling)))
 
 
 def test_logprobs_are_those_of_a_forward_pass(lab: Lab, engine: Any):
@@ -108,7 +97,7 @@ def test_a_reload_that_leaves_the_packed_output_layer_behind_is_caught(
 ):
     before = engine.version
     monkeypatch.setattr("penstock.rollout.vllm_setup.repack_output_layers", lambda model: None)
-    run_up_to(engine, "c", 3)
+    started(engine, "c", 3)
     with pytest.raises(WeightsError, match="does not compute with the weights of version"):
         engine.swap(lab.publish(lab.models[1]))
     with pytest.raises(EngineFailed, match="must not be used any more"):
@@ -137,7 +126,7 @@ def test_a_missing_version_leaves_the_engine_as_it_was(lab: Lab, engine: Any):
 
 
 def test_an_unfinished_answer_goes_on_with_what_is_left_of_its_budget(lab: Lab, engine: Any):
-    run_up_to(engine, "e", 10)
+    started(engine, "e", 10)
     part = engine.take_back(["e"])["e"]
     assert len(part.tokens) == 10 and not engine.in_flight
     engine.swap(lab.publish(lab.models[1]))
@@ -153,7 +142,7 @@ def test_an_unfinished_answer_goes_on_with_what_is_left_of_its_budget(lab: Lab, 
 
 def test_stop_tokens_still_stop_a_resumed_answer(engine: Any):
     everything = tuple(range(len(VOCABULARY)))
-    run_up_to(engine, "g", 2)
+    started(engine, "g", 2)
     part = engine.take_back(["g"])["g"]
     engine.submit(request("h", Sampling(max_tokens=40, stop_token_ids=everything), resume=part))
     answer = finish(engine)["h"]
@@ -161,7 +150,7 @@ def test_stop_tokens_still_stop_a_resumed_answer(engine: Any):
 
 
 def test_an_answer_handed_over_with_no_budget_left_is_complete(engine: Any):
-    run_up_to(engine, "i", 2)
+    started(engine, "i", 2)
     part = engine.take_back(["i"])["i"]
     engine.submit(request("j", Sampling(max_tokens=2), resume=part))
     answer = dict(engine.step())["j"]
@@ -169,7 +158,7 @@ def test_an_answer_handed_over_with_no_budget_left_is_complete(engine: Any):
 
 
 def test_a_cut_answer_keeps_its_tokens_and_says_stale(engine: Any):
-    run_up_to(engine, "k", 1)
+    started(engine, "k", 1)
     ((key, answer),) = engine.cut(["k"])
     assert (key, answer.finish, len(answer.tokens)) == ("k", "stale", 1)
     assert not engine.in_flight and engine.step() == []
@@ -193,7 +182,7 @@ def test_greedy_answers_take_the_most_likely_token(lab: Lab, engine: Any):
 
 
 def test_parity_logprobs_come_from_the_engine(lab: Lab, engine: Any):
-    run_up_to(engine, "o", 1, Sampling(temperature=0.0, max_tokens=40))  # greedy: its second token is no end either
+    started(engine, "o", 1, Sampling(temperature=0.0, max_tokens=40))  # greedy: its second token is no end either
     found = engine.logprobs_of(PROMPT, [9, 10, 11])
     assert np.abs(found - reference(lab.models[0], PROMPT, [9, 10, 11])).max() < 1e-4
     assert len(engine.take_back(["o"])["o"].tokens) == 2  # the others went on meanwhile

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from rollout_lab import VOCABULARY, Lab, finish, logits_of, prompt_of
+from rollout_lab import VOCABULARY, Lab, finish, logits_of, prompt_of, run_up_to
 
 from penstock.services.contracts import Request
 from penstock.services.trajectory import Completion, Kept, Sampling
@@ -100,16 +100,12 @@ def test_without_a_filter_and_for_greedy_answers_nothing_is_recorded(engine: Any
 
 def test_sets_are_handed_on_and_cut_with_their_tokens(lab: Lab, engine: Any):
     sampling = Sampling(max_tokens=30, top_k=5)
-    while True:  # until one is still running after ten tokens
-        engine.submit(Request(key="e", prompt=prompt_of(PROMPT), sampling=sampling))
-        if not [engine.step() for _ in range(10) if engine.in_flight][-1]:
-            break
+    run_up_to(engine, 10, lambda: engine.submit(Request(key="e", prompt=prompt_of(PROMPT), sampling=sampling)))
     part = engine.take_back(["e"])["e"]
     assert part.kept is not None and part.kept.counts.tolist() == [5] * 10
     engine.swap(lab.publish(lab.models[1]))
-    while not engine.in_flight:  # until its next token is not the end
-        engine.submit(Request(key="f", prompt=prompt_of(PROMPT), sampling=sampling, resume=part))
-        engine.step()
+    again = Request(key="f", prompt=prompt_of(PROMPT), sampling=sampling, resume=part)
+    run_up_to(engine, 1, lambda: engine.submit(again))
     ((_, answer),) = engine.cut(["f"])
     assert answer.kept is not None and answer.kept.counts.tolist() == [5] * 11
     assert answer.kept.tokens[:50].tolist() == part.kept.tokens.tolist()

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from rollout_lab import Lab, finish, prompt_of
+from rollout_lab import Lab, finish, prompt_of, run_up_to
 
 from penstock.learner.routing import replay, routers_of
 from penstock.services.contracts import Request
@@ -92,18 +92,8 @@ def test_a_preempted_answer_keeps_what_was_recorded_first(moe_lab: Lab, moe_engi
         assert np.abs(logprobs(moe_lab.models[0], answer, with_experts=True) - answer.logprobs).max() < 1e-5
 
 
-def until_ten(engine: Any, key: str) -> None:
-    """Submit an answer until one is still running after ten tokens."""
-    while True:
-        submit(engine, key)
-        for _ in range(10):
-            engine.step()
-        if engine.in_flight:
-            return
-
-
 def test_a_swap_in_mid_answer_leaves_every_position_with_its_first_experts(moe_lab: Lab, moe_engine: Any):
-    until_ten(moe_engine, "c")
+    run_up_to(moe_engine, 10, lambda: submit(moe_engine, "c"))
     moe_engine.swap(moe_lab.publish(moe_lab.models[1]))
     answer = finish(moe_engine)["c"]
     first = answer.spans[0].count
@@ -117,12 +107,11 @@ def test_a_swap_in_mid_answer_leaves_every_position_with_its_first_experts(moe_l
 
 
 def test_routing_is_handed_on_and_cut_with_its_tokens(moe_lab: Lab, moe_engine: Any):
-    until_ten(moe_engine, "d")
+    run_up_to(moe_engine, 10, lambda: submit(moe_engine, "d"))
     part = moe_engine.take_back(["d"])["d"]
     assert len(recorded(part)) == len(PROMPT) + 9
     moe_engine.swap(moe_lab.publish(moe_lab.models[1]))
-    submit(moe_engine, "e", resume=part)
-    moe_engine.step()
+    run_up_to(moe_engine, 1, lambda: submit(moe_engine, "e", resume=part))
     ((_, answer),) = moe_engine.cut(["e"])
     assert len(answer.tokens) == 11 and answer.finish == "stale"
     assert (recorded(answer)[:-1] == recorded(part)).all()
