@@ -69,7 +69,7 @@ class Cluster:
             with _own_signals(), _reporting_every(report_seconds if self.address is None else None):
                 joined = ray.init(**settings)
                 exits.read_from(Path(joined.address_info["session_dir"]) / "logs")
-                exits.hear_of_children()
+                exits.be_parent_of_own()
         except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
             self._remove_folder()
             if self.address is not None:

@@ -25,9 +25,9 @@ BIRTH = "--- process"
 _LOUD = re.compile(r"\*\*\* (SIG[A-Z]+) received|Fatal Python error: (.+)")
 
 
-def redirect_output(log: Path) -> None:
-    """Send this process's output, that of its libraries included, to `log`; name the process in its first line. What
-    every actor does first.
+def begin_life(log: Path) -> None:
+    """What every actor does first: send this process's output, that of its libraries included, to `log`, name the
+    process in its first line, and be a parent of nobody but its own children.
 
     Raises PenstockError on a node that does not see the run directory, where nothing else would be found either."""
     if not log.parent.is_dir():
@@ -41,7 +41,7 @@ def redirect_output(log: Path) -> None:
     os.dup2(file, 1)
     os.dup2(file, 2)
     os.close(file)
-    exits.hear_of_children()
+    exits.be_parent_of_own()
     print(f"{BIRTH} {os.getpid()}", flush=True)  # noqa: T201 - this is the log
 
 

@@ -25,6 +25,8 @@ _ENDED = re.compile(r"Child process (\d+) exited (with status|from signal) (\d+)
 _where: list[Path] = []
 _DEFAULT = 0
 """SIG_DFL of the C library."""
+_ADOPTS = 36
+"""PR_SET_CHILD_SUBREAPER of Linux."""
 
 
 def read_from(logs: Path) -> None:
@@ -32,10 +34,16 @@ def read_from(logs: Path) -> None:
     _where[:] = [logs]
 
 
-def hear_of_children() -> None:
-    """Let this process be told again how its own children end: where the raylet reaps, Ray has every driver and worker
-    ignore SIGCHLD, and the kernel then forgets exit codes. Works in any thread, which Python's own call does not."""
-    ctypes.CDLL(None).signal(ctypes.c_int(signal.SIGCHLD), ctypes.c_void_p(_DEFAULT))
+def be_parent_of_own() -> None:
+    """Let this process be told how its own children end, and adopt no others.
+
+    Where the raylet reaps, Ray has every driver and worker ignore SIGCHLD, so that the kernel forgets exit codes, and
+    adopt whatever its children leave behind. Whoever hears of children has to reap them; those it did not start nobody
+    would, and a dead process that nobody reaps looks alive to others. The raylet adopts an actor's, init a driver's.
+    Works in any thread, which Python's own call does not."""
+    system = ctypes.CDLL(None)
+    system.signal(ctypes.c_int(signal.SIGCHLD), ctypes.c_void_p(_DEFAULT))
+    system.prctl(_ADOPTS, 0)
 
 
 def how_it_ended(pid: int, patience: float = PATIENCE) -> tuple[str, int] | None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
-from penstock.deploy.deaths import redirect_output
+from penstock.deploy.deaths import begin_life
 from penstock.deploy.exporter import Export, export_actor
 from penstock.deploy.memory import resident
 from penstock.deploy.scorers import facts_of_process
@@ -43,7 +43,7 @@ class LearnerActor:
     """`LearnerRank` in a process of its own; `run` blocks in one thread, the rest is asked from others."""
 
     def __init__(self, name: str, log: Path, folder: str, export: Export | None) -> None:
-        redirect_output(log)
+        begin_life(log)
         add_to_path(Path(folder))  # before anything arrives that names a module of the user's own
         self.name = name
         self._rank: Any = None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
-from penstock.deploy.deaths import redirect_output
+from penstock.deploy.deaths import begin_life
 from penstock.deploy.exporter import Export, export_actor
 from penstock.deploy.memory import resident
 from penstock.deploy.remote_scorer import RemoteScorer
@@ -58,7 +58,7 @@ class RolloutActor:
 
     def __init__(self, name: str, restarts: int, log: Path, plan: RolloutPlan, scorers: Scorers, learner: Any) -> None:
         """`learner` is rank 0, where weights come from on some routes."""
-        redirect_output(log)
+        begin_life(log)
         from penstock.deploy.assemble import build_generator
         from penstock.services.models import load_tokenizer
 

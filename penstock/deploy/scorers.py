@@ -14,7 +14,7 @@ from typing import Any
 
 import ray
 
-from penstock.deploy.deaths import redirect_output
+from penstock.deploy.deaths import begin_life
 from penstock.deploy.exporter import Export, export_actor
 from penstock.deploy.memory import resident
 from penstock.reward.config import RewardSection
@@ -40,7 +40,7 @@ class ScorerActor:
         """`start` is the model that the run starts from, where a reference is needed; None loads no model.
         `environment` holds what rules may see besides; it travels here and not in Ray's own description of the actor,
         which Ray keeps."""
-        redirect_output(log)
+        begin_life(log)
         os.environ.update(environment)
         from penstock.reward.reference import load_reference
         from penstock.reward.scorer import GroupScorer

@@ -64,15 +64,15 @@ def test_a_process_that_said_nothing_has_no_last_lines_and_those_of_the_one_befo
 
 def test_a_node_that_does_not_see_the_run_directory_says_so_and_makes_none(tmp_path):
     with pytest.raises(PenstockError, match=r"does not see the run directory .*/elsewhere/run: all nodes"):
-        deaths.redirect_output(tmp_path / "elsewhere" / "run" / "logs" / "a.log")
+        deaths.begin_life(tmp_path / "elsewhere" / "run" / "logs" / "a.log")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_output_of_a_process_and_of_its_libraries_goes_to_its_log(tmp_path):
     (tmp_path / "logs").mkdir()
     code = (
-        "import os, pathlib, sys\nfrom penstock.deploy.deaths import redirect_output\n"
-        f"redirect_output(pathlib.Path({str(tmp_path / 'logs' / 'a.log')!r}))\n"
+        "import os, pathlib, sys\nfrom penstock.deploy.deaths import begin_life\n"
+        f"begin_life(pathlib.Path({str(tmp_path / 'logs' / 'a.log')!r}))\n"
         "print('from python', flush=True); os.write(2, b'from a library\\n')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -44,10 +44,19 @@ def test_without_a_cluster_nobody_is_waited_for() -> None:
     assert exits.how_it_ended(7, patience=60) is None
 
 
+ORPHAN = """
+sh -c 'until [ $(ps -o ppid= -p $$) -ne $0 ]; do :; done; ps -o ppid= -p $$' $$ &
+"""
+"""Says who has adopted it."""
+
+
 @pytest.mark.engine
 def test_a_cluster_that_a_run_starts_tells_how_its_actors_end_and_is_closed_to_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def foster_parent() -> int:
+        return int(subprocess.run(["sh", "-c", ORPHAN], stdout=subprocess.PIPE, text=True).stdout)
+
     class Actor:
         def pid(self) -> int:
             return os.getpid()
@@ -55,9 +64,9 @@ def test_a_cluster_that_a_run_starts_tells_how_its_actors_end_and_is_closed_to_o
         def end(self, code: int) -> None:
             os._exit(code)
 
-        def of_a_child(self, log: Path) -> int:
-            deaths.redirect_output(log)
-            return subprocess.run(["sh", "-c", "exit 5"]).returncode
+        def of_a_child(self, log: Path) -> tuple[int, int]:
+            deaths.begin_life(log)
+            return subprocess.run(["sh", "-c", "exit 5"]).returncode, foster_parent()
 
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # too long for Ray's sockets
     cluster = Cluster(None, "exits", actors=2)
@@ -65,14 +74,16 @@ def test_a_cluster_that_a_run_starts_tells_how_its_actors_end_and_is_closed_to_o
         assert cluster._folder is not None and cluster._folder.parent == Path("/tmp")
         assert cluster._folder.stat().st_mode & 0o077 == 0, "Ray's own folder, in it, is open to everybody"
         assert subprocess.run(["sh", "-c", "exit 5"]).returncode == 5, "the driver's own children"
+        assert foster_parent() != os.getpid(), "whom nobody would reap"
         start = ray.remote(Actor).options(num_cpus=0).remote
         for end, told in (
             (lambda actor, pid: os.kill(pid, signal.SIGKILL), "was ended by SIGKILL (9), without a word"),
             (lambda actor, pid: actor.end.remote(7), "ended with exit code 7, without a word"),
         ):
             actor = start()
-            assert ray.get(actor.of_a_child.remote(tmp_path / "b.log"), timeout=60) == 5, "those of an actor"
+            code, foster = ray.get(actor.of_a_child.remote(tmp_path / "b.log"), timeout=60)
             pid = ray.get(actor.pid.remote(), timeout=60)
+            assert code == 5 and foster != pid, "an actor's children, and theirs"
             end(actor, pid)
             with pytest.raises(ray.exceptions.ActorDiedError) as died:
                 ray.get(actor.pid.remote(), timeout=60)

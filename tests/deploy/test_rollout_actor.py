@@ -10,7 +10,7 @@ from penstock.services import models
 
 def test_what_is_told_once_is_told_to_the_supervisor_and_not_to_the_exporter(monkeypatch, tmp_path):
     exported = []
-    monkeypatch.setattr(rollouts, "redirect_output", lambda log: None)
+    monkeypatch.setattr(rollouts, "begin_life", lambda log: None)
     monkeypatch.setattr(rollouts, "export_actor", lambda export, role, name, stats: exported.append(stats))
     monkeypatch.setattr(models, "load_tokenizer", lambda model: None)
     monkeypatch.setattr(assemble, "build_generator", lambda *arguments: None)

@@ -159,8 +159,20 @@ class RayHead:
         self.run(*command, "--working-dir", ".", "--", *entrypoint, cwd=folder)
 
     def stop(self, name: str) -> None:
-        """`ray job stop`, which waits until the job has ended."""
-        self.run("ray", "job", "stop", "--address", self.jobs, name)
+        """`ray job stop`, and wait until the job has ended."""
+        self.run("ray", "job", "stop", "--address", self.jobs, "--no-wait", name)
+        try:
+            until(f"job {name} has ended", lambda: self.state_of(name)["status"] != "RUNNING", 120)
+        except AssertionError as late:
+            raise AssertionError(f"{late}\n{self._whereabouts(name)}") from None
+
+    def _whereabouts(self, name: str) -> str:
+        """What is known of a job that does not end: its log and its supervisor's, and all processes."""
+        logs = self.folder.glob(f"ray/session_2*/logs/jobs/supervisor-{name}.log")
+        told = [self.logs_of(name)[-4000:], *(path.read_text()[-2000:] for path in logs)]
+        for process in psutil.process_iter(["pid", "ppid", "status", "cmdline"]):
+            told.append(" ".join(map(str, process.info.values()))[:200])
+        return "\n".join(told)
 
     def state_of(self, name: str) -> dict[str, Any]:
         """What Ray knows of a job."""
