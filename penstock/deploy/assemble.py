@@ -125,6 +125,7 @@ def build_worker(
         lease=rollout.lease_seconds,
         quorum=plan.quorum,
         evaluation_slots=rollout.evaluation_slots,
+        patience=2 * plan.store.deadline,  # once for the call that fails, once for the store to come back
         scoring_deadline=rollout.scoring_deadline,
         weights_deadline=plan.route.deadline,
     )

@@ -10,15 +10,16 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from penstock.deploy.config import DeadlinesSection
 
 _COPY = re.compile(r"^(?P<root>/.*/runtime_resources/working_dir_files/[^/]+)(?:/(?P<below>.*))?$")
 """Where Ray puts a working directory."""
 _GRACE = "RAY_JOB_STOP_WAIT_TIME_S"
 """Seconds between SIGTERM and SIGKILL, read by the job's supervisor when the job is stopped."""
 _SUPERVISOR, _SUPERVISORS = "_ray_internal_job_actor_{}", "SUPERVISOR_ACTOR_RAY_NAMESPACE"
-_ANSWER = 10.0
-"""Seconds in which the supervisor must answer."""
 
 
 def submission() -> str:
@@ -63,14 +64,17 @@ def found_again(value: Any) -> Any:
 # --- its end --------------------------------------------------------------------------------------
 
 
-def ask_for_patience(seconds: float, least: float) -> str:
-    """Have Ray wait so long between SIGTERM and SIGKILL when this job is stopped; what a person should know where it
-    will not, else an empty text. Needs a cluster that has been joined; of no effect where this is no job.
+def ask_for_patience(deadlines: DeadlinesSection) -> str:
+    """Have Ray wait between SIGTERM and SIGKILL, when this job is stopped, as long as an end may take; what a person
+    should know where it will not, else an empty text. Needs a cluster that has been joined; of no effect where this is
+    no job.
 
-    A grace period that was given with the job, or with the cluster, is left as it is, and told of below `least`.
+    A grace period that was given with the job, or with the cluster, is left as it is; where nothing could be drained in
+    it, that is told.
     """
     import ray
 
+    seconds, least = deadlines.for_an_end, deadlines.drain
     job, given = submission(), os.environ.get(_GRACE)
     if not job:
         return ""
@@ -85,7 +89,7 @@ def ask_for_patience(seconds: float, least: float) -> str:
 
     try:
         supervisor = ray.get_actor(_SUPERVISOR.format(job), namespace=_SUPERVISORS)
-        ray.get(supervisor.__ray_call__.remote(wait_longer), timeout=_ANSWER)
+        ray.get(supervisor.__ray_call__.remote(wait_longer), timeout=deadlines.answer)
     except (ValueError, AttributeError, ray.exceptions.RayError) as error:  # another version of Ray
         return _too_short(f"Ray did not take a longer one ({type(error).__name__})", seconds)
     return ""

@@ -26,8 +26,6 @@ from penstock.services.rundir import RunDir
 
 _VISIBLE = 5.0
 """Seconds in which a new folder must have become visible; network file systems remember what was not there."""
-_ANSWER = 90.0
-"""Seconds in which every node must have looked; it may have to unpack the job's working directory first."""
 _READ = ("model", "data", "evaluation", "reward", "algorithm")
 """Sections of the run file whose paths are inputs of actors."""
 
@@ -126,9 +124,11 @@ def look_around(ground: Ground) -> list[Look]:
     ]
 
 
-def require_common_ground(looks: Sequence[Look], directory: RunDir) -> None:
-    """Raises NotShared that lists what which node does not see, and says what helps."""
-    troubles = [(look.name, text) for look in looks for text in _answer(look)]
+def require_common_ground(looks: Sequence[Look], directory: RunDir, deadline: float) -> None:
+    """`deadline` is the seconds in which every node must have looked; it may have to unpack the job's working directory
+    first. Raises NotShared that lists what which node does not see, and says what helps."""
+    ends = time.monotonic() + deadline
+    troubles = [(look.name, text) for look in looks for text in _answer(look, ends)]
     if not troubles:
         return
     listed = "\n".join(f"  {name}: {text}" for name, text in troubles)
@@ -142,11 +142,11 @@ def require_common_ground(looks: Sequence[Look], directory: RunDir) -> None:
     )
 
 
-def _answer(look: Look) -> list[str]:
+def _answer(look: Look, ends: float) -> list[str]:
     try:
-        found: list[str] = ray.get(look.answer, timeout=_ANSWER)
+        found: list[str] = ray.get(look.answer, timeout=max(0.0, ends - time.monotonic()))
     except ray.exceptions.GetTimeoutError:
-        return [f"has not answered for {_ANSWER:g} s"]
+        return ["has not answered in time (deadlines.answer)"]
     except ray.exceptions.RayError as error:
         why = str(error.cause) if isinstance(error, ray.exceptions.RayTaskError) and error.cause else str(error)
         return [f"cannot run Penstock: {why.strip().splitlines()[-1]}. Install the same version there"]

@@ -117,7 +117,7 @@ class Parts:
         looks = look_around(self._ground()) if self.cluster.nodes > 1 else []
         self._start_actors()
         self._open_data()
-        require_common_ground(looks, directory)
+        require_common_ground(looks, directory, run_file.deadlines.answer)
 
     def _ground(self) -> Ground:
         """What every node must see."""

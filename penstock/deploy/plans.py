@@ -50,6 +50,7 @@ def rollout_plan(
         route=route,
         seed=run_file.seed,
         export=export(run_file, directory),
+        answer=run_file.deadlines.answer,
     )
 
 

@@ -23,9 +23,6 @@ from penstock.learner.rank import RankLost
 from penstock.services.contracts import DeadlinePassed, PenstockError
 from penstock.services.rundir import RunDir
 
-GRACE = 5.0
-"""Seconds after a rank's error in which another rank's death may explain it; Ray notices it later than the rank."""
-
 
 class Recovery:
     """Looks at the learner's ranks once per tick, and never waits.
@@ -95,8 +92,9 @@ class Recovery:
         """Say what happened, and start all ranks again or give the run up."""
         faults = {kind: [member for member in dead if _fault(member) == kind] for kind in ("process", "own", "contact")}
         self._failed = self._failed or time.monotonic()
-        if not faults["process"] and len(dead) < len(self._ranks) and time.monotonic() - self._failed < GRACE:
-            return
+        early = time.monotonic() - self._failed < self._run_file.deadlines.blame
+        if early and not faults["process"] and len(dead) < len(self._ranks):
+            return  # another one's death may explain it, and Ray notices that later
         self._failed = 0.0
         for member in dead:
             self._journal.tell("died", member.cause, name=member.name)

@@ -47,6 +47,8 @@ class RolloutPlan:
     seed: int
     export: Export | None
     """How metrics are exported; None when they are not."""
+    answer: float
+    """Seconds that what a worker is told waits for its first moments."""
 
 
 Scorers = tuple[int, dict[str, Any]]
@@ -127,11 +129,11 @@ class RolloutActor:
 
     def request_drain(self) -> None:
         """Hand back what is unfinished and end `run`."""
-        self._playing(60.0).request_drain()
+        self._playing(self._plan.answer).request_drain()
 
     def set_max_lag(self, bound: int) -> None:
         """Judge by another bound what has become too old."""
-        self._playing(60.0).set_max_lag(bound)
+        self._playing(self._plan.answer).set_max_lag(bound)
 
     def _playing(self, deadline: float) -> RolloutWorker:
         """The worker, which is built in the first moments of `run`. Raises DeadlinePassed, and PenstockError when it

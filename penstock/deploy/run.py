@@ -85,8 +85,7 @@ class Conductor:
             self._journal.show((), None)  # an earlier start has left a status that says something else
             with self._phases.phase("start"):
                 parts = stack.enter_context(Parts(self._run_file, self._directory, self._checkpoint))
-                patience = self._run_file.deadlines.for_an_end, self._run_file.deadlines.drain
-                for doubt in (job.ask_for_patience(*patience), parts.crowded):
+                for doubt in (job.ask_for_patience(self._run_file.deadlines), parts.crowded):
                     if doubt:
                         self._journal.warn(doubt)
             targets = self._directory.scrape_targets

@@ -37,7 +37,8 @@ class StoreHost:
         self._deadline, self._answered = section.deadline, time.monotonic()
         self._frozen = ""
         if section.url is None:
-            self._server = PrivateServer(directory.store, directory.log("redis"), fsync=section.fsync, host=host)
+            places = directory.store, directory.log("redis")
+            self._server = PrivateServer(*places, fsync=section.fsync, host=host, deadline=section.start_deadline)
             self._server.start()
             self.address = self._server.address(run_id, section.deadline)
         else:

@@ -72,12 +72,12 @@ class _Tuning:
                 stack.callback(cluster.close)
                 if cluster.joined:
                     stack.enter_context(desk(self._directory, run_id))
-                if doubt := job.ask_for_patience(run_file.deadlines.for_an_end, run_file.deadlines.drain):
+                if doubt := job.ask_for_patience(run_file.deadlines):
                     self._journal.warn(doubt)
                 looks = look_around(self._ground(run_id)) if cluster.nodes > 1 else []
                 placement = place(run_file, workers=0, ranks=ranks, scorers=0)
                 members = [self._member(rank, placement.options("learner")) for rank in range(ranks)]
-                require_common_ground(looks, self._directory)
+                require_common_ground(looks, self._directory, run_file.deadlines.answer)
                 wait_until_ready(members, run_file.deadlines.start, self._heed)
                 prepare_tuning([member.handle for member in members], self._plan(), run_file.deadlines.start)
             targets = self._directory.scrape_targets

@@ -10,6 +10,7 @@ import pytest
 import ray
 
 from penstock.deploy import job
+from penstock.deploy.config import DeadlinesSection
 from penstock.deploy.preflight import check
 from penstock.deploy.runfile import load
 
@@ -91,7 +92,7 @@ def supervisor(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def test_rays_supervisor_of_the_job_is_asked_to_wait_as_long_as_an_end_may_take(supervisor, monkeypatch):
     assert job.submission() == "raysubmit_1"
-    assert job.ask_for_patience(660.0, 60.0) == ""
+    assert job.ask_for_patience(DeadlinesSection()) == ""
     assert supervisor == ["SUPERVISOR_ACTOR_RAY_NAMESPACE _ray_internal_job_actor_raysubmit_1"]
     import os
 
@@ -101,7 +102,7 @@ def test_rays_supervisor_of_the_job_is_asked_to_wait_as_long_as_an_end_may_take(
 @pytest.mark.parametrize(("given", "enough"), [("700", True), ("60", True), ("10", False), ("soon", False)])
 def test_a_grace_period_that_was_given_is_left_and_one_that_is_short_is_told_of(supervisor, monkeypatch, given, enough):
     monkeypatch.setenv("RAY_JOB_STOP_WAIT_TIME_S", given)
-    said = job.ask_for_patience(660.0, 60.0)
+    said = job.ask_for_patience(DeadlinesSection())
     assert supervisor == []
     assert (said == "") is enough
     if not enough:
@@ -114,9 +115,9 @@ def test_a_ray_that_has_no_such_supervisor_leads_to_a_warning_with_the_remedy(su
         raise ValueError(name)
 
     monkeypatch.setattr(ray, "get_actor", unknown)
-    assert "may kill this run before its checkpoint is written" in job.ask_for_patience(60.0, 60.0)
+    assert "may kill this run before its checkpoint is written" in job.ask_for_patience(DeadlinesSection())
 
 
 def test_outside_of_a_job_nobody_is_asked(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
-    assert job.submission() == "" and job.ask_for_patience(60.0, 60.0) == ""
+    assert job.submission() == "" and job.ask_for_patience(DeadlinesSection()) == ""

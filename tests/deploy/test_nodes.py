@@ -63,7 +63,7 @@ def test_the_error_lists_every_node_and_what_helps(run: RunDir, monkeypatch: pyt
         return found
 
     monkeypatch.setattr(nodes.ray, "get", answer)
-    require_common_ground([Look("head (10.0.0.1)", [])], run)
+    require_common_ground([Look("head (10.0.0.1)", [])], run, 90.0)
     looks = [
         Look("head (10.0.0.1)", []),
         Look("gpu-1 (10.0.0.2)", ["the run directory /runs/a is not there"]),
@@ -71,10 +71,10 @@ def test_the_error_lists_every_node_and_what_helps(run: RunDir, monkeypatch: pyt
         Look("gpu-3 (10.0.0.4)", ray.exceptions.RaySystemError("No module named 'penstock'")),
     ]
     with pytest.raises(NotShared) as error:
-        require_common_ground(looks, run)
+        require_common_ground(looks, run, 90.0)
     said = str(error.value)
     assert "may live on 4 nodes" in said and "head (10.0.0.1)" not in said
     assert "  gpu-1 (10.0.0.2): the run directory /runs/a is not there" in said
-    assert "  gpu-2 (10.0.0.3): has not answered for 90 s" in said
+    assert "  gpu-2 (10.0.0.3): has not answered in time (deadlines.answer)" in said
     assert "No module named 'penstock'. Install the same version there" in said
     assert f"give a runs_dir (now {run.path.parent}) on a file system that all nodes share" in said

@@ -12,11 +12,13 @@ from penstock.deploy import recovery
 from penstock.deploy.config import LimitsSection, RecordingSection
 from penstock.deploy.fleet import ActorLost, Member
 from penstock.deploy.journal import Journal
-from penstock.deploy.recovery import GRACE, Recovery
+from penstock.deploy.recovery import Recovery
 from penstock.learner.loop import NonFinite
 from penstock.learner.rank import RankLate, RankLost
 from penstock.services.contracts import DeadlinePassed
 from penstock.services.rundir import RunDir
+
+BLAME = 5.0
 
 
 class Scene:
@@ -32,7 +34,7 @@ class Scene:
         self.directory, self.restarts = directory, {}
         journal = Journal(directory, "run", RecordingSection(), LimitsSection(), None)
         file = SimpleNamespace(
-            learner=SimpleNamespace(max_restarts=most), deadlines=SimpleNamespace(start=60.0, silence=10.0)
+            learner=SimpleNamespace(max_restarts=most), deadlines=SimpleNamespace(start=60.0, silence=10.0, blame=BLAME)
         )
         parts = SimpleNamespace(learners=self.ranks, prepare_learning=self.prepare)
         self.recovery, self.answers = Recovery(parts, file, journal, self.restarts), ["there"]
@@ -119,7 +121,7 @@ def test_a_rank_that_lost_contact_waits_for_the_death_that_explains_it(scene):
     scene.dies(0, RankLate("waited 30 s for rank 1"))
     scene.recovery.look(True)
     assert scene.recovery.stage == "" and scene.told("died") == []
-    scene.now += GRACE / 2
+    scene.now += BLAME / 2
     scene.dies(1)
     scene.recovery.look(True)
     assert scene.told("died") == ["learner-0 died: waited 30 s for rank 1", "learner-1 died: gone"]
@@ -128,7 +130,7 @@ def test_a_rank_that_lost_contact_waits_for_the_death_that_explains_it(scene):
 def test_after_the_grace_it_is_acted_on_alone(scene):
     scene.dies(0, RankLost("lost contact"))
     scene.recovery.look(True)
-    scene.now += GRACE
+    scene.now += BLAME
     scene.recovery.look(True)
     assert scene.recovery.stage == "starting"
 

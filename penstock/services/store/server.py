@@ -278,8 +278,8 @@ class PrivateServer:
                 waited = time.monotonic() - began
                 if waited > self._deadline:
                     raise DeadlinePassed(
-                        f"redis-server (process {self.pid}) was not ready after {waited:.0f} s: {waiting_for}; "
-                        f"its log is {self._log}"
+                        f"redis-server (process {self.pid}) was not ready after {waited:.0f} s (store.start_deadline): "
+                        f"{waiting_for}; its log is {self._log}"
                     )
                 time.sleep(0.01)
 
