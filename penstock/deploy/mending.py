@@ -14,10 +14,12 @@ from penstock.deploy.parts import Parts
 from penstock.deploy.recovery import Recovery
 from penstock.deploy.runfile import RunFile
 from penstock.deploy.scaling import Scaling
+from penstock.deploy.stacks import where_it_stands
 
 
 class Mending:
-    """Replaces workers, scorers and the learner; what cannot be replaced ends the run. Nothing here waits."""
+    """Replaces workers, scorers and the learner; what cannot be replaced ends the run. Nothing here waits, but for the
+    last words of what has fallen silent."""
 
     def __init__(
         self,
@@ -123,5 +125,13 @@ class Mending:
                 member.away, member.heard = True, time.monotonic()
                 ray.kill(member.handle, no_restart=False)
                 continue
+            why = _in_which_way(member)
             member.kill()
-            member.state, member.cause = "dead", f"{what} (deadlines.silence is {limit:g} s); it was ended"
+            member.state, member.cause = "dead", f"{what} (deadlines.silence is {limit:g} s): {why}; it was ended"
+
+
+def _in_which_way(member: Member) -> str:
+    """Whether its loop stands still or its whole process, and where."""
+    if stands := where_it_stands(member.handle):
+        return f"its process answers, {stands}"
+    return f"its process has not answered for {time.monotonic() - member.heard:.0f} s"

@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from frozen_thread import busiest
+from frozen_thread import freeze as freeze_thread
 
 import penstock
 from benchmarks.drills import RECIPE, Onlooker, inputs_in, played
@@ -36,12 +39,17 @@ def events(onlooker: Onlooker, kind: str, word: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def frozen(tmp_path_factory):
-    """(run, seconds until each was told of): the store, a rollout worker and a scorer are stopped with SIGSTOP."""
+    """(run, seconds until each was told of): the store, a rollout worker and a scorer are stopped with SIGSTOP, of the
+    other worker only the thread that its engine steps in."""
     told: dict[str, float] = {}
 
-    def freeze(onlooker: Onlooker, pid: int, name: str, kind: str, word: str) -> None:
+    def freeze(onlooker: Onlooker, pid: int, name: str, kind: str, word: str, one_thread: bool = False) -> None:
+        thread = busiest(pid) if one_thread else None
         began, before = time.monotonic(), len(events(onlooker, kind, word))
-        os.kill(pid, signal.SIGSTOP)
+        if thread is not None:
+            freeze_thread(pid, thread)
+        else:
+            os.kill(pid, signal.SIGSTOP)
         onlooker.wait(f"{name} is told of", lambda: len(events(onlooker, kind, word)) > before, 60)
         told[name] = time.monotonic() - began
         step = onlooker.step
@@ -51,6 +59,9 @@ def frozen(tmp_path_factory):
         server = json.loads((onlooker.directory.store / "live" / "server.json").read_text())["pid"]
         freeze(onlooker, server, "store", "warning", "Whoever needs it waits")
         freeze(onlooker, onlooker.pid_of("rollout-1"), "rollout-1", "died", "rollout-1 has been silent")
+        freeze(
+            onlooker, onlooker.pid_of("rollout-0"), "rollout-0", "died", "rollout-0 has been silent", one_thread=True
+        )
         freeze(onlooker, onlooker.pid_of("scorer-0"), "scorer-0", "warning", "scorer-0 has been silent")
         onlooker.control.send(Stop("the story is over"), "story")
 
@@ -60,14 +71,23 @@ def frozen(tmp_path_factory):
 
 def test_each_is_told_of_within_its_deadline(frozen):
     _, told = frozen
-    assert told["store"] < 12 and told["rollout-1"] < 25 and told["scorer-0"] < 25
+    assert told["store"] < 12 and max(told["rollout-0"], told["rollout-1"], told["scorer-0"]) < 25
+
+
+def test_of_an_engine_that_stops_stepping_in_a_process_that_answers_is_said_where_it_stands(frozen):
+    run, _ = frozen
+    cause = {event.facts["name"]: event.message for event in run.events if event.kind == "died"}
+    assert "its process has not answered for" in cause["rollout-1"]
+    assert "while generating" in cause["rollout-0"]
+    assert re.search(r"its process answers, it stands in step, penstock/rollout/paced\.py:\d+; ", cause["rollout-0"])
+    assert "--- thread" in (run.directory.log("rollout-0")).read_text(), "and in its log what else goes on there"
 
 
 def test_the_store_was_ended_and_began_again_from_its_file_before_anybody_gave_it_up(frozen):
     run, _ = frozen
     restarted = [e for e in run.events if e.kind == "restarted" and e.facts["name"] == "store"]
     assert len(restarted) == 1 and "had not answered for" in restarted[0].facts["cause"]
-    assert run.summary["restarts"] == {"store": 1, "rollout-1": 1, "scorer-0": 1}
+    assert run.summary["restarts"] == {"store": 1, "rollout-1": 1, "rollout-0": 1, "scorer-0": 1}
 
 
 def test_nothing_is_lost(frozen):

@@ -1,0 +1,61 @@
+"""Where the loop of an actor stands that does not move."""
+
+from __future__ import annotations
+
+import threading
+import traceback
+from types import SimpleNamespace
+
+import pytest
+import ray
+
+from penstock.deploy import assemble, stacks
+from penstock.deploy.rollouts import RolloutActor
+
+
+def test_the_line_of_the_loop_is_named_and_all_stacks_are_printed(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    hangs, begun = threading.Event(), threading.Event()
+
+    def run() -> None:
+        begun.set()
+        hangs.wait(60)
+
+    worker = SimpleNamespace(run=run, stats=lambda: {"phase": "ended"}, spans=list)
+    monkeypatch.setattr(assemble, "build_worker", lambda *_: worker)
+    actor = RolloutActor.__new__(RolloutActor)
+    actor.name, actor._life, actor._begun = "rollout-0", 0, threading.Event()
+    actor._plan = actor._tokenizer = None  # type: ignore[assignment]
+    actor._generator = SimpleNamespace(close=lambda: None)
+    actor._scorer = SimpleNamespace(holdings=dict)  # type: ignore[assignment]
+    thread = threading.Thread(target=actor.run, name="the loop", daemon=True)
+    thread.start()
+    assert begun.wait(10)
+    said = stacks._told(None)
+    hangs.set()
+    thread.join(10)
+    assert said.startswith("it stands in run, penstock/deploy/rollouts.py:")
+    assert ", within wait, " in said and "threading.py:" in said
+    printed = capsys.readouterr().out
+    assert "--- thread the loop stands at" in printed and "hangs.wait(60)" in printed
+    assert "--- thread MainThread" not in printed, "whoever asks is not asked"
+    assert stacks._told(None) == "its loop is in no thread"
+
+
+def test_a_stack_that_ends_in_our_own_line_names_only_that() -> None:
+    ours = traceback.FrameSummary("/site/penstock/rollout/paced.py", 61, "step")
+    theirs = traceback.FrameSummary("/site/vllm/v1/engine/core.py", 5, "step")
+    assert (
+        stacks.in_words(traceback.StackSummary.from_list([ours])) == "it stands in step, penstock/rollout/paced.py:61"
+    )
+    assert stacks.in_words(traceback.StackSummary.from_list([ours, theirs])) == (
+        "it stands in step, penstock/rollout/paced.py:61, within step, v1/engine/core.py:5"
+    )
+
+
+def test_an_actor_that_does_not_answer_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def late(answer: object, timeout: float) -> None:
+        raise ray.exceptions.GetTimeoutError
+
+    monkeypatch.setattr(ray, "get", late)
+    actor = SimpleNamespace(__ray_call__=SimpleNamespace(remote=lambda ask: None))
+    assert stacks.where_it_stands(actor) == ""
