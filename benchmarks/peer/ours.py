@@ -18,7 +18,8 @@ def run(task: Task, seed: int, folder: Path) -> Curve:
     began = time.time()
     done = penstock.train(HERE / "recipes" / "carry" / "grpo.yaml", overrides(task, seed, folder))
     directory = RunDir.open(done.dir)
-    started = min(event.at for event in directory.read_events() if event.kind == "joined")
+    joined = [event for event in directory.read_events() if event.kind == "joined"]
+    started = min(event.at for event in joined if str(event.facts["name"]).startswith("rollout"))
     lines = [json.loads(line) for line in directory.metrics.read_text().splitlines()]
     steps = [line for line in lines if "learner/tokens" in line]
     lengths = [line["response/length_mean"] for line in steps]

@@ -165,7 +165,7 @@ class Conductor:
             return
         self._journal.enter("evaluating", when)
         version = self._journal.version
-        self._supervisor.until(lambda: self._supervisor.any_worker or self._nobody_evaluates)
+        self._supervisor.until(lambda: self._supervisor.evaluating.possible or self._nobody_evaluates)
         if not self._nobody_evaluates:
             pending = evaluations.Pending(replace(parts.evaluation, version=version), lambda: parts.workers)
             found = evaluations.wait(pending, self._supervisor.tick, lambda: self._nobody_evaluates)
@@ -173,7 +173,7 @@ class Conductor:
                 self._supervisor.evaluated(*found)
         if self._nobody_evaluates and not self._asked:
             self._journal.warn(f"nothing is evaluated {when}: the run was scaled to no rollout worker")
-        self._supervisor.release_from_evaluation(version)
+        self._supervisor.evaluating.release(version)
 
     @property
     def _nobody_evaluates(self) -> bool:

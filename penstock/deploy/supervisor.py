@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, get_args
 
 import ray.exceptions
 
-from penstock.deploy import evaluations
 from penstock.deploy.around import scorer_metrics, worker_metrics
 from penstock.deploy.autoscaling import Autoscaling
+from penstock.deploy.evaluating import Evaluating
 from penstock.deploy.exporter import OneOf
 from penstock.deploy.fleet import Member
 from penstock.deploy.guards.guardian import Guardian
 from penstock.deploy.guards.live import Live
 from penstock.deploy.journal import Journal
 from penstock.deploy.lag_steering import LagSteering
+from penstock.deploy.limits import Limits
 from penstock.deploy.mending import Mending
 from penstock.deploy.mismatch import Mismatch
 from penstock.deploy.parts import Parts
@@ -33,7 +31,6 @@ from penstock.learner import checkpoints
 from penstock.learner.config import AdaptiveLag
 from penstock.learner.dials import MAX_LAG, Dials
 from penstock.learner.requests import NONFINITE, WAITING
-from penstock.services.contracts import PenstockError
 from penstock.services.control import ScalableRole
 from penstock.services.replay import Closed, LedgerCounts
 from penstock.services.rundir import RunDir
@@ -46,8 +43,6 @@ _SLOW = 1.0
 _MANY = 500
 """With more workers than this, for which it costs milliseconds, the time between these looks grows as they do."""
 _INTERRUPTED = "interrupted by"
-_DISK = 30.0
-"""Seconds between measurements of the run directory."""
 
 
 class Supervisor:
@@ -59,9 +54,9 @@ class Supervisor:
         self._parts, self._run_file, self._directory = parts, run_file, directory
         self._journal, self._asked = journal, asked
         self._polling = Polling(TICK, run_file.deadlines.silence)
-        self._seen_slow = self._seen_disk = 0.0
-        self._evaluating: evaluations.Pending | None = None
-        self._evaluated_at = 0
+        self._seen_slow = 0.0
+        self.evaluating = Evaluating(parts, run_file.evaluation.every, journal, self.evaluated)
+        self._limits = Limits(run_file.limits, directory.path)
         self._stopping = ""
         self.ledger: LedgerCounts | None = None
         self._closed: Closed = ""
@@ -113,7 +108,7 @@ class Supervisor:
         if self.autoscaling is not None:
             self.autoscaling.looks.tick(self.learner.stats.get("doing") == WAITING)
         self._read_reports()
-        self._collect_evaluation()
+        self.evaluating.collect()
         self.guardian.act()
         self._keep_limits()
         if time.monotonic() - self._seen_slow >= _SLOW * max(1.0, len(parts.workers) / _MANY):
@@ -160,37 +155,13 @@ class Supervisor:
 
     def _read_reports(self) -> None:
         for report in self.learner.read_inbox():
-            version = Version.parse(report["version"])
-            kind = report["kind"]
-            if kind == "started" and self.started:
-                self._goes_on(version, report)
-                self.mending.learner.begun()
-            elif kind == "started":
-                self.started, self.began_at = True, report["at"]
-                self._live.stepped()
-                self.guardian.begin_again(version.step)
-                self._keep_for_evaluation(version)
-                self._journal.begin(version)
-                self._journal.event("published", f"the learner begins at version {version}", version=str(version))
-                self.steering.begun(report["coefficients"], report["heard"])
+            version, kind = Version.parse(report["version"]), report["kind"]
+            if kind == "started":
+                self._begins(version, report)
             elif kind == "rolled_back":
                 self._rolled_back(version, report)
             elif kind == "step":
-                self.learner.pace = report["metrics"]["learner/tokens_per_second"]
-                self._live.stepped()
-                self.guardian.seen(report["metrics"], version.step)
-                metrics = report["metrics"] | self._around() | self.guardian.counts
-                self._journal.step(version, metrics, report["samples"], report["at"])
-                self.steering.learned(report["coefficients"], report["heard"])
-                if self.autoscaling is not None:
-                    self.autoscaling.looks.stepped(report["metrics"])
-                if self.lag is not None and not self._stopping:
-                    self.lag.stepped(report["metrics"])
-                if self._mismatch is not None:
-                    self._mismatch.stepped(version, report["metrics"])
-                for damage in report["damage"]:
-                    self._journal.event("damaged", damage)
-                self._evaluate_when_due(version)
+                self._stepped(version, report)
             elif kind == "warning":
                 self._journal.warn(report["why"], version=str(version))
             else:
@@ -199,6 +170,38 @@ class Supervisor:
                 self.ended_at = report["at"] if kind == "ended" else self.ended_at
                 facts = {k: v for k, v in report.items() if k not in ("kind", "at")}
                 self._journal.event(kind, _said(kind, version, report), **facts)
+
+    def _begins(self, version: Version, report: Mapping[str, Any]) -> None:
+        """The first weights are published, of the run or of a learner that was started again."""
+        if self.started:
+            self._goes_on(version, report)
+            self.mending.learner.begun()
+            return
+        self.started, self.began_at = True, report["at"]
+        self._live.stepped()
+        self.guardian.begin_again(version.step)
+        self.evaluating.keep(version)
+        self._journal.begin(version)
+        self._journal.event("published", f"the learner begins at version {version}", version=str(version))
+        self.steering.begun(report["coefficients"], report["heard"])
+
+    def _stepped(self, version: Version, report: Mapping[str, Any]) -> None:
+        self.learner.pace = report["metrics"]["learner/tokens_per_second"]
+        self._live.stepped()
+        self.guardian.seen(report["metrics"], version.step)
+        metrics = report["metrics"] | self._around() | self.guardian.counts
+        self._journal.step(version, metrics, report["samples"], report["at"])
+        self.steering.learned(report["coefficients"], report["heard"])
+        if self.autoscaling is not None:
+            self.autoscaling.looks.stepped(report["metrics"])
+        if self.lag is not None and not self._stopping:
+            self.lag.stepped(report["metrics"])
+        if self._mismatch is not None:
+            self._mismatch.stepped(version, report["metrics"])
+        for damage in report["damage"]:
+            self._journal.event("damaged", damage)
+        if not self._stopping:
+            self.evaluating.stepped(version)
 
     def _rolled_back(self, version: Version, report: Mapping[str, Any]) -> None:
         self._goes_on(version, report)
@@ -215,7 +218,7 @@ class Supervisor:
         """The learner goes on from a checkpoint, in a lineage of its own."""
         self._journal.go_back(version)
         self._live.stepped()
-        self._evaluated_at = min(self._evaluated_at, version.step)
+        self.evaluating.went_back(version.step)
         self.guardian.begin_again(version.step)
         self.steering.begun(report["coefficients"], report["heard"])
 
@@ -257,32 +260,6 @@ class Supervisor:
         if self.started and (seen := self._store.look()) is not None:
             self.ledger, self._closed = seen
 
-    # --- evaluation ---------------------------------------------------------------------------------
-
-    def _evaluate_when_due(self, version: Version) -> None:
-        """Beside training, on one worker; skipped while the one before is still going on."""
-        every = self._run_file.evaluation.every
-        job = self._parts.evaluation
-        if not every or job is None or self._evaluating is not None or self._stopping:
-            return
-        if version.step // every > self._evaluated_at // every and self.any_worker:
-            self._evaluated_at = version.step
-            self._evaluating = evaluations.Pending(job, lambda: self._parts.workers[::-1], most=1)
-
-    def _collect_evaluation(self) -> None:
-        pending = self._evaluating
-        try:
-            if pending is None or not (pending.collect() or pending.overdue):
-                return
-            self._evaluating = None
-            if pending.overdue:
-                self._journal.warn(f"an evaluation took longer than evaluation.deadline; {pending.missing} has it")
-                return
-            self.evaluated(*pending.result())
-        except PenstockError as error:
-            self._evaluating = None
-            self._journal.warn(f"an evaluation was lost: {error}")
-
     def evaluated(self, version: Version, metrics: dict[str, float]) -> None:
         """Record an evaluation, and let the learner know for the checkpoint it belongs to."""
         self._journal.evaluated(version, metrics)
@@ -290,21 +267,6 @@ class Supervisor:
             self.guardian.seen(metrics, version.step)
         if self.learner.state == "running":
             self.learner.handle.observe.remote(version, metrics)
-
-    @property
-    def any_worker(self) -> bool:
-        """A worker is generating."""
-        return any(worker.state == "running" for worker in self.scaling["rollout"].staying)
-
-    def _keep_for_evaluation(self, version: Version) -> None:
-        """The first weights must still be there when the last worker joins to evaluate them."""
-        if self._parts.evaluation is not None:
-            seconds = self._parts.evaluation.deadline
-            self._parts.host.surely(lambda store: store.pin(version, "evaluation", seconds))
-
-    def release_from_evaluation(self, version: Version) -> None:
-        """The evaluation of `version` is over."""
-        self._parts.host.surely(lambda store: store.unpin(version, "evaluation"))
 
     # --- ends ---------------------------------------------------------------------------------------
 
@@ -325,24 +287,8 @@ class Supervisor:
             if not self.started:
                 raise KeyboardInterrupt
             self.stop(f"{_INTERRUPTED} {self._asked.name}")
-        limits = self._run_file.limits
-        if limits.minutes is not None and self.started and time.time() - self.began_at > limits.minutes * 60:
-            self.stop(f"limits.minutes: {limits.minutes:g} minutes have passed")
-        if limits.disk_gib is not None and time.monotonic() - self._seen_disk > _DISK:
-            self._seen_disk = time.monotonic()
-            used = _bytes_in(self._directory.path) / 2**30
-            if used > limits.disk_gib:
-                self.stop(f"limits.disk_gib: the run directory holds {used:.2f} GiB, {limits.disk_gib:g} are allowed")
-
-
-def _bytes_in(folder: Path) -> int:
-    """Size of all files; those that vanish meanwhile count as nothing."""
-    total = 0
-    for path, _, files in os.walk(folder):
-        for name in files:
-            with contextlib.suppress(OSError):
-                total += (Path(path) / name).stat().st_size
-    return total
+        if reached := self._limits.reached(self.began_at if self.started else None):
+            self.stop(reached)
 
 
 def _said(kind: str, version: Version, report: Mapping[str, Any]) -> str:

@@ -41,6 +41,12 @@ class Fed:
     ended: str = ""
     """Why there will be no such step; then `groups` is empty. Empty when the step can be made."""
 
+    def put_in_order(self) -> None:
+        """By prompt: what a step computes depends on which groups it has, to the bit, and not on when each came."""
+        order = sorted(range(len(self.indices)), key=self.indices.__getitem__)
+        self.groups = [self.groups[place] for place in order]
+        self.indices = [self.indices[place] for place in order]
+
 
 def why_useless(group: Group, algorithm: BoundAlgorithm) -> Literal["", "unscored", "no_signal"]:
     """Why `algorithm` does not train on a group; empty for one that it trains on."""
@@ -94,6 +100,7 @@ class Feed:
                 self.refusals.came()
             refused = self._sort_out(fed, new)
             if len(fed.groups) == self._want:
+                fed.put_in_order()
                 return fed
             asked = time.monotonic()
             if stop := waiting():

@@ -84,6 +84,12 @@ class VllmGenerator(Recorder):
 
         self._vllm = vllm
         self._describe = f"vllm {vllm.__version__} {vllm.platforms.current_platform.device_type} {section.dtype}"
+        self._warm_up()
+
+    def _warm_up(self) -> None:
+        """Have the engine compile now what it compiles at its first request, for seconds: otherwise the first swap
+        would wait for it, whose deadline is for weights."""
+        self._aside(probe_tokens(self._calls.vocabulary)[: self._section.max_model_len - 1])
 
     # --- requests ---------------------------------------------------------------------------------
 

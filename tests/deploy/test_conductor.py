@@ -27,7 +27,8 @@ class Supervisor:
     def __init__(self, ready: bool) -> None:
         self.workers = SimpleNamespace(wanted=1)
         self.scaling = {"rollout": self.workers}
-        self.any_worker, self.looks, self.released = ready, 0, []
+        self.looks, self.released = 0, []
+        self.evaluating = SimpleNamespace(possible=ready, release=self.released.append)
 
     def tick(self) -> None:
         self.looks += 1
@@ -38,9 +39,6 @@ class Supervisor:
     def until(self, done) -> None:
         while not done():
             self.tick()
-
-    def release_from_evaluation(self, version) -> None:
-        self.released.append(version)
 
 
 @pytest.mark.parametrize("ready", [False, True], ids=["while it is waited for", "while it evaluates"])

@@ -78,6 +78,19 @@ def test_a_step_is_filled_with_groups_that_have_signal():
     assert counts.by_state["taken"] == 2
 
 
+def test_a_step_has_its_groups_in_the_order_of_their_prompts_whenever_each_came():
+    source = Source()
+    early, late = source.store.reserve("worker", FIRST, 2, 60.0, "both").tickets
+
+    def put(ticket) -> str:
+        source.store.put(ticket, encode(builders.group(ticket.index, (0.0, 1.0))), FIRST)
+        return ""
+
+    put(late)
+    fed = source.feed().next(FIRST, lambda: put(early))
+    assert fed.indices == [group.prompt.index for group in fed.groups] == [early.index, late.index]
+
+
 def test_with_the_filter_off_groups_without_signal_stay_in_the_batch():
     source = Source()
     source.give(1.0, 1.0)

@@ -51,10 +51,12 @@ class Entry:
     """The step it was taken for (state taken) or that used it (state applied)."""
     since: float = 0.0
     """Unix seconds at which it became stored (state stored)."""
+    turn: int = 0
+    """Among the stored: the lowest first, and of the same turn the oldest prompt. Below 0 what is delivered again."""
 
-    def store(self, now: float) -> None:
+    def store(self, now: float, turn: int = 0) -> None:
         """To the state stored, at `now`."""
-        self.state, self.since = "stored", now
+        self.state, self.since, self.turn = "stored", now, turn
 
     @property
     def leased(self) -> bool:

@@ -71,17 +71,23 @@ class MemoryStore(Book):
         def contains(version: Version) -> bool:
             return version.step <= common.get(version.lineage, -1)
 
-        for index in self._in("taken", "applied"):
-            held = self._entries[index]
-            if held.state == "applied" and contains(Version(now.lineage, held.step)):
+        for index in self._in("applied"):
+            if contains(Version(now.lineage, self._entries[index].step)):
                 del self._entries[index]
                 self._committed += 1
-            else:
-                held.store(self._clock())
+        self._store_again()
         rolled_back = self._last_commit is not None and not contains(self._last_commit)
         not_ours = min(now.step, common[now.lineage]) < checkpoint.step
         if memo is not None and (rolled_back or not_ours):
             self._rebase(memo)
+
+    def _store_again(self) -> None:
+        """What a lost learner had used goes to the next one before anything else and in the same portions, so that its
+        steps can be repeated to the bit."""
+        used = {i: self._entries[i].step + (self._entries[i].state == "taken") for i in self._in("taken", "applied")}
+        first = min([self._entries[i].turn for i in self._in("stored")], default=0)
+        for turn, index in enumerate(sorted(used, key=lambda i: (used[i], i)), first - len(used)):
+            self._entries[index].store(self._clock(), turn)
 
     def _rebase(self, memo: LedgerMemo) -> None:
         """The checkpoint is older than the last commit, or the store has not gone that way: the checkpoint's view."""
@@ -225,7 +231,8 @@ class MemoryStore(Book):
 
         dropped = self._drop([i for i in self._in("stored") if stale(i)], "stale")
         held = [i for i in self._in("taken") if self._entries[i].step == version.step]
-        for index in self._in("stored")[: max(0, want - len(held))]:
+        waiting = sorted(self._in("stored"), key=lambda i: (self._entries[i].turn, i))
+        for index in waiting[: max(0, want - len(held))]:
             self._entries[index].state, self._entries[index].step = "taken", version.step
             held.append(index)
         ended = self._closed(0) in ("draining", "data_end") and not self._in("returned", "reserved", "stored")

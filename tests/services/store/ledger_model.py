@@ -58,6 +58,8 @@ class Prompt:
     """Taken for the step from here, or applied by the step that ended here."""
     since: float = 0.0
     """When it was stored."""
+    again: tuple[int, int] = (0, 0)
+    """Of what is delivered again: after which resume, the latest counting lowest, and for which step (state stored)."""
 
     @property
     def leased(self) -> bool:
@@ -216,12 +218,14 @@ class Model:
         return version
 
     def back_to(self, checkpoint: Version, now: Version, states: States | None) -> None:
+        latest = min((prompt.again for prompt in self.prompts.values()), default=(0, 0))[0] - 1
         for index in self.indices("taken", "applied"):
             prompt = self.prompts[index]
-            if prompt.state == "applied" and self.contains(checkpoint, Version(now.lineage, prompt.step)):
+            used_by = prompt.step if prompt.state == "applied" else prompt.step + 1
+            if prompt.state == "applied" and self.contains(checkpoint, Version(now.lineage, used_by)):
                 self.prompts[index] = Prompt("committed")
             else:
-                prompt.state, prompt.since = "stored", self.clock
+                prompt.state, prompt.since, prompt.again = "stored", self.clock, (latest, used_by)
         rolled_back = self.last_commit is not None and not self.contains(checkpoint, self.last_commit)
         if states is not None and (rolled_back or not self.contains(now, checkpoint)):
             self.see_as(states)
@@ -335,7 +339,8 @@ class Model:
             raise RefusedCall
         lags = {index: self.lag(version, self.prompts[index].binding) for index in self.indices("stored")}
         stale = self.drop([index for index, lag in lags.items() if lag is None or lag > rules.max_lag], "stale")
-        for index in self.indices("stored")[: max(0, want - len(self.taken_for(version.step)))]:
+        waiting = sorted(self.indices("stored"), key=lambda index: (self.prompts[index].again, index))
+        for index in waiting[: max(0, want - len(self.taken_for(version.step)))]:
             self.prompts[index].state, self.prompts[index].step = "taken", version.step
         groups = tuple(Stored(index, self.prompts[index].payload) for index in self.taken_for(version.step))
         no_more = self.closed(0) in ("draining", "data_end") and not self.indices("returned", "reserved", "stored")

@@ -6,7 +6,7 @@ import json
 from dataclasses import replace
 
 import pytest
-from ledger_steps import RULES, indices, play, reserve, states, step, taken
+from ledger_steps import RULES, indices, payload, play, reserve, states, step, taken
 
 from penstock.services.contracts import StoreError
 from penstock.services.replay import LedgerMemo, ReplayStore
@@ -56,6 +56,31 @@ def test_what_the_checkpoint_does_not_contain_is_stored_again_and_delivered_agai
     again = store.reconcile(at, 2, "resume")
     assert states(store) == {"committed": 2, "stored": 5}
     assert taken(store, again, 2) == [2, 3]
+
+
+def test_lost_steps_are_delivered_again_each_as_it_was_and_before_anything_else(opened):
+    store = opened(groups_per_step=2, max_lag=3)
+    first, second, third, *late = reserve(store, 5)
+
+    def put(*tickets) -> None:
+        for ticket in tickets:
+            store.put(ticket, payload(ticket.index), FIRST)
+
+    put(first, late[0])
+    at = step(store, FIRST, 2)
+    put(second, late[1])
+    step(store, at, 2)
+    put(third)
+    at = store.reconcile(FIRST, 0, "resume")
+    assert taken(store, at, 2) == [0, 3], "not the two oldest prompts"
+    assert taken(store, at.next(), 2) == [1, 4]
+    at = store.reconcile(FIRST, 0, "resume again")
+    assert taken(store, at, 3) == [0, 1, 3], "a larger step takes all of the first one, and of the second the oldest"
+    store.advance(at.next())
+    assert taken(store, at.next(), 2) == [2, 4]
+    play(store, 1)
+    at = store.reconcile(FIRST, 0, "once more")
+    assert [taken(store, Version(at.lineage, n), 2) for n in (0, 1)] == [[0, 1], [2, 3]]
 
 
 def test_a_crash_between_the_checkpoint_and_its_commit_delivers_nothing_twice(opened):

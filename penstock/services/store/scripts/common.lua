@@ -12,7 +12,7 @@ local SINCE = prefix .. 'since' -- sorted set of stored indices; score: unix sec
 local QUEUES = { -- state -> sorted set of indices; committed and dropped are only counted
   returned = prefix .. 'returned', -- score: index
   reserved = prefix .. 'reserved', -- score: end of the lease, unix seconds
-  stored = prefix .. 'stored', -- score: index
+  stored = prefix .. 'stored', -- score: index; below 0 what is delivered again, see `store_again`
   taken = prefix .. 'taken', -- score: the step it was taken for
   applied = prefix .. 'applied', -- score: the step that used it
 }
@@ -118,6 +118,15 @@ end
 local function move(indices, from, to, score)
   leave(indices, from)
   enter(indices, to, score)
+end
+
+-- What a lost learner had used goes to the next one before anything else and in the same portions, so that its steps can
+-- be repeated to the bit: by the step, and within a step by index. `used` has pairs of step and index.
+local function store_again(used)
+  table.sort(used, function(a, b) return a[1] < b[1] or (a[1] == b[1] and tonumber(a[2]) < tonumber(b[2])) end)
+  local first = redis.call('ZRANGE', QUEUES.stored, 0, 0, 'WITHSCORES')
+  local before = math.min(0, tonumber(first[2] or 0)) - #used - 1
+  for i, group in ipairs(used) do enter({ group[2] }, 'stored', before + i) end
 end
 
 -- Replace what an entry carries (a partial or a whole group); '' for nothing.

@@ -73,15 +73,22 @@ if not run.lineage then
   if lost > 0 then redis.call('HINCRBY', DROPS, 'store_lost', lost) end
 else
   local ours = common[tostring(run.lineage)]
-  move(members('taken'), 'taken', 'stored')
+  local again = {}
+  for _, index in ipairs(members('taken')) do
+    again[#again + 1] = { redis.call('ZSCORE', QUEUES.taken, index) + 1, index }
+    leave({ index }, 'taken')
+  end
   for _, index in ipairs(members('applied')) do
-    if tonumber(redis.call('ZSCORE', QUEUES.applied, index)) <= ours then
+    local used_by = tonumber(redis.call('ZSCORE', QUEUES.applied, index))
+    if used_by <= ours then
       forget({ index }, 'applied')
       redis.call('HINCRBY', META, 'committed', 1)
     else
-      move({ index }, 'applied', 'stored')
+      leave({ index }, 'applied')
+      again[#again + 1] = { used_by, index }
     end
   end
+  store_again(again)
   local rolled_back = run.commit_step and (common[tostring(run.commit_lineage)] or -1) < run.commit_step
   local not_ours = math.min(ours, run.step) < step -- the checkpoint is no ancestor of what is published
   if memo and (rolled_back or not_ours) then rebase() end
