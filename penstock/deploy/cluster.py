@@ -66,10 +66,10 @@ class Cluster:
         else:
             settings["address"] = self.address
         try:
-            with _own_signals(), _reporting_every(report_seconds if self.address is None else None):
+            every_seconds = report_seconds if self.address is None else None
+            with _own_signals(), exits.parent_as_before(), _reporting_every(every_seconds):
                 joined = ray.init(**settings)
                 exits.read_from(Path(joined.address_info["session_dir"]) / "logs")
-                exits.be_parent_of_own()
         except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
             self._remove_folder()
             if self.address is not None:

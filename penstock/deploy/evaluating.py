@@ -49,7 +49,8 @@ class Evaluating:
                 return
             self._pending = None
             if pending.overdue:
-                self._journal.warn(f"an evaluation took longer than evaluation.deadline; {pending.missing} has it")
+                late = f"waited {pending.overdue:.0f} s (evaluation.deadline) for an evaluation by {pending.missing}"
+                self._journal.warn(f"{late}; it is given up")
                 return
             self._record(*pending.result())
         except PenstockError as error:

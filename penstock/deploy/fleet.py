@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import ray
 import ray.exceptions
 
-from penstock.deploy.deaths import explain, out_of_memory_kills
+from penstock.deploy.deaths import Life, explain
 from penstock.deploy.view import WorkerView
 from penstock.services.contracts import DeadlinePassed, PenstockError
 from penstock.services.lanes import Span
@@ -60,6 +60,10 @@ class Member:
     """It was asked to leave the run for good; nobody starts it again."""
     away: bool = False
     """A scorer that did not answer: Ray is starting it again."""
+    mourned: bool = False
+    """Of a scorer that is away it has been told why."""
+    mute: bool = False
+    """It died because its process did not answer, and not because its loop stood still, perhaps waiting for another."""
     peak_rss: int = 0
     """Largest resident memory of any of its processes so far, bytes."""
     result: Any = None
@@ -68,7 +72,7 @@ class Member:
     heard: float = 0.0
     """When it was last heard of."""
     _since: float = 0.0
-    _oom: int = 0
+    _life: Life = field(default_factory=Life)
     _ready: Any = None
     _running: Any = None
     _asked: Any = None
@@ -80,11 +84,11 @@ class Member:
             ray.kill(self.handle, no_restart=True)
             self.past.append(self.stats)
             self.stats = {}
-        self._oom = out_of_memory_kills()
+        self._life = Life.begins()
         self.restarts += 1
         self.handle = self.start(self.restarts)
         self.state, self.cause, self.result, self._since = "starting", "", None, time.monotonic()
-        self.delivered, self.raised, self.gone = False, None, False
+        self.delivered, self.raised, self.gone, self.mute = False, None, False, False
         self.facts = {}
         self._ready, self._running, self._asked = self.handle.ready.remote(), None, None
 
@@ -124,7 +128,7 @@ class Member:
                 self._collect(arrived or _done, ask)
         except ray.exceptions.RayError as error:
             self.state = "dead"
-            self.cause = explain(self.name, error, self.log, self._oom, self.facts.get("pid"))
+            self.cause = explain(self.name, error, self.log, self._known_life())
             self.raised = error.cause if isinstance(error, ray.exceptions.RayTaskError) else None
             self.gone = isinstance(error, ray.exceptions.RayActorError) and not error.actor_init_failed
 
@@ -151,10 +155,11 @@ class Member:
         if self._asked is not None and arrived(self._asked):
             try:
                 self._hear(ray.get(self._asked))
-            except ray.exceptions.ActorUnavailableError:
+            except ray.exceptions.ActorUnavailableError as error:
                 if self.role != "scorer":  # only scorers are started again by Ray itself
                     raise
-                self.away = True
+                if not self.away:
+                    self.away, self.cause = True, explain(self.name, error, self.log, self._known_life())
             self._asked = None
         if self._asked is None and ask:
             self._asked = self.handle.stats.remote()
@@ -211,6 +216,23 @@ class Member:
         elif self.role == "rollout":
             self.handle.request_drain.remote()
 
+    def _known_life(self) -> Life:
+        return replace(self._life, pid=self.facts.get("pid"), node=self.facts.get("node"))
+
+    def reborn(self, pid: int) -> None:
+        """A scorer that Ray has started again lives in this process now."""
+        self.facts["pid"], self.restarts, self._life = pid, self.restarts + 1, Life.begins()
+        self.cause, self.mourned = "", False
+
+    def end_silent(self, answers: bool) -> None:
+        """End a process that hangs, as a whole or in its loop though it `answers`. `cause` says so already."""
+        if self.role == "scorer":
+            self.away, self.mourned, self.heard = True, True, time.monotonic()
+            ray.kill(self.handle, no_restart=False)
+            return
+        self.kill()
+        self.state, self.mute = "dead", not answers
+
     def kill(self) -> None:
         """End the process at once."""
         if self.handle is not None:
@@ -243,6 +265,25 @@ class Member:
         )
 
 
+def wait_for(
+    answers: Mapping[str, Any], what: str, deadline: float, key: str, meanwhile: Callable[[], object]
+) -> list[Any]:
+    """The answers of actors, by name, to `what` they were asked. Raises DeadlinePassed with those that are missing,
+    ActorLost with what one of them raised, and RayActorError when one is gone."""
+    began, missing = time.monotonic(), dict(answers)
+    while missing:
+        there, _ = ray.wait(list(missing.values()), num_returns=len(missing), timeout=0.2)
+        for name in [name for name, answer in missing.items() if answer in there]:
+            try:
+                ray.get(missing.pop(name))
+            except ray.exceptions.RayTaskError as error:
+                raise ActorLost(f"{name} failed {what}: {error.cause or error}") from error
+        meanwhile()
+        if missing and time.monotonic() - began > deadline:
+            raise DeadlinePassed(f"waited {deadline:.0f} s ({key}) for {', '.join(missing)} {what}")
+    return [ray.get(answer) for answer in answers.values()]
+
+
 def _done(reference: Any) -> bool:
     """True when the answer, or an error in its place, is there."""
     ready, _ = ray.wait([reference], timeout=0)
@@ -260,7 +301,7 @@ def wait_until_ready(
 
     Raises ActorLost with the cause when one fails by itself, which it would again, or dies more often, DeadlinePassed
     when one takes too long."""
-    while any(member.state == "starting" for member in members):
+    while any(member.state in ("starting", "dead") for member in members):
         for member in members:
             member.poll(deadline)
             if member.state == "dead":

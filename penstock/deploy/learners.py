@@ -10,6 +10,7 @@ import ray
 
 from penstock.deploy.deaths import begin_life
 from penstock.deploy.exporter import Export, export_actor
+from penstock.deploy.fleet import wait_for
 from penstock.deploy.memory import resident
 from penstock.deploy.scorers import facts_of_process
 from penstock.deploy.transport import Outlet, Route
@@ -152,5 +153,11 @@ def prepare_ranks(
 
 def prepare_tuning(handles: list[Any], plan: SftPlan, deadline: float) -> None:
     """The same for supervised fine-tuning, which needs no store."""
-    plan = replace(plan, meet_at=ray.get(handles[0].meeting_point.remote(), timeout=deadline))
-    ray.get([handle.prepare_tuning.remote(rank, plan) for rank, handle in enumerate(handles)], timeout=deadline)
+
+    def told(what: str, answers: dict[str, Any]) -> list[Any]:
+        return wait_for(answers, what, deadline, "deadlines.start", lambda: None)
+
+    (meet_at,) = told("to say where the ranks meet", {"rank 0": handles[0].meeting_point.remote()})
+    plan = replace(plan, meet_at=meet_at)
+    asked = {f"rank {rank}": handle.prepare_tuning.remote(rank, plan) for rank, handle in enumerate(handles)}
+    told("to be told what to learn", asked)

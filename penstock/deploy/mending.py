@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable
 
-import ray
-
-from penstock.deploy import exits
+from penstock.deploy.deaths import tail_of
 from penstock.deploy.fleet import ActorLost, Member
 from penstock.deploy.journal import Journal
 from penstock.deploy.parts import Parts
 from penstock.deploy.recovery import Recovery
 from penstock.deploy.runfile import RunFile
 from penstock.deploy.scaling import Scaling
-from penstock.deploy.stacks import where_it_stands
+from penstock.deploy.stacks import where_they_stand
 
 
 class Mending:
@@ -103,35 +100,33 @@ class Mending:
             self._scorers.give_up(member)
         known = member.facts.get("pid")
         if (pid := int(member.stats.get("process/pid", known or 0))) != (known or 0):
-            how = exits.in_words(known, 0.0) if known else ""
-            member.facts["pid"], member.restarts = pid, member.restarts + 1
+            if not member.mourned:
+                self._journal.tell("died", member.cause or f"{member.name} died", name=member.name)
+            member.reborn(pid)
             self.restarts[member.name] = member.restarts
-            what = f"{member.name} died{f', its process {known} {how},' if how else ''} and was started again by Ray"
-            self._journal.tell("restarted", what, name=member.name)
+            self._journal.tell("restarted", f"{member.name} was started again by Ray", name=member.name)
 
     def silence(self) -> None:
         """A process that lives but does not move any more. Engines may compile for long, so the limit is generous."""
         limit = self._run_file.deadlines.silence
-        for member in self._parts.members:
-            if member.state != "running" or member.silent <= limit:
-                continue
-            if member.role == "learner" and self.learner.stage:
-                continue  # what is being loaded again has the deadline of a start
-            what = (
-                f"{member.name} has been silent for {member.silent:.0f} s while {member.stats.get('doing', 'scoring')}"
+        silent = [
+            member
+            for member in self._parts.members
+            if member.state == "running"
+            and member.silent > limit
+            # What is being loaded again has the deadline of a start.
+            and not (member.role == "learner" and self.learner.stage)
+        ]
+        tails = {member.name: tail_of(member.log) for member in silent}  # before the stacks are written into them
+        stand = where_they_stand({member.name: member.handle for member in silent})
+        for member in silent:
+            where = stand.get(member.name)
+            how = f"its process answers, {where}" if where else "its process has not answered"
+            what = f"silent for {member.silent:.0f} s while {member.stats.get('doing', 'scoring')}"
+            member.cause = (
+                f"{member.name} has been {what} (deadlines.silence is {limit:g} s): {how}; it was ended"
+                f"{tails[member.name]}"
             )
-            if member.role == "scorer":
-                self._journal.warn(f"{what}; it was ended, and Ray starts it again", name=member.name)
-                member.away, member.heard = True, time.monotonic()
-                ray.kill(member.handle, no_restart=False)
-                continue
-            why = _in_which_way(member)
-            member.kill()
-            member.state, member.cause = "dead", f"{what} (deadlines.silence is {limit:g} s): {why}; it was ended"
-
-
-def _in_which_way(member: Member) -> str:
-    """Whether its loop stands still or its whole process, and where."""
-    if stands := where_it_stands(member.handle):
-        return f"its process answers, {stands}"
-    return f"its process has not answered for {time.monotonic() - member.heard:.0f} s"
+            if member.role == "scorer":  # Ray starts it again by itself
+                self._journal.tell("died", member.cause, name=member.name)
+            member.end_silent(answers=bool(where))

@@ -128,7 +128,7 @@ def require_common_ground(looks: Sequence[Look], directory: RunDir, deadline: fl
     """`deadline` is the seconds in which every node must have looked; it may have to unpack the job's working directory
     first. Raises NotShared that lists what which node does not see, and says what helps."""
     ends = time.monotonic() + deadline
-    troubles = [(look.name, text) for look in looks for text in _answer(look, ends)]
+    troubles = [(look.name, text) for look in looks for text in _answer(look, ends, deadline)]
     if not troubles:
         return
     listed = "\n".join(f"  {name}: {text}" for name, text in troubles)
@@ -142,11 +142,11 @@ def require_common_ground(looks: Sequence[Look], directory: RunDir, deadline: fl
     )
 
 
-def _answer(look: Look, ends: float) -> list[str]:
+def _answer(look: Look, ends: float, deadline: float) -> list[str]:
     try:
         found: list[str] = ray.get(look.answer, timeout=max(0.0, ends - time.monotonic()))
     except ray.exceptions.GetTimeoutError:
-        return ["has not answered in time (deadlines.answer)"]
+        return [f"has not answered for {deadline:g} s (deadlines.answer)"]
     except ray.exceptions.RayError as error:
         why = str(error.cause) if isinstance(error, ray.exceptions.RayTaskError) and error.cause else str(error)
         return [f"cannot run Penstock: {why.strip().splitlines()[-1]}. Install the same version there"]

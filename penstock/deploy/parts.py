@@ -19,7 +19,7 @@ from penstock.deploy.assemble import build_stream, held_out_job
 from penstock.deploy.cluster import Cluster
 from penstock.deploy.crews import Crew, ScorerSet
 from penstock.deploy.desk import desk
-from penstock.deploy.fleet import Member
+from penstock.deploy.fleet import Member, wait_for
 from penstock.deploy.learners import prepare_ranks, start_rank
 from penstock.deploy.leftovers import MARK, claim, end_marked, only_one
 from penstock.deploy.nodes import Ground, inputs_of, look_around, require_common_ground
@@ -111,7 +111,7 @@ class Parts:
         self.crowded = _crowd(self.placement, {})
         self.route = self._choose_route()
         address = ray.util.get_node_ip_address() if self._several else None
-        self.host = StoreHost(run_file.store, directory, self.run_id, address)
+        self.host = StoreHost(run_file.store, directory, self.run_id, address, run_file.deadlines.start)
         self._stack.callback(self.host.close)
         self._stack.callback(self._end_actors)
         looks = look_around(self._ground()) if self.cluster.nodes > 1 else []
@@ -280,13 +280,18 @@ class Parts:
         training = sampling_of(run_file.rollout.sampling, tokenizer)
         self.evaluation = held_out_job(run_file.evaluation, self._reward, training, tokenizer)
 
-    def begin_learning(self, tell: Callable[[], object] = lambda: None) -> None:
-        """Let the ranks meet and load; rank 0 publishes the first weights, then trains. `tell` says to it before what
-        has been asked of the run and still holds."""
-        ray.get(self.prepare_learning(self._resume), timeout=self._run_file.deadlines.start)
-        tell()
-        for member in self.learners:
-            member.run()
+    def learners_prepared(self, meanwhile: Callable[[], object]) -> bool:
+        """Tell the ranks what they are to do, and wait until all know; False when one of them is gone instead.
+
+        Raises ActorLost when one cannot be told, DeadlinePassed when one does not answer."""
+        deadline = self._run_file.deadlines.start
+        asked = self.prepare_learning(self._resume)
+        answers = {member.name: answer for member, answer in zip(self.learners, asked, strict=True)}
+        try:
+            wait_for(answers, "to be told what to learn", deadline, "deadlines.start", meanwhile)
+        except ray.exceptions.RayActorError:
+            return False
+        return True
 
     def prepare_learning(self, checkpoint: Path | None) -> list[Any]:
         """Tell ranks that are ready to go on from a checkpoint, or to begin; returns the answers to wait for."""

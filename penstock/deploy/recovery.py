@@ -98,7 +98,8 @@ class Recovery:
         self._failed = 0.0
         for member in dead:
             self._journal.tell("died", member.cause, name=member.name)
-        first = (faults["process"] or faults["own"] or dead)[0]
+        # Of several that stand still one may only wait for another, whose process hangs as a whole.
+        first = min(faults["process"] or faults["own"] or dead, key=lambda member: not member.mute)
         if not started or _fault(first) == "own":
             raise ActorLost(f"{first.cause}\n  {self._journal.how_to_go_on}")
         self._begin(first.cause)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,6 +72,7 @@ class RolloutActor:
         self._receiver: Any = plan.route.receiver(plan.engine.tensor_parallel, lambda: self._learner)
         self._worker: RolloutWorker | None = None
         self._begun = threading.Event()
+        self._joins: float | None = None
         self._idle = "starting the engine"
         export_actor(plan.export, "rollout", name, self._doing)
         self._generator = build_generator(name, restarts, plan, self._tokenizer, self._receiver)
@@ -85,6 +87,7 @@ class RolloutActor:
         last of its `stats`."""
         from penstock.deploy.assemble import build_worker
 
+        self._joins = time.monotonic()
         try:
             self._worker = build_worker(
                 self.name, self._life, self._plan, self._generator, self._tokenizer, self._scorer
@@ -116,7 +119,7 @@ class RolloutActor:
         """The same without what is told once: others than the supervisor ask too."""
         said: dict[str, Any] = dict(self._worker.stats()) if self._worker is not None else {"phase": self._idle}
         return {
-            "silent": 0.0,
+            "silent": time.monotonic() - self._joins if self._joins is not None else 0.0,
             **said,
             "doing": said["phase"],
             "scorers": self._scorer.holdings(),

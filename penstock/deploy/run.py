@@ -125,9 +125,16 @@ class Conductor:
     def _start(self, parts: Parts) -> None:
         """Until every engine answers and the first weights are published."""
         deadline = self._run_file.deadlines.start
-        wait_until_ready(parts.members, deadline, self._show_and_heed, self._begins_again)
+        prepared = False
+        while not prepared:
+            wait_until_ready(parts.members, deadline, self._show_and_heed, self._begins_again)
+            prepared = parts.learners_prepared(self._show_and_heed)
+            for rank in parts.learners:
+                rank.poll(deadline)  # which says who is gone, if one is
         self._journal.enter("starting", "the learner loads and publishes the first weights")
-        parts.begin_learning(self._supervisor.steering.tell_again)
+        self._supervisor.steering.tell_again()
+        for rank in parts.learners:
+            rank.run()
         began = time.monotonic()
         while not self._supervisor.started:
             self._supervisor.tick()
@@ -198,7 +205,8 @@ class Conductor:
             time.sleep(0.1)
         late = [worker.name for worker in running if worker.state == "running"]
         if late:
-            self._journal.event("warning", f"{', '.join(late)} did not drain in time (deadlines.drain) and is ended")
+            seconds = f"{self._run_file.deadlines.drain:g} s (deadlines.drain)"
+            self._journal.event("warning", f"{', '.join(late)} did not drain within {seconds} and is ended")
         self._supervisor.mending.store()
         if not self._interrupted:
             parts.host.surely(lambda store: store.drain(ENDED_BY_LIMIT))

@@ -6,6 +6,7 @@ from __future__ import annotations
 import sys
 import threading
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,25 @@ import ray.exceptions
 
 PATIENCE = 2.0
 """Seconds for an answer that costs nothing; a process that hangs as a whole gives none."""
+_OURS = f"{Path(__file__).parents[1]}/"
+"""Where Penstock's files are. Others may lie below a folder that is called penstock, too."""
 _LOOPS = ("penstock/deploy/rollouts.py", "penstock/deploy/learners.py")
 """Files of the actors whose `run` is their loop."""
 
 
-def where_it_stands(actor: Any, patience: float = PATIENCE) -> str:
-    """The line at which the actor's loop stands, for people; empty when its process does not answer. The stacks of all
-    its threads go into its log."""
+def where_they_stand(actors: Mapping[str, Any], patience: float = PATIENCE) -> dict[str, str]:
+    """By name the line at which the loop of each actor stands, for people; without those whose process does not answer.
+    The stacks of all threads go into the actors' logs. All are asked at once."""
+    asked = {actor.__ray_call__.remote(_told): name for name, actor in actors.items()}
+    there = ray.wait(list(asked), num_returns=len(asked), timeout=patience)[0] if asked else []
+    return {asked[answer]: said for answer in there if (said := _heard(answer))}
+
+
+def _heard(answer: Any) -> str:
     try:
-        return str(ray.get(actor.__ray_call__.remote(_told), timeout=patience))
+        return str(ray.get(answer))
+    except ray.exceptions.RayTaskError:
+        return "it cannot say where it stands"
     except ray.exceptions.RayError:
         return ""
 
@@ -40,7 +51,7 @@ def _told(_: Any) -> str:
 
 def in_words(stack: traceback.StackSummary) -> str:
     """The innermost line of Penstock, and the one it waits in where that is another library's."""
-    ours = next((entry for entry in reversed(stack) if "/penstock/" in entry.filename), stack[-1])
+    ours = next((entry for entry in reversed(stack) if entry.filename.startswith(_OURS)), stack[-1])
     said = f"it stands in {ours.name}, {_place(ours)}"
     return said if ours is stack[-1] else f"{said}, within {stack[-1].name}, {_place(stack[-1])}"
 

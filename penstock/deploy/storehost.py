@@ -31,15 +31,19 @@ class StoreHost:
     on a unix socket.
     """
 
-    def __init__(self, section: StoreSection, directory: RunDir, run_id: str, host: str | None) -> None:
+    def __init__(
+        self, section: StoreSection, directory: RunDir, run_id: str, host: str | None, patience: float = 60.0
+    ) -> None:
+        """`patience`: seconds that a private server may take to read its file before anybody waits for it. Later it has
+        `store.deadline`, after which whoever needs it gives up."""
         self._server: PrivateServer | None = None
         self.restarts, self._most_restarts = 0, section.max_restarts
         self._deadline, self._answered = section.deadline, time.monotonic()
         self._frozen = ""
         if section.url is None:
             places = directory.store, directory.log("redis")
-            self._server = PrivateServer(*places, fsync=section.fsync, host=host, deadline=section.start_deadline)
-            self._server.start()
+            self._server = PrivateServer(*places, fsync=section.fsync, host=host, deadline=section.deadline)
+            self._server.start(patience)
             self.address = self._server.address(run_id, section.deadline)
         else:
             self.address = StoreAddress(section.url, run_id, section.password(), section.deadline)

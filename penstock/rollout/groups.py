@@ -58,8 +58,16 @@ class Groups:
     """Episodes by index and by request. One thread owns it."""
 
     def __init__(
-        self, store: ReplayStore, generator: Generator, sampling: Sampling, rules: Rules, leases: Leases, meter: Meter
+        self,
+        store: ReplayStore,
+        generator: Generator,
+        sampling: Sampling,
+        rules: Rules,
+        leases: Leases,
+        meter: Meter,
+        alive: Callable[[], object],
     ) -> None:
+        """`alive` is called while a store that is away is asked again and again."""
         self._store = store
         self._generator = generator
         self._sampling = sampling
@@ -68,6 +76,7 @@ class Groups:
         """The bound as it is now; a person or a guard may move it while the run goes on."""
         self._leases = leases
         self._meter = meter
+        self._alive = alive
         self._episodes: dict[int, Episode] = {}
         self._by_key: dict[str, Episode] = {}
 
@@ -236,7 +245,7 @@ class Groups:
         episode.interrupt(self._generator.take_back([key for key in self._generator.in_flight if key in own]))
 
     def _ask(self, what: str, call: Callable[[], T]) -> T:
-        return patiently(what, call, self._rules.patience)
+        return patiently(what, call, self._rules.patience, meanwhile=self._alive)
 
 
 def _partial_of(ticket: Ticket) -> PartialGroup | None:

@@ -11,8 +11,15 @@ from penstock.services.contracts import DeadlinePassed, StoreError
 T = TypeVar("T")
 
 
-def patiently(what: str, call: Callable[[], T], seconds: float, first: float = 0.2) -> T:
-    """The result of `call`, which may be repeated. Raises DeadlinePassed after `seconds` of StoreErrors."""
+def patiently(
+    what: str,
+    call: Callable[[], T],
+    seconds: float,
+    first: float = 0.2,
+    meanwhile: Callable[[], object] = lambda: None,
+) -> T:
+    """The result of `call`, which may be repeated; `meanwhile` is called before it is. Raises DeadlinePassed after
+    `seconds` of StoreErrors."""
     began = time.monotonic()
     pause = first
     while True:
@@ -26,4 +33,5 @@ def patiently(what: str, call: Callable[[], T], seconds: float, first: float = 0
                     f"its last error: {error}"
                 ) from error
         time.sleep(pause)
+        meanwhile()
         pause = min(2 * pause, 2.0)

@@ -74,7 +74,7 @@ class RolloutWorker:
         self._rules = rules
         self._meter = Meter()
         self._leases = Leases(store, self._holder, rules.lease)
-        self._groups = Groups(store, generator, sampling, rules, self._leases, self._meter)
+        self._groups = Groups(store, generator, sampling, rules, self._leases, self._meter, self._alive)
         self._evaluator = Evaluator(generator, scorer, rules.evaluation_slots)
         self._forks: Forks = {}
         self._published = FIRST
@@ -269,5 +269,9 @@ class RolloutWorker:
         self._phase, self._beat = phase, time.monotonic()
         self._lane.enter(phase)
 
+    def _alive(self) -> None:
+        """Whoever asks a store that is away again and again waits, and does not hang."""
+        self._beat = time.monotonic()
+
     def _ask(self, what: str, call: Callable[[], T]) -> T:
-        return patiently(f"{self.name}: {what}", call, self._rules.patience)
+        return patiently(f"{self.name}: {what}", call, self._rules.patience, meanwhile=self._alive)

@@ -8,7 +8,8 @@ import sys
 import pytest
 import ray.exceptions
 
-from penstock.deploy import deaths
+from penstock.deploy import deaths, exits
+from penstock.deploy.deaths import Life
 from penstock.services.contracts import PenstockError
 
 
@@ -26,7 +27,7 @@ def test_an_exception_of_the_actor_is_the_cause(tmp_path):
     log = tmp_path / "worker.log"
     log.write_text("one\ntwo\n")
     error = ray.exceptions.RayTaskError("run", "Traceback …", ValueError("no room for 5 tokens"))
-    told = deaths.explain("rollout-0", error, log, 0)
+    told = deaths.explain("rollout-0", error, log, Life())
     assert told.startswith("rollout-0 died: ValueError: no room for 5 tokens")
     assert told.endswith("one\n    two")
 
@@ -34,17 +35,32 @@ def test_an_exception_of_the_actor_is_the_cause(tmp_path):
 def test_a_fatal_signal_is_read_from_the_log(tmp_path):
     log = tmp_path / "worker.log"
     log.write_text("*** SIGSEGV received at time=1 on cpu 0 ***\n")
-    assert "ended by SIGSEGV" in deaths.explain("learner-0", Died(), log, deaths.out_of_memory_kills())
+    assert "ended by SIGSEGV" in deaths.explain("learner-0", Died(), log, Life.begins())
 
 
 def test_a_silent_death_is_named_as_what_it_looks_like(tmp_path):
-    told = deaths.explain("learner-0", Died(), tmp_path / "none.log", deaths.out_of_memory_kills())
+    told = deaths.explain("learner-0", Died(), tmp_path / "none.log", Life.begins())
     assert "SIGKILL" in told and "the log is empty" in told
 
 
 def test_the_kernels_count_of_memory_kills_makes_it_the_cause(tmp_path):
-    told = deaths.explain("learner-0", Died(), tmp_path / "none.log", deaths.out_of_memory_kills() - 1)
+    told = deaths.explain("learner-0", Died(), tmp_path / "none.log", Life(oom=deaths.out_of_memory_kills() - 1))
     assert "want of memory" in told
+
+
+@pytest.mark.parametrize(
+    ("ended", "node", "said"),
+    [
+        (("signal", 9), None, "want of memory"),
+        (("exit code", 3), None, "its process 7 ended with exit code 3, without a word"),
+        (("signal", 6), None, "its process 7 was ended by SIGABRT (6), without a word"),
+        (("exit code", 3), "another-node", "gone without a word"),
+    ],
+)
+def test_memory_is_the_cause_only_of_what_was_killed_here(tmp_path, monkeypatch, ended, node, said):
+    monkeypatch.setattr(exits, "how_it_ended", lambda pid, since: ended)
+    life = Life(oom=deaths.out_of_memory_kills() - 1, pid=7, node=node)
+    assert said in deaths.explain("learner-0", Died(), tmp_path / "none.log", life)
 
 
 def test_only_the_last_lines_of_a_long_log_are_shown(tmp_path):
@@ -57,7 +73,7 @@ def test_a_process_that_said_nothing_has_no_last_lines_and_those_of_the_one_befo
     log = tmp_path / "worker.log"
     log.write_text(f"{deaths.BIRTH} 101\nof the first\n{deaths.BIRTH} 102\n")
     assert deaths.last_lines(log) == []
-    assert "(the log is empty)" in deaths.explain("rollout-0", Died(), log, deaths.out_of_memory_kills())
+    assert "(the log is empty)" in deaths.explain("rollout-0", Died(), log, Life.begins())
     log.write_text(f"{deaths.BIRTH} 101\nof the first\n{deaths.BIRTH} 102\nof the second\n")
     assert deaths.last_lines(log) == ["of the second"]
 

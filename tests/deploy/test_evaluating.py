@@ -86,7 +86,7 @@ def test_after_a_fall_back_what_was_given_up_is_evaluated_again(scene: Scene) ->
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"overdue": 3700.0}, "an evaluation took longer than evaluation.deadline; rollout-0 has it"),
+        ({"overdue": 3700.0}, "waited 3700 s (evaluation.deadline) for an evaluation by rollout-0; it is given up"),
         ({"error": "it failed 3 times"}, "an evaluation was lost: it failed 3 times"),
     ],
 )

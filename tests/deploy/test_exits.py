@@ -6,6 +6,8 @@ import os
 import signal
 import subprocess
 import tempfile
+from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -31,13 +33,39 @@ def test_a_signal_and_an_exit_code_are_told_by_the_newest_line_of_that_process(l
     assert exits.how_it_ended(7) == ("exit code", 3)
     assert exits.how_it_ended(70) == ("exit code", 1)
     (logs / "raylet.1.out").write_text(LINE.format(8, "from signal 9") + LINE.format(9, "from signal 77"))
-    assert exits.in_words(8) == "was ended by SIGKILL (9)" and exits.in_words(9) == "was ended by signal 77"
-    assert exits.how_it_ended(1, 0.0) is None and exits.in_words(1, 0.0) == ""
+    assert exits.in_words(*(exits.how_it_ended(8) or ())) == "was ended by SIGKILL (9)"
+    assert exits.in_words(*(exits.how_it_ended(9) or ())) == "was ended by signal 77"
+    assert exits.in_words("exit code", 3) == "ended with exit code 3"
+    assert exits.how_it_ended(1, patience=0.0) is None
 
 
 def test_a_log_that_cannot_be_read_says_nothing(logs: Path) -> None:
     (logs / "raylet.out").mkdir()
-    assert exits.how_it_ended(7, 0.0) is None
+    assert exits.how_it_ended(7, patience=0.0) is None
+
+
+def test_lines_from_before_the_process_was_started_are_of_another_one_with_its_number(logs: Path) -> None:
+    at = datetime(2026, 11, 27, 2, 54, 45).timestamp()
+    (logs / "raylet.out").write_text(LINE.format(7, "with status 3"))
+    assert exits.how_it_ended(7, at) == ("exit code", 3), "the log has whole seconds"
+    assert exits.how_it_ended(7, at + 10, 0.0) is None
+
+
+def test_a_program_hears_of_its_children_afterwards_as_it_did_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[int] = []
+    before = signal.signal(signal.SIGCHLD, lambda number, _: heard.append(number))
+    try:
+        with exits.parent_as_before():
+            exits.ctypes.CDLL(None).signal(signal.SIGCHLD, 1)  # ignored, as Ray does
+            assert subprocess.run(["sh", "-c", "exit 5"]).returncode == 0, "the kernel forgets"
+        assert subprocess.run(["sh", "-c", "exit 5"]).returncode == 5
+        assert heard == [signal.SIGCHLD]
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+        with exits.parent_as_before():
+            pass
+        assert subprocess.run(["sh", "-c", "exit 5"]).returncode == 5, "a job's driver may have inherited that"
+    finally:
+        signal.signal(signal.SIGCHLD, before)
 
 
 def test_without_a_cluster_nobody_is_waited_for() -> None:
@@ -87,7 +115,7 @@ def test_a_cluster_that_a_run_starts_tells_how_its_actors_end_and_is_closed_to_o
             end(actor, pid)
             with pytest.raises(ray.exceptions.ActorDiedError) as died:
                 ray.get(actor.pid.remote(), timeout=60)
-            said = deaths.explain("a", died.value, tmp_path / "a.log", deaths.out_of_memory_kills(), pid)
+            said = deaths.explain("a", died.value, tmp_path / "a.log", replace(deaths.Life.begins(), pid=pid))
             assert said.startswith(f"a died: its process {pid} {told}")
     finally:
         cluster.close()

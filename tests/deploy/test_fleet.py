@@ -9,7 +9,7 @@ import pytest
 import ray
 import ray.exceptions
 
-from penstock.deploy.fleet import ATTEMPTS, ActorLost, Member, wait_until_ready
+from penstock.deploy.fleet import ATTEMPTS, ActorLost, Member, wait_for, wait_until_ready
 from penstock.services.contracts import DeadlinePassed
 
 NEVER = object()
@@ -185,3 +185,32 @@ def test_who_cannot_start_ends_the_start_at_once():
         with pytest.raises(ActorLost):
             wait_until_ready([actor], 10, lambda: None, pause=0)
         assert actor.restarts == 0
+
+
+def told(answers, meanwhile=lambda: None):
+    return wait_for(answers, "to be told what to learn", 0.05, "deadlines.start", meanwhile)
+
+
+def test_answers_come_in_the_order_of_the_asked(monkeypatch):
+    monkeypatch.setattr(ray, "wait", lambda refs, num_returns, timeout: (refs[-1:], refs[:-1]))
+    looks = []
+    assert told({"learner-0": 1, "learner-1": 2}, lambda: looks.append(1)) == [1, 2] and len(looks) == 2
+
+
+def test_who_does_not_answer_fails_or_is_gone_is_named(monkeypatch):
+    monkeypatch.setattr(ray, "wait", lambda refs, num_returns, timeout: ([r for r in refs if r is not NEVER], []))
+    with pytest.raises(DeadlinePassed, match=r"waited 0 s \(deadlines.start\) for learner-1 to be told what to learn"):
+        told({"learner-0": 1, "learner-1": NEVER})
+    failed = ray.exceptions.RayTaskError("prepare", "Traceback …", ValueError("no such row"))
+    with pytest.raises(ActorLost, match=r"^learner-0 failed to be told what to learn: no such row"):
+        told({"learner-0": failed, "learner-1": NEVER})
+    with pytest.raises(ray.exceptions.RayActorError):
+        told({"learner-0": ray.exceptions.ActorDiedError()})
+
+
+def test_one_that_was_ready_and_is_dead_since_is_started_again_too():
+    actor, again = member(Handle()), []
+    actor.poll(10)
+    actor.state, actor.gone = "dead", True
+    wait_until_ready([actor], 10, lambda: None, again.append, pause=0)
+    assert again == [actor] and actor.state == "ready" and actor.restarts == 1

@@ -56,6 +56,21 @@ def test_inputs_are_what_the_run_file_names_on_this_machines_disks(place: Path):
     assert inputs_of(load(place / "run.yaml"))["reward.folder"] == place
 
 
+def test_all_nodes_share_the_deadline(run: RunDir, monkeypatch: pytest.MonkeyPatch):
+    now, left = [100.0], []
+
+    def late(answer, timeout: float):
+        left.append(timeout)
+        now[0] += timeout
+        raise ray.exceptions.GetTimeoutError
+
+    monkeypatch.setattr(nodes.ray, "get", late)
+    monkeypatch.setattr(nodes.time, "monotonic", lambda: now[0])
+    with pytest.raises(NotShared, match="has not answered for 40 s"):
+        require_common_ground([Look("a", None), Look("b", None)], run, 40.0)
+    assert left == [40.0, 0.0]
+
+
 def test_the_error_lists_every_node_and_what_helps(run: RunDir, monkeypatch: pytest.MonkeyPatch):
     def answer(found, timeout: float):
         if isinstance(found, Exception):
@@ -75,6 +90,6 @@ def test_the_error_lists_every_node_and_what_helps(run: RunDir, monkeypatch: pyt
     said = str(error.value)
     assert "may live on 4 nodes" in said and "head (10.0.0.1)" not in said
     assert "  gpu-1 (10.0.0.2): the run directory /runs/a is not there" in said
-    assert "  gpu-2 (10.0.0.3): has not answered in time (deadlines.answer)" in said
+    assert "  gpu-2 (10.0.0.3): has not answered for 90 s (deadlines.answer)" in said
     assert "No module named 'penstock'. Install the same version there" in said
     assert f"give a runs_dir (now {run.path.parent}) on a file system that all nodes share" in said

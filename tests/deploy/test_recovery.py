@@ -127,6 +127,15 @@ def test_a_rank_that_lost_contact_waits_for_the_death_that_explains_it(scene):
     assert scene.told("died") == ["learner-0 died: waited 30 s for rank 1", "learner-1 died: gone"]
 
 
+def test_of_two_that_stand_still_the_one_is_named_whose_process_hangs_and_not_the_one_that_waits_for_it(scene):
+    scene.recovery._run_file.learner.max_restarts = 0
+    for rank in range(2):
+        scene.dies(rank)
+    scene.ranks[1].mute = True
+    with pytest.raises(ActorLost, match=r"^learner-1 died: gone"):
+        scene.recovery.look(True)
+
+
 def test_after_the_grace_it_is_acted_on_alone(scene):
     scene.dies(0, RankLost("lost contact"))
     scene.recovery.look(True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import traceback
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -42,20 +43,35 @@ def test_the_line_of_the_loop_is_named_and_all_stacks_are_printed(monkeypatch: p
 
 
 def test_a_stack_that_ends_in_our_own_line_names_only_that() -> None:
-    ours = traceback.FrameSummary("/site/penstock/rollout/paced.py", 61, "step")
-    theirs = traceback.FrameSummary("/site/vllm/v1/engine/core.py", 5, "step")
-    assert (
-        stacks.in_words(traceback.StackSummary.from_list([ours])) == "it stands in step, penstock/rollout/paced.py:61"
-    )
-    assert stacks.in_words(traceback.StackSummary.from_list([ours, theirs])) == (
-        "it stands in step, penstock/rollout/paced.py:61, within step, v1/engine/core.py:5"
-    )
+    folder = Path(stacks.__file__).parents[1]
+    ours = traceback.FrameSummary(f"{folder}/rollout/paced.py", 61, "step")
+    theirs = traceback.FrameSummary(f"{folder.parent}/.venv/lib/penstock/vllm/v1/engine/core.py", 5, "step_fn")
+    alone = stacks.in_words(traceback.StackSummary.from_list([ours]))
+    assert alone == "it stands in step, penstock/rollout/paced.py:61"
+    both = stacks.in_words(traceback.StackSummary.from_list([ours, theirs]))
+    assert both == f"{alone}, within step_fn, v1/engine/core.py:5"
 
 
-def test_an_actor_that_does_not_answer_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    def late(answer: object, timeout: float) -> None:
-        raise ray.exceptions.GetTimeoutError
+def test_all_are_asked_at_once_and_who_does_not_answer_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    failed = ray.exceptions.RayTaskError("_told", "Traceback …", ValueError("no"))
 
-    monkeypatch.setattr(ray, "get", late)
-    actor = SimpleNamespace(__ray_call__=SimpleNamespace(remote=lambda ask: None))
-    assert stacks.where_it_stands(actor) == ""
+    def wait(answers: list[str], num_returns: int, timeout: float) -> tuple[list[str], list[str]]:
+        assert num_returns == 4 and timeout == stacks.PATIENCE
+        return answers[:3], answers[3:]
+
+    def get(answer: str) -> str:
+        if answer == "fails":
+            raise failed
+        if answer == "gone":
+            raise ray.exceptions.ActorDiedError
+        return answer
+
+    monkeypatch.setattr(ray, "wait", wait)
+    monkeypatch.setattr(ray, "get", get)
+
+    def actor(answer: str) -> SimpleNamespace:
+        return SimpleNamespace(__ray_call__=SimpleNamespace(remote=lambda ask: answer))
+
+    said = stacks.where_they_stand({name: actor(name) for name in ("it stands", "fails", "gone", "hangs")})
+    assert said == {"it stands": "it stands", "fails": "it cannot say where it stands"}
+    assert stacks.where_they_stand({}) == {}

@@ -147,7 +147,9 @@ def test_patience_ends_and_says_for_what():
             raise answer
         return answer
 
-    assert patiently("ask", call, 5.0, first=0.001) == 5
+    signs: list[int] = []
+    assert patiently("ask", call, 5.0, first=0.001, meanwhile=lambda: signs.append(1)) == 5
+    assert len(signs) == 2, "a sign of life before each repetition"
     answers[:] = [StoreError("connection refused")] * 99
     with pytest.raises(DeadlinePassed, match=r"ask: the store has not answered .* its last error: connection refused"):
         patiently("ask", call, 0.02, first=0.01)

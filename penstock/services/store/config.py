@@ -89,11 +89,7 @@ class StoreSection(Section):
 
     deadline: float = on_resume(30.0, ge=1.0, le=3600.0)
     """Seconds that a call keeps trying while the server is away or restarts, before it is an error. At least 1, the
-    time a server needs to come back."""
-
-    start_deadline: float = on_resume(60.0, gt=0, le=3600.0)
-    """Seconds that a private server may take to become ready, which includes reading its append-only file, and again
-    to end."""
+    time a server needs to come back. A private server that is started again has as long to read its file."""
 
     def password(self) -> str | None:
         """The password from the environment; None when the variable is not set."""

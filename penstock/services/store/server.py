@@ -65,7 +65,7 @@ class PrivateServer:
         self._data, self._log = data.absolute(), log.absolute()
         self._fsync: Fsync = fsync
         self._host = host
-        self._deadline = deadline
+        self._deadline = self._patience = deadline
         self._folder: Path | None = None
         # On the socket too: reward functions run as the same user, and a socket's path is no secret.
         self._password = secrets.token_urlsafe(32)
@@ -96,11 +96,12 @@ class PrivateServer:
     def alive(self) -> bool:
         return self._process is not None and self._process.returncode is None
 
-    def start(self) -> None:
-        """Start and wait until it answers. Raises StoreError when it ends instead, or when another living run uses the
-        same folder; DeadlinePassed when it takes too long."""
+    def start(self, patience: float | None = None) -> None:
+        """Start and wait until it answers, at most `patience` seconds instead of the deadline. Raises StoreError when
+        it ends instead, or when another living run uses the same folder; DeadlinePassed when it takes too long."""
         if self.alive:
             return
+        self._patience = self._deadline if patience is None else patience
         try:
             self._start()
         except (StoreError, DeadlinePassed):
@@ -276,9 +277,9 @@ class PrivateServer:
                 if not self.alive:
                     raise StoreError(f"the store did not start: {self.cause_of_death()}")
                 waited = time.monotonic() - began
-                if waited > self._deadline:
+                if waited > self._patience:
                     raise DeadlinePassed(
-                        f"redis-server (process {self.pid}) was not ready after {waited:.0f} s (store.start_deadline): "
+                        f"redis-server (process {self.pid}) was not ready after {waited:.0f} s: "
                         f"{waiting_for}; its log is {self._log}"
                     )
                 time.sleep(0.01)
