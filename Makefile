@@ -31,7 +31,7 @@ programs: ## what the tests drive and pip does not have: a real Prometheus, a re
 demo: setup ## make a small model, teach it a little, train it with asynchronous GRPO, say whether it learned
 	@$(BIN)/python $(RECIPE)/demo.py $(DEMO_ARGS)
 
-test: setup programs unit engines runs ## all tests: units, real engines, whole runs (about 20 minutes on two cores)
+test: setup programs unit engines runs ## units, real engines, whole runs (about 20 minutes on two cores); `make stories` has the long ones
 
 # One process for each engine: vLLM and DeepSpeed both own what torch knows of distributed processes.
 engines:

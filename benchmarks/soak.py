@@ -183,9 +183,7 @@ def soak(folder: Path, rate: float, seconds: float) -> dict[str, Any]:
                 process.start()
             supervisor = Supervisor(parts, chosen, directory, journal, Interruption())
             supervisor.until(lambda: all(member.state != "starting" for member in parts.members))
-            assert parts.learners_prepared(lambda: None), "a rank is gone"
-            for member in parts.learners:
-                member.run()
+            parts.begin_learning()
             server = parts.host._server.pid  # type: ignore[union-attr]
             pids = {"worker": others[0].pid, "feed": others[1].pid, "store": server, "supervisor": os.getpid()}
             watch = Watch({name: psutil.Process(pid) for name, pid in pids.items()})

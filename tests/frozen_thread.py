@@ -36,15 +36,15 @@ def freeze(pid: int, thread: int) -> None:
 
     Linux traces single threads; whoever traces one has to hear of its end, or the process is never quite gone. Raises
     OSError where tracing is not allowed."""
-    state = Path(f"/proc/{pid}/task/{thread}/stat")
-    while state.read_text().rpartition(")")[2].split()[0] != "S":
-        pass
     failed: list[int] = []
     stands = threading.Event()
 
     def trace() -> None:
         system = ctypes.CDLL(None, use_errno=True)
         system.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
+        state, ends = Path(f"/proc/{pid}/task/{thread}/stat"), time.monotonic() + 8
+        while state.read_text().rpartition(")")[2].split()[0] != "S" and time.monotonic() < ends:
+            time.sleep(0)  # once it sleeps there is no time to lose
         for request in (_SEIZE, _INTERRUPT):
             if system.ptrace(request, thread, None, None) < 0:
                 failed.append(ctypes.get_errno())

@@ -89,7 +89,7 @@ class VllmGenerator(Recorder):
     def _warm_up(self) -> None:
         """Have the engine compile now what it compiles at its first request, for seconds: otherwise the first swap
         would wait for it, whose deadline is for weights."""
-        self._aside(probe_tokens(self._calls.vocabulary)[: self._section.max_model_len - 1])
+        self._aside(probe_tokens(self._calls.vocabulary)[: self._section.max_model_len - 1], "first request")
 
     # --- requests ---------------------------------------------------------------------------------
 
@@ -311,7 +311,7 @@ class VllmGenerator(Recorder):
             self._record(output)
         return np.asarray(found[len(prompt) - 1 :], np.float32)
 
-    def _aside(self, tokens: Sequence[int]) -> tuple[list[float], list[Any]]:
+    def _aside(self, tokens: Sequence[int], what: str = "probe") -> tuple[list[float], list[Any]]:
         """Log-probs of tokens[1:] by an ordinary request before all others; and what the others gave meanwhile."""
         self._asides += 1
         key = f"aside-{self._asides}"
@@ -332,7 +332,7 @@ class VllmGenerator(Recorder):
             if mine:
                 given = mine[0].prompt_logprobs[1:]
                 return [given[i][token].logprob for i, token in enumerate(tokens[1:])], held
-        raise self._calls.fail("probe", f"no answer within {self._section.swap_deadline} s")
+        raise self._calls.fail(what, f"no answer within {self._section.swap_deadline:g} s (engine.swap_deadline)")
 
     def _engine_step(self) -> list[Any]:
         """One step of the engine; what it tells of routing goes to the tracks at once, tokens to the caller."""

@@ -1,14 +1,17 @@
-"""What a killed run had learned since its checkpoint is learned again, to the bit."""
+"""What a killed run had learned since its checkpoint is learned again, to the bit: after the learner was killed and the
+run went on by itself, and after the driver was killed and somebody resumed it."""
 
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import folders_of_runs, processes_of
 from ray_clusters import until
 from safetensors.numpy import load_file
 
@@ -17,7 +20,7 @@ from penstock.services.rundir import BATCH_FILE, RunDir
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
-EVERY = 4
+EVERY = 10
 """Steps between checkpoints."""
 OVERRIDES = (
     "name=drill-exact",
@@ -27,20 +30,27 @@ OVERRIDES = (
     "archive.weights=true",
     "learner.learning_rate=1e-3",
 )
+LINEAGES = {0: "as it was", 1: "after the learner was killed", 2: "after the driver was killed"}
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> RunDir:
-    """A drill whose driver is killed some steps after a checkpoint, and that is resumed."""
+    """A drill that loses its learner two steps after a checkpoint, and in the second of these steps its driver."""
     folder: Path = tmp_path_factory.mktemp("exact")
+    before = folders_of_runs()
     given = [*inputs_in(folder), *OVERRIDES]
     driver = subprocess.Popen(["penstock", "train", str(RECIPE / "drill.yaml"), *given], stdout=subprocess.DEVNULL)
-    until("there is a run", lambda: list(folder.glob("drill-exact-*")), 120)
-    run = RunDir.open(next(folder.glob("drill-exact-*")))
-    until("two steps after a checkpoint", archived(run, EVERY + 2, 0).exists, 120)
-    driver.send_signal(signal.SIGKILL)
-    driver.wait()
+    try:
+        until("there is a run", lambda: list(folder.glob("drill-exact-*")), 120)
+        run = RunDir.open(next(folder.glob("drill-exact-*")))
+        until("two steps after a checkpoint", archived(run, EVERY + 2, 0).exists, 120)
+        os.kill(pid_of("learner-0", run), signal.SIGKILL)
+        until("the learner has begun again", archived(run, EVERY + 2, 1).exists, 120)
+    finally:
+        driver.send_signal(signal.SIGKILL)
+        driver.wait()
     subprocess.run(["penstock", "resume", str(run.path), f"limits.steps={EVERY + 3}"], check=True, timeout=240)
+    assert processes_of(run.path) == [] and folders_of_runs() <= before, "nothing is left of the driver that was killed"
     return run
 
 
@@ -48,13 +58,20 @@ def archived(run: RunDir, step: int, lineage: int) -> Path:
     return run.archive / f"step-{step:06d}-lineage-{lineage}"
 
 
+def pid_of(name: str, run: RunDir) -> int:
+    """As `penstock status` has it."""
+    (pid,) = [worker["pid"] for worker in (run.read_status() or {})["workers"] if worker["name"] == name]
+    return int(pid)
+
+
 def weights(run: RunDir, step: int, lineage: int) -> bytes:
     """What the step started from."""
     return (archived(run, step, lineage) / "policy" / "model.safetensors").read_bytes()
 
 
-def test_the_next_step_is_made_of_the_same_groups_in_the_same_order(run):
-    before, after = (archived(run, EVERY + 1, lineage) for lineage in (0, 1))
+@pytest.mark.parametrize("lineage", [1, 2], ids=LINEAGES.get)
+def test_the_next_step_is_made_of_the_same_groups_in_the_same_order(run, lineage):
+    before, after = (archived(run, EVERY + 1, at) for at in (0, lineage))
     assert (before / "groups.msgpack").read_bytes() == (after / "groups.msgpack").read_bytes()
     one, other = (load_file(folder / BATCH_FILE) for folder in (before, after))
     assert one.keys() == other.keys()
@@ -62,13 +79,15 @@ def test_the_next_step_is_made_of_the_same_groups_in_the_same_order(run):
         np.testing.assert_array_equal(one[name], other[name], err_msg=name)
 
 
-def test_it_gives_the_same_next_weights_bit_for_bit(run):
-    assert weights(run, EVERY + 1, 0) == weights(run, EVERY + 1, 1), "the checkpoint"
-    assert weights(run, EVERY + 2, 0) == weights(run, EVERY + 2, 1), "one step later"
+@pytest.mark.parametrize("lineage", [1, 2], ids=LINEAGES.get)
+def test_it_gives_the_same_next_weights_bit_for_bit(run, lineage):
+    assert weights(run, EVERY + 1, 0) == weights(run, EVERY + 1, lineage), "the checkpoint"
+    assert weights(run, EVERY + 2, 0) == weights(run, EVERY + 2, lineage), "one step later"
     assert weights(run, EVERY + 1, 0) != weights(run, EVERY + 2, 0), "the step has changed them"
 
 
 def test_what_comes_later_is_another_history_in_a_balanced_ledger(run):
     summary = json.loads(run.summary.read_text())
     assert summary["outcome"] == "finished" and summary["ledger"]["balanced"]
+    assert summary["version"] == f"2.{EVERY + 3}"
     assert summary["ledger"]["by_state"]["committed"] == 8 * (EVERY + 3)

@@ -62,7 +62,7 @@ def frozen(tmp_path_factory):
         freeze(
             onlooker, onlooker.pid_of("rollout-0"), "rollout-0", "died", "rollout-0 has been silent", one_thread=True
         )
-        freeze(onlooker, onlooker.pid_of("scorer-0"), "scorer-0", "warning", "scorer-0 has been silent")
+        freeze(onlooker, onlooker.pid_of("scorer-0"), "scorer-0", "died", "scorer-0 has been silent")
         onlooker.control.send(Stop("the story is over"), "story")
 
     folder: Path = tmp_path_factory.mktemp("hung")
@@ -95,6 +95,25 @@ def test_nothing_is_lost(frozen):
     assert run.summary["outcome"] == "finished" and run.summary["ledger"]["balanced"]
     assert run.summary["ledger"]["by_state"]["committed"] == 8 * run.summary["steps"]
     assert set(run.summary["ledger"]["dropped"]) <= {"run_ended", "stale"}
+
+
+def test_a_real_engine_that_hangs_in_a_step_is_replaced_and_the_line_is_told(tmp_path):
+    died = "rollout-0 has been silent"
+
+    def play(onlooker: Onlooker) -> None:
+        pid = onlooker.pid_of("rollout-0")
+        freeze_thread(pid, busiest(pid))
+        onlooker.wait("it is told of", lambda: events(onlooker, "died", died), 60)
+        onlooker.wait("it is back", lambda: events(onlooker, "restarted", "rollout-0 is back"), 120)
+        step = onlooker.step
+        onlooker.wait("the run goes on", lambda: onlooker.step >= step + 3, 60)
+        onlooker.control.send(Stop("the story is over"), "story")
+
+    engine = ("engine.kind=vllm", "engine.kv_cache_gib=0.25", "engine.enforce_eager=true", "rollout.workers=1")
+    run = played(DRILL, [*inputs_in(tmp_path), *OVERRIDES, *engine, "name=drill-engine"], play)
+    (cause,) = [event.message for event in run.events if event.kind == "died"]
+    assert re.search(r"its process answers, it stands in \w+, penstock/rollout/vllm_\w+\.py:\d+", cause), cause
+    assert run.summary["restarts"] == {"rollout-0": 1} and run.summary["ledger"]["balanced"]
 
 
 def test_a_store_of_somebody_elses_that_hangs_ends_the_run_with_the_address_and_the_deadline(tmp_path, monkeypatch):
