@@ -52,8 +52,9 @@ def freeze(pid: int, thread: int) -> None:
         else:
             os.waitpid(thread, _EVERY_THREAD)
         stands.set()
-        while not failed and not os.WIFSIGNALED(os.waitpid(thread, _EVERY_THREAD)[1]):
-            pass
+        with contextlib.suppress(ChildProcessError):  # it is gone
+            while not failed and not os.WIFSIGNALED(os.waitpid(thread, _EVERY_THREAD)[1]):
+                pass
 
     threading.Thread(target=trace, name="tracer", daemon=True).start()
     assert stands.wait(10), f"waited 10 s for thread {thread} to stand still"

@@ -112,8 +112,10 @@ other signal has two workers."""
 
 @pytest.mark.parametrize(
     ("number", "row"),
-    [(signal.SIGINT, ()), (signal.SIGTERM, PPO)],
-    ids=["ctrl-c", "sigterm-of-ppo"],
+    [
+        pytest.param(signal.SIGINT, (), marks=pytest.mark.story, id="ctrl-c"),
+        pytest.param(signal.SIGTERM, PPO, id="sigterm-of-ppo"),
+    ],
 )
 def test_a_signal_ends_a_run_cleanly_and_resume_goes_on_where_it_stopped(overrides_of, home, number, row):
     overrides_of = [*overrides_of, *row]
