@@ -62,4 +62,6 @@ def _begins_a_loop(entry: traceback.FrameSummary) -> bool:
 
 def _place(entry: traceback.FrameSummary) -> str:
     """`folder/file.py:line`, enough of the path to find it."""
-    return f"{'/'.join(Path(entry.filename).parts[-3:])}:{entry.lineno}"
+    ours = entry.filename.startswith(_OURS)
+    path = f"penstock/{entry.filename.removeprefix(_OURS)}" if ours else "/".join(Path(entry.filename).parts[-3:])
+    return f"{path}:{entry.lineno}"

@@ -48,6 +48,8 @@ def test_a_stack_that_ends_in_our_own_line_names_only_that() -> None:
     theirs = traceback.FrameSummary(f"{folder.parent}/.venv/lib/penstock/vllm/v1/engine/core.py", 5, "step_fn")
     alone = stacks.in_words(traceback.StackSummary.from_list([ours]))
     assert alone == "it stands in step, penstock/rollout/paced.py:61"
+    deep = traceback.FrameSummary(f"{folder}/services/store/connection.py", 197, "_run")
+    assert "penstock/services/store/connection.py:197" in stacks.in_words(traceback.StackSummary.from_list([deep]))
     both = stacks.in_words(traceback.StackSummary.from_list([ours, theirs]))
     assert both == f"{alone}, within step_fn, v1/engine/core.py:5"
 
