@@ -118,7 +118,7 @@ def test_a_real_engine_whose_thread_stands_still_is_replaced_and_the_line_is_tol
     )
     run = played(DRILL, [*OVERRIDES, *engine, "name=drill-engine"], play)
     (cause,) = [event.message for event in run.events if event.kind == "died"]
-    assert re.search(r"while generating .*: its process answers, it stands in \w+, penstock/\S+\.py:\d+", cause), cause
+    assert re.search(r"silence is 13 s\): its process answers, it stands in \w+, penstock/\S+\.py:\d+", cause), cause
     assert run.summary["restarts"] == {"rollout-0": 1} and run.summary["ledger"]["balanced"]
 
 
