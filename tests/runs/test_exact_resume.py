@@ -91,3 +91,17 @@ def test_what_comes_later_is_another_history_in_a_balanced_ledger(run):
     assert summary["outcome"] == "finished" and summary["ledger"]["balanced"]
     assert summary["version"] == f"2.{EVERY + 3}"
     assert summary["ledger"]["by_state"]["committed"] == 8 * (EVERY + 3)
+
+
+@pytest.mark.story
+def test_it_goes_on_with_two_ranks_from_the_same_weights(run):
+    """Through DeepSpeed's universal checkpoint."""
+    last = load_file(run.path / "model" / "model.safetensors")
+    more = (f"limits.steps={EVERY + 6}", "learner.ranks=2")
+    subprocess.run(["penstock", "resume", str(run.path), *more], check=True, timeout=240)
+    summary = json.loads(run.summary.read_text())
+    assert summary["version"] == f"3.{EVERY + 6}" and summary["ledger"]["balanced"]
+    begins = load_file(archived(run, EVERY + 4, 3) / "policy" / "model.safetensors")
+    assert last.keys() == begins.keys()
+    for name in last:
+        np.testing.assert_array_equal(last[name], begins[name], err_msg=name)
