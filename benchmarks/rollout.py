@@ -9,8 +9,8 @@ One engine, in one process with one thread, plays the same prompts with the same
 Groups of 8 answers of geometric length: `long` ones of about 100 tokens in the mean and 500 at most, 64 of them decoded
 at a time; `short` ones, as the demo's, of 6 at most, 256 at a time, where a request costs more than its tokens.
 `ratio` is the worker's tokens per second over those of the bare engine: median and quartiles over the rounds;
-`ratio_cpu` is that of this process's CPU time, which other programs do not lengthen. The version stands still: what weight swaps cost is
-measured by `benchmarks.swap`. Prints one JSON line. The goal is a ratio of 0.95 for long answers.
+`ratio_cpu` is that of this process's CPU time, which other programs do not lengthen. The version stands still: what
+weight swaps cost is measured by `benchmarks.swap`. Prints one JSON line. The goal is a ratio of 0.95 for long answers.
 """
 
 from __future__ import annotations
