@@ -145,7 +145,7 @@ class Subject:
                     break
                 read += len(line)
                 if line.startswith(BORN.encode()):
-                    pid = int(line.split()[-1])
+                    pid = int(line.removeprefix(BORN.encode()).split()[0])
         self._births[log] = read, pid
         return pid or None
 
