@@ -270,18 +270,18 @@ def wait_for(
 ) -> list[Any]:
     """The answers of actors, by name, to `what` they were asked. Raises DeadlinePassed with those that are missing,
     ActorLost with what one of them raised, and RayActorError when one is gone."""
-    began, missing = time.monotonic(), dict(answers)
+    began, missing, heard = time.monotonic(), dict(answers), {}
     while missing:
         there, _ = ray.wait(list(missing.values()), num_returns=len(missing), timeout=0.2)
         for name in [name for name, answer in missing.items() if answer in there]:
             try:
-                ray.get(missing.pop(name))
+                heard[name] = ray.get(missing.pop(name))
             except ray.exceptions.RayTaskError as error:
                 raise ActorLost(f"{name} failed {what}: {error.cause or error}") from error
         meanwhile()
         if missing and time.monotonic() - began > deadline:
             raise DeadlinePassed(f"waited {deadline:.0f} s ({key}) for {', '.join(missing)} {what}")
-    return [ray.get(answer) for answer in answers.values()]
+    return [heard[name] for name in answers]
 
 
 def _done(reference: Any) -> bool:
