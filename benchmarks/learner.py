@@ -2,9 +2,9 @@
 
 One process, one thread, the row `grpo`, the same rows in the same micro-batches, in turns:
 
-    step    the learner's train step on DeepSpeed (ZeRO 1, one rank), from a share of a batch to new weights and metrics
+    step    the learner's train step on DeepSpeed (one rank, as it is set by default), from a share of a batch to new weights and metrics
     bare    a loop written by hand: the transformers model, its output layer on the answers' tokens only, the same loss,
-            cut gradient and AdamW; padded tensors are made beforehand, and of metrics the loss and the entropy
+            cut gradient and the same fused AdamW; padded tensors are made beforehand, and of metrics the loss and the entropy
 
 `ratio` is the tokens per second (prompt and answer) of the step over those of the bare loop: median and quartiles over
 the rounds; `ratio_cpu` is that of the CPU's seconds, which other programs do not lengthen. `apart` is the largest
@@ -92,7 +92,9 @@ class Bare:
         decayed = [p for p in model.parameters() if p.ndim > 1]
         plain = [p for p in model.parameters() if p.ndim <= 1]
         groups = [{"params": decayed, "weight_decay": section.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-        self._optimizer = torch.optim.AdamW(groups, lr=section.learning_rate, betas=section.betas, eps=section.eps)
+        self._optimizer = torch.optim.AdamW(
+            groups, lr=section.learning_rate, betas=section.betas, eps=section.eps, fused=True
+        )
         self.norm = 0.0
 
     def step(self) -> None:

@@ -228,12 +228,12 @@ def prune(root: Path, keep_last: int, keep_best: str | None, best: Literal["max"
 
 
 def must_fit(checkpoint: Checkpoint, zero_stage: int, dtype: str) -> None:
-    """Raises PenstockError unless engines of this kind can load the checkpoint; on how many ranks does not matter."""
-    wanted = {"learner.zero_stage": zero_stage, "learner.dtype": dtype}
-    found = {
-        "learner.zero_stage": checkpoint.zero_stage,
-        "learner.dtype": checkpoint.dtype,
-    }
+    """Raises PenstockError unless engines of this kind can load the checkpoint; on how many ranks does not matter, and
+    what is not sharded (stage 0) comes to any stage and back."""
+    wanted: dict[str, object] = {"learner.dtype": dtype}
+    found: dict[str, object] = {"learner.dtype": checkpoint.dtype}
+    if zero_stage and checkpoint.zero_stage:
+        wanted["learner.zero_stage"], found["learner.zero_stage"] = zero_stage, checkpoint.zero_stage
     for key, value in wanted.items():
         if found[key] != value:
             raise PenstockError(

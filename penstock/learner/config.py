@@ -30,9 +30,9 @@ class TrainingSection(Section):
 
     ranks: int = on_resume(1, ge=1, le=4096)
     """Data-parallel processes. A run may be resumed with another number of them."""
-    zero_stage: Literal[0, 1, 2, 3] = 1
+    zero_stage: Literal[0, 1, 2, 3] | None = None
     """DeepSpeed ZeRO: 0 copies everything to every rank, 1 shards optimizer states, 2 also gradients, 3 also
-    parameters."""
+    parameters. Left out, it is 1, and 0 for one rank in float32, which has nothing to shard."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Number format of forward and backward; the optimizer always keeps float32 weights."""
     gradient_checkpointing: bool = on_resume(False)
@@ -67,6 +67,13 @@ class TrainingSection(Section):
                 "bfloat16 at zero_stage 0 would sum gradients over micro-batches in bfloat16; use zero_stage 1",
             )
         return self
+
+    def stage(self, ranks: int) -> int:
+        """The ZeRO stage of engines on so many ranks."""
+        if self.zero_stage is not None:
+            return self.zero_stage
+        # ZeRO copies gradients and weights into flat buffers to shard them: for one rank that is all cost.
+        return 0 if ranks == 1 and self.dtype == "float32" else 1
 
 
 class LearnerSection(TrainingSection):

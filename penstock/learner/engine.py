@@ -7,11 +7,9 @@ What DeepSpeed does to a loss of its own accord, dividing gradients by the numbe
 from __future__ import annotations
 
 import contextlib
-import copy
 import math
 import os
 from collections.abc import Callable, Iterator
-from enum import Enum
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,12 +22,13 @@ if not torch.cuda.is_available():
 os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path.home() / ".cache" / "penstock" / "torch_extensions"))
 
 import deepspeed
-from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
 
 from penstock.learner.config import TrainingSection
 from penstock.learner.critic import ValueModel
+from penstock.learner.engine_files import CheckpointFiles, as_universal
 from penstock.learner.routing import checkpoint_contexts
-from penstock.learner.universal import STATE, allowed, tensors_only
+from penstock.learner.state_files import STATE, Form
+from penstock.learner.whole import lay_sharded, lay_unsharded, of_universal, of_unsharded
 from penstock.services.contracts import PenstockError
 from penstock.services.logprob_model import LogprobModel
 
@@ -55,7 +54,8 @@ class Engine:
 
     def __init__(self, model: nn.Module, section: TrainingSection, ranks: int) -> None:
         self._ranks = ranks
-        self._stage = section.zero_stage
+        self.stage = section.stage(ranks)
+        """Of ZeRO."""
         model = model if isinstance(model, LogprobModel | ValueModel) else LogprobModel(model)
         self.device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
         self.updates = 0
@@ -68,19 +68,15 @@ class Engine:
         if section.gradient_checkpointing:
             settings = {"use_reentrant": False, "context_fn": checkpoint_contexts}
             self.module.gradient_checkpointing_enable(settings)  # type: ignore[operator]
-        optimizer = torch.optim.AdamW(
-            _decayed_and_not(model, section.weight_decay),
-            lr=section.learning_rate,
-            betas=section.betas,
-            eps=section.eps,
-            fused=self.device.type == "cuda" or None,
-        )
         self._engine, *_ = deepspeed.initialize(
             model=model,
-            optimizer=optimizer,
-            config=_deepspeed_config(section, sum(p.numel() for p in model.parameters())),
+            optimizer=_optimizer(model, section),
+            config=_deepspeed_config(section, self.stage, sum(p.numel() for p in model.parameters())),
         )
-        self._engine.checkpoint_engine = _CheckpointFiles()
+        if ranks == 1 and self.stage == 0:
+            self._engine.enable_backward_allreduce = False  # it would copy all gradients there and back
+        self._max_grad_norm = section.max_grad_norm
+        self._engine.checkpoint_engine = CheckpointFiles()
 
     def __call__(self, **inputs: Any) -> Any:
         """Forward pass of the LogprobModel or ValueModel, on tensors of this device."""
@@ -97,15 +93,16 @@ class Engine:
         """One optimizer update from the gradients added since the last one. All ranks apply it, or none does."""
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate
-        if self._stage == 0:
+        if self.stage == 0:
             # DeepSpeed checks gradients from stage 1 on; at stage 0 every rank has them all and sees the same.
-            norm = float(nn.utils.get_total_norm(self._gradients()))
-            if not math.isfinite(norm):
+            norm = nn.utils.get_total_norm(self._gradients())
+            if not math.isfinite(float(norm)):
                 self._engine.zero_grad()
                 return Update(False, float("inf"))
+            nn.utils.clip_grads_with_norm_(self._engine.module.parameters(), self._max_grad_norm, norm)
             self._engine.step()
             self.updates += 1
-            return Update(True, norm)
+            return Update(True, float(norm))
         self._engine.step()
         applied = bool(self._engine.was_step_applied())
         self.updates += applied
@@ -133,7 +130,7 @@ class Engine:
 
     def _gradients(self) -> list[Tensor]:
         """This rank's part of the gradients, after the last backward pass: all of them at stage 0."""
-        if self._stage == 0:
+        if self.stage == 0:
             return [p.grad for p in self._engine.module.parameters() if p.grad is not None]
         optimizer = self._engine.optimizer
         if not hasattr(optimizer, "averaged_gradients"):  # bfloat16 at stage 1 is another optimizer
@@ -153,7 +150,7 @@ class Engine:
         with torch.no_grad():
             for name, parameter in module.named_parameters():
                 gathered = (
-                    deepspeed.zero.GatheredParameters([parameter]) if self._stage == 3 else contextlib.nullcontext()
+                    deepspeed.zero.GatheredParameters([parameter]) if self.stage == 3 else contextlib.nullcontext()
                 )
                 with gathered:
                     if name not in self._tied:
@@ -185,61 +182,33 @@ class Engine:
         """Write weights, optimizer and the number of updates into `folder`, every rank its part."""
         self._engine.save_checkpoint(str(folder), tag=STATE, client_state={"updates": self.updates}, save_latest=False)
 
-    def load(self, folder: Path, universal: bool = False) -> None:
-        """Inverse of `save`, for the same ZeRO stage and the same number of ranks; `universal`: in the form that any
-        number can load (`universal.restore`). Raises PenstockError."""
+    def load(self, folder: Path, form: Form = Form.OWN) -> None:
+        """Inverse of `save`, from what an engine of this stage on so many ranks has written, or from another `form`
+        (`universal.restore` knows which). Raises PenstockError."""
+        module, optimizer, state = self._engine.module, self._engine.optimizer, folder / STATE
         try:
-            with _universal(self._engine) if universal else contextlib.nullcontext():
-                found, state = self._engine.load_checkpoint(str(folder), tag=STATE)
+            if form is Form.UNSHARDED:
+                whole = of_unsharded(state, [name for group in _decayed_and_not(module) for name, _ in group])
+                lay_sharded(whole, module, optimizer)
+            elif form is Form.UNIVERSAL and self.stage == 0:
+                whole = of_universal(state, [name for name, _ in module.named_parameters()])
+                lay_unsharded(whole, module, optimizer)
+            else:
+                self.updates = self._load_own(folder, form)
+                return
+        except PenstockError:
+            raise
         except Exception as error:
             raise PenstockError(f"cannot load the checkpoint {folder}: {type(error).__name__}: {error}") from error
+        self.updates = whole.updates
+
+    def _load_own(self, folder: Path, form: Form) -> int:
+        """DeepSpeed's own way; the number of updates."""
+        with as_universal(self._engine) if form is Form.UNIVERSAL else contextlib.nullcontext():
+            found, state = self._engine.load_checkpoint(str(folder), tag=STATE)
         if found is None:
             raise PenstockError(f"{folder} holds no state of the learner: {folder / STATE} is missing or incomplete")
-        self.updates = int(state["updates"])
-
-
-class _CheckpointFiles(TorchCheckpointEngine):  # type: ignore[misc]  # no types there
-    """DeepSpeed's checkpoint files, read with a list of what may be in them instead of free unpickling."""
-
-    def save(self, state_dict: Any, path: str) -> None:
-        super().save(_without_enums(state_dict), path)
-
-    def load(self, path: str, map_location: Any = None) -> Any:
-        torch.serialization.add_safe_globals(allowed())
-        return torch.load(path, map_location=map_location, weights_only=True)
-
-
-@contextlib.contextmanager
-def _universal(engine: Any) -> Iterator[None]:
-    """Inside, the engine takes what it loads for a universal checkpoint. Its code for that reads files by itself, so
-    torch is told to allow no more in them than elsewhere. It gives every group of parameters the settings of the first,
-    which decays what must not be decayed, and with ZeRO 3 all share one counter of updates, which each moves on."""
-    settings = [{k: v for k, v in group.items() if k != "params"} for group in engine.optimizer.param_groups]
-    engine._config.load_universal_checkpoint = True
-    try:
-        with tensors_only():
-            yield
-    finally:
-        engine._config.load_universal_checkpoint = False
-    for group, own in zip(engine.optimizer.param_groups, settings, strict=True):
-        group.update(own)
-    for state in getattr(engine.optimizer, "optimizer", engine.optimizer).state.values():
-        if isinstance(state.get("step"), Tensor):
-            state["step"] = state["step"].clone()
-
-
-def _without_enums(state: Any) -> Any:
-    """The same with members of enumerations as the numbers they are: before Python 3.11.4 one is pickled as a call of
-    `getattr`, which nobody should have to allow."""
-    if isinstance(state, Enum):
-        return state.value
-    if type(state) in (list, tuple):
-        return type(state)(_without_enums(value) for value in state)
-    if isinstance(state, dict):
-        copied = copy.copy(state)
-        copied.update({key: _without_enums(value) for key, value in state.items()})
-        return copied
-    return state
+        return int(state["updates"])
 
 
 def _turn_dropout_off(model: nn.Module) -> None:
@@ -251,25 +220,44 @@ def _turn_dropout_off(model: nn.Module) -> None:
             module.attention_dropout = 0.0  # type: ignore[assignment]  # a plain number in every attention class
 
 
-def _decayed_and_not(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices are decayed, vectors (norms, biases) are not."""
-    matrices = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2]
-    vectors = [p for p in model.parameters() if p.requires_grad and p.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+def _decayed_and_not(model: nn.Module) -> list[list[tuple[str, nn.Parameter]]]:
+    """What is optimized: matrices, which are decayed, and vectors (norms, biases), which are not."""
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+
+    def is_matrix(parameter: nn.Parameter) -> bool:
+        return len(getattr(parameter, "ds_shape", parameter.shape)) >= 2  # where ZeRO 3 has sharded it already
+
+    return [[each for each in trained if is_matrix(each[1]) == matrices] for matrices in (True, False)]
 
 
-def _deepspeed_config(section: TrainingSection, parameters: int) -> dict[str, Any]:
+def _optimizer(model: nn.Module, section: TrainingSection) -> torch.optim.AdamW:
+    """In one pass over the weights (fused), on a CPU, too."""
+    decays = (section.weight_decay, 0.0)
+    groups = [
+        {"params": [p for _, p in group], "weight_decay": decay}
+        for group, decay in zip(_decayed_and_not(model), decays, strict=True)
+    ]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=section.learning_rate,
+        betas=section.betas,
+        eps=section.eps,
+        fused=True,
+    )
+
+
+def _deepspeed_config(section: TrainingSection, stage: int, parameters: int) -> dict[str, Any]:
     """One micro-batch per backward call, no scaling of its own; the caller says which backward call is the last."""
     # Buffers are allocated at this size, also for a small model; DeepSpeed wants an even number.
     bucket = max(2, min(parameters + parameters % 2, 50_000_000))
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
-        "gradient_clipping": section.max_grad_norm,
+        # At stage 0 `Engine.step` has the norm already.
+        "gradient_clipping": section.max_grad_norm if stage else 0.0,
         "steps_per_print": 2**31,
         "zero_optimization": {
-            "stage": section.zero_stage,
+            "stage": stage,
             "reduce_bucket_size": bucket,
             "allgather_bucket_size": bucket,
         },

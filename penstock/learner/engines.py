@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from penstock.learner.algorithms.cells import OwnValue, ValueHead
 from penstock.learner.schedule import learning_rate
+from penstock.learner.state_files import Form
 from penstock.services.contracts import PenstockError
 
 if TYPE_CHECKING:
@@ -76,11 +77,11 @@ class Engines:
         if self.critic is not None:
             self.critic.save(folder / _CRITIC)
 
-    def load(self, folder: Path, universal: bool = False) -> None:
+    def load(self, folder: Path, form: Form = Form.OWN) -> None:
         """Inverse of `save`, for the same engines; see `Engine.load`. Raises PenstockError."""
-        self.policy.load(folder, universal)
+        self.policy.load(folder, form)
         if self.critic is not None:
-            self.critic.load(folder / _CRITIC, universal)
+            self.critic.load(folder / _CRITIC, form)
 
 
 def build(model: ModelSection, section: LearnerSection, value: Value) -> Engines:

@@ -108,7 +108,7 @@ class LearnerRank(Rank):
             torch.set_num_threads(plan.threads)
         resume = checkpoints.read(plan.resume) if plan.resume is not None else None
         if resume is not None:
-            checkpoints.must_fit(resume, plan.learner.zero_stage, plan.learner.dtype)
+            checkpoints.must_fit(resume, plan.learner.stage(plan.learner.ranks), plan.learner.dtype)
         self._beat("meeting the other ranks")
         team = ranks.join(self._rank, plan.learner.ranks, plan.meet_at, plan.learner.collective_timeout)
         self._beat("loading the model")

@@ -6,42 +6,38 @@ plain values only, whatever it is asked for.
 
 from __future__ import annotations
 
-import os
 import shutil
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import torch
+from typing import TYPE_CHECKING
 
 from penstock.learner import checkpoints
+from penstock.learner.state_files import STATE, Form, tensors_only
 from penstock.services.contracts import PenstockError
 
 if TYPE_CHECKING:
     from penstock.learner.engines import Engines
     from penstock.learner.ranks import Team
 
-STATE = "deepspeed"
-"""The folder of an engine's state within its part of a checkpoint."""
-_FORCE_TENSORS = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
-"""torch's own variable."""
 _DONE = "done"
 
 
 def restore(engines: Engines, team: Team, folder: Path, beat: Callable[[str], None] = lambda _: None) -> None:
-    """Load the checkpoint in `folder`, whichever number of ranks has written it. All ranks call it alike. Raises
-    PenstockError."""
+    """Load the checkpoint in `folder`, whichever number of ranks has written it, with ZeRO or without. All ranks call
+    it alike. Raises PenstockError."""
     written = checkpoints.read(folder)
-    # Without ZeRO every rank has the whole state, and writes the same.
-    if written.ranks == team.size or written.zero_stage == 0:
+    if written.zero_stage == 0:
+        # Every rank had the whole state, and wrote the same.
+        engines.load(folder, Form.OWN if engines.policy.stage == 0 else Form.UNSHARDED)
+    elif written.ranks == team.size and written.zero_stage == engines.policy.stage:
         engines.load(folder)
-        return
-    beat(f"bringing a checkpoint of {written.ranks} ranks into the form for {team.size}")
-    with _converted(team, folder) as universal:
-        engines.load(universal, universal=True)
-        team.barrier()  # nobody reads it any more
+    else:
+        beat(f"bringing a checkpoint of {written.ranks} ranks into the form for {team.size}")
+        with _converted(team, folder) as universal:
+            engines.load(universal, Form.UNIVERSAL)
+            team.barrier()  # nobody reads it any more
 
 
 @contextmanager
@@ -87,26 +83,3 @@ def _convert(source: Path, target: Path) -> None:
             ds_to_universal.main(wanted)
     except Exception as error:
         raise PenstockError(f"{source}: {type(error).__name__}: {error}") from error
-
-
-@contextmanager
-def tensors_only() -> Iterator[None]:
-    """Inside, `torch.load` allows no more than DeepSpeed's files have in them."""
-    before = os.environ.get(_FORCE_TENSORS)
-    os.environ[_FORCE_TENSORS] = "1"
-    # For good: torch's context for it takes away on leaving what an outer one has allowed.
-    torch.serialization.add_safe_globals(allowed())
-    try:
-        yield
-    finally:
-        del os.environ[_FORCE_TENSORS]
-        if before is not None:
-            os.environ[_FORCE_TENSORS] = before
-
-
-def allowed() -> list[Any]:
-    """What DeepSpeed puts into its files besides tensors and plain values."""
-    from deepspeed.runtime.fp16.loss_scaler import LossScaler
-    from deepspeed.utils.tensor_fragment import fragment_address
-
-    return [LossScaler, fragment_address]

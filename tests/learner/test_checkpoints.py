@@ -202,6 +202,12 @@ def test_another_format_is_refused_by_its_number(tmp_path):
         checkpoints.read(folder)
 
 
+def test_what_is_not_sharded_comes_to_any_stage_and_back(tmp_path):
+    for stage in range(4):
+        checkpoints.must_fit(write(tmp_path, 7 + stage, facts={**FACTS, "zero_stage": 0}), stage, "float32")
+        checkpoints.must_fit(write(tmp_path, 17 + stage, facts={**FACTS, "zero_stage": stage}), 0, "float32")
+
+
 @pytest.mark.parametrize(
     ("layout", "text"),
     [
