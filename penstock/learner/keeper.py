@@ -90,7 +90,7 @@ class Keeper:
         learner = self._settings.learner
         return {
             "ranks": self._crew.team.size,
-            "zero_stage": self._crew.engine.stage,
+            "zero_stage": learner.stage(self._crew.team.size),
             "dtype": learner.dtype,
             "config_hash": self._settings.config_hash,
             "updates": self._crew.engine.updates,

@@ -35,8 +35,11 @@ T = TypeVar("T")
 
 LOOK = 0.25
 """Seconds between looks at which version is published; an answer about prompts says it, too."""
-RETRY = (0.05, 1.0)
+RETRY = (0.01, 1.0)
 """Seconds between questions at a closed gate: at first, and at most."""
+CALM = 20
+"""A question at a closed gate is followed by a pause at least so many times as long as its answer took: what many
+workers ask of a busy store becomes less."""
 SLOWER = 1.1
 """Every pause at a closed gate is so much longer than the one before: a tenth of what was waited already, so that an
 opening is seen soon, and whoever waits for long asks seldom."""
@@ -229,8 +232,9 @@ class RolloutWorker:
             return
         self._requests += 1
         request, lease = f"{self._holder}-{self._unique}-{self._requests}", self._rules.lease
-        version = self._generator.version
+        version, began = self._generator.version, time.monotonic()
         reply = self._ask("reserve", lambda: self._store.reserve(self._holder, version, free, lease, request))
+        took = time.monotonic() - began
         self._saw(reply.published)
         self._closed = reply.closed
         for ticket in reply.tickets:
@@ -238,7 +242,8 @@ class RolloutWorker:
         if reply.closed == "draining":
             self.request_drain()
         self._backoff = RETRY[0] if reply.tickets else min(SLOWER * self._backoff, RETRY[1])
-        self._ask_at = time.monotonic() + self._backoff if len(reply.tickets) < free else 0.0
+        pause = max(self._backoff, min(CALM * took, RETRY[1]))
+        self._ask_at = time.monotonic() + pause if len(reply.tickets) < free else 0.0
 
     def _generate(self) -> None:
         done = self._generator.step()

@@ -24,6 +24,8 @@ from penstock.services.trajectory import Kept
 
 Row = tuple[NDArray[np.int32], NDArray[np.int32]]
 """The token ids of one prompt and of one response to it."""
+PASS_COST = 1 / 8
+"""What one more pass through a model costs, in full passes: less padding than that is not worth it."""
 
 
 class Model(Protocol):
@@ -165,17 +167,28 @@ def window_logprobs(
 def plan_micro_batches(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
     """Indices grouped so that rows × longest row stays within the budget, padding included.
 
-    Sorted by length, longest first, so that little is padding. A row longer than the budget gets a micro-batch
-    of its own: to refuse it is the caller's business, before anything was generated.
+    Rows lie side by side by length, longest first, cut where that makes least of padding and passes together: of all
+    ways to cut them the cheapest, where a pass costs `PASS_COST` of the budget besides its tokens. A row longer than
+    the budget gets a micro-batch of its own: to refuse it is the caller's business, before anything was generated.
     """
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    widths = np.maximum(1, np.asarray([lengths[i] for i in order], np.int64))
+    # Of the first so many rows: what they cost at least, and where their last micro-batch begins then.
+    costs, cuts = np.zeros(len(order) + 1), [0] * (len(order) + 1)
+    first = 0
+    for end in range(1, len(order) + 1):
+        while first < end - 1 and (end - first) * widths[first] > token_budget:
+            first += 1
+        begins = np.arange(first, end)
+        found = costs[first:end] + (end - begins) * widths[first:end] + token_budget * PASS_COST
+        cheapest = int(found.argmin())
+        costs[end], cuts[end] = found[cheapest], first + cheapest
     plan: list[list[int]] = []
-    widest = 0
-    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        if not plan or (len(plan[-1]) + 1) * widest > token_budget:
-            plan.append([])
-            widest = max(1, lengths[index])
-        plan[-1].append(index)
-    return plan
+    end = len(order)
+    while end:
+        plan.append(order[cuts[end] : end])
+        end = cuts[end]
+    return plan[::-1]
 
 
 def sequence_logprobs(

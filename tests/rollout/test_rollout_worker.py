@@ -179,6 +179,32 @@ def test_a_worker_that_asks_for_prompts_anyway_does_not_look_for_weights_besides
         until(lambda: one.stats()["version"] == "0.1")
 
 
+def questions_at_a_closed_gate(takes: float) -> int:
+    """Within .6 s, of a store that takes so long to answer."""
+    times: list[float] = []
+
+    class Store(MemoryStore):
+        def reserve(self, *arguments: Any) -> Any:
+            time.sleep(takes)
+            times.append(time.monotonic())
+            return super().reserve(*arguments)
+
+    store = Store()
+    store.attach(LedgerRules(max_lag=0, groups_per_step=1, prompts=None, max_bytes=10**9))
+    store.reconcile(FIRST, 0, "start")
+    one = worker(store, max_lag=0)
+    with running(one):
+        until(lambda: str(one.stats()["closed"]) == "lag")
+        times.clear()
+        time.sleep(0.6)
+        return len(times)
+
+
+def test_a_store_that_is_slow_to_answer_is_asked_more_seldom():
+    assert questions_at_a_closed_gate(0.0) >= 8
+    assert questions_at_a_closed_gate(0.02) <= 2
+
+
 def test_a_worker_follows_the_learner_and_no_group_is_beyond_the_bound():
     store = ledger(max_lag=1)
     one = worker(store, max_lag=1)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
 import pytest
 import tiny
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from penstock.services.logprob_model import LogprobModel
 from penstock.services.logprobs import pad_rows, plan_micro_batches, sequence_logprobs, token_logprobs
@@ -109,6 +112,30 @@ def test_micro_batches_hold_every_row_once_and_stay_within_the_budget():
     plan = plan_micro_batches(lengths, 12)
     assert sorted(i for batch in plan for i in batch) == list(range(7))
     assert all(len(batch) * max(lengths[i] for i in batch) <= 12 for batch in plan)
+
+
+@given(st.lists(st.integers(0, 12), max_size=8), st.integers(1, 40))
+def test_no_other_way_to_cut_the_rows_costs_less(lengths, budget):
+    def cost(plan):
+        return sum(len(part) * max(1, *(lengths[i] for i in part)) + budget / 8 for part in plan)
+
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    costs = []
+    for cut_after in itertools.product((False, True), repeat=max(0, len(order) - 1)):
+        edges = [0, *(i + 1 for i, cut in enumerate(cut_after) if cut), len(order)]
+        plan = [order[a:b] for a, b in itertools.pairwise(edges) if a < b]
+        if all(len(part) == 1 or len(part) * max(1, lengths[part[0]]) <= budget for part in plan):
+            costs.append(cost(plan))
+    plan = plan_micro_batches(lengths, budget)
+    assert [i for part in plan for i in part] == order
+    assert cost(plan) == pytest.approx(min(costs))
+
+
+def test_answers_of_geometric_length_are_little_padding():
+    lengths = np.minimum(np.random.default_rng(0).geometric(1 / 85, 256), 500).tolist()
+    plan = plan_micro_batches(lengths, 8192)
+    assert len(plan) <= 8
+    assert sum(len(part) * max(lengths[i] for i in part) for part in plan) < 1.25 * sum(lengths)
 
 
 def test_a_row_longer_than_the_budget_goes_alone():
