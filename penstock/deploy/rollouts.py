@@ -83,8 +83,8 @@ class RolloutActor:
         return facts_of_process()
 
     def run(self) -> dict[str, Any]:
-        """Join the run, which the store must know by now; generate until drained, then free the engine. Returns the
-        last of its `stats`."""
+        """Join the run, which the store must know by now; generate until drained. Returns the last of its `stats`;
+        the process is of no more use then."""
         from penstock.deploy.assemble import build_worker
 
         self._joins = time.monotonic()
@@ -97,7 +97,9 @@ class RolloutActor:
             return self.stats()
         finally:
             self._begun.set()
-            self._generator.close()
+            # What is in this process ends with it, and to free it first takes a second.
+            if self._plan.engine.tensor_parallel > 1:
+                self._generator.close()
 
     def relay(self, method: str, arguments: dict[str, Any]) -> None:
         """A call of the learner's sender, executed by the thread that owns the engine while it swaps."""

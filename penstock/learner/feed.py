@@ -20,7 +20,7 @@ from penstock.services.trajectory import Group
 from penstock.services.versions import Version
 
 _LONGEST_PAUSE = 0.1
-"""Seconds between questions for groups: one costs the server a fifth of a millisecond, and idle learners cost more."""
+"""Seconds between questions for groups where none is put; other things end a wait, too."""
 
 
 @dataclass
@@ -66,18 +66,20 @@ class Feed:
         groups_per_step: int,
         refill_attempts: int,
         deadline: float,
-        poll: float = 0.02,
+        pause: float = 0.02,
         warn: Callable[[str], object] = lambda _: None,
         max_lag: Callable[[], int | None] = lambda: None,
     ) -> None:
-        """`max_lag` gives the bound that every token of a group must keep to; None where those beyond it are masked."""
+        """`max_lag` gives the bound that every token of a group must keep to; None where those beyond it are masked.
+        `pause`: seconds between two questions for groups at least, where the last had none: what comes in the meantime
+        is taken together."""
         self._store = store
         self._max_lag = max_lag
         self._algorithm = algorithm
         self._want = groups_per_step
         self._most_refills = refill_attempts * groups_per_step
         self._deadline = deadline
-        self._poll = poll
+        self._pause = pause
         self.excused = False
         """Nothing is to come: somebody has closed the gate by hand, and how long is up to him."""
         self.refusals = Refusals(store, groups_per_step, refill_attempts, warn)
@@ -90,7 +92,7 @@ class Feed:
         """
         fed = begun or Fed(version)
         seen = set(fed.indices)
-        began, since, pause = time.monotonic(), time.time(), self._poll
+        began, since = time.monotonic(), time.time()
         while not fed.ended:
             taken = self._store.take(version, self._want)
             fed.dropped["stale"] += taken.stale
@@ -113,10 +115,8 @@ class Feed:
             if not fed.ended and time.monotonic() - began > self._deadline:
                 raise DeadlinePassed(self._late(fed, since))
             if not new and not fed.ended:
-                time.sleep(pause)
-                pause = min(_LONGEST_PAUSE, pause * 1.5)
-            elif new:
-                pause = self._poll
+                time.sleep(self._pause)
+                self._store.await_arrival(_LONGEST_PAUSE)
         self._give_up(fed)
         return fed
 

@@ -215,6 +215,10 @@ class ReplayStore(Protocol):
         Stored groups whose binding version lags more than `max_lag` are dropped(stale) first."""
         ...
 
+    def await_arrival(self, seconds: float) -> None:
+        """Return as soon as a group has been put since the last call, and at the latest after `seconds`."""
+        ...
+
     def discard(self, version: Version, indices: Sequence[int], reason: str) -> None:
         """taken → dropped(reason), for groups taken for the step from `version`."""
         ...

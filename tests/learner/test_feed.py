@@ -48,7 +48,7 @@ class Source:
 
     def feed(self, want=2, deadline=5.0, refills=2, warn=lambda _: None, **cells):
         algorithm = bind(AlgorithmSection.model_validate(cells))
-        feed = Feed(self.store, algorithm, want, refills, deadline, poll=0.001, warn=warn)
+        feed = Feed(self.store, algorithm, want, refills, deadline, pause=0.001, warn=warn)
         feed.refusals.begin()
         return feed
 

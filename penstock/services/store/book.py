@@ -84,6 +84,12 @@ class Book(Registry):
         self._last_commit: Version | None = None
         self._reconciled: tuple[str, Version] | None = None
         self._replies: dict[str, tuple[str, float, Reservation]] = {}
+        self._arrived = threading.Event()
+        """A group was put since the learner waited last."""
+
+    def await_arrival(self, seconds: float) -> None:
+        self._arrived.wait(seconds)
+        self._arrived.clear()
 
     @atomic
     def published(self) -> Version:

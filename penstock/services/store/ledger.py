@@ -192,6 +192,9 @@ class RedisStore:
             # Between the two questions somebody has ended a group that was taken; asked again, the script says who.
         raise StoreError(f"take: groups that are taken for the step from version {version} vanish before they are read")
 
+    def await_arrival(self, seconds: float) -> None:
+        self._connection.await_something("arrived", seconds)
+
     def discard(self, version: Version, indices: Sequence[int], reason: str) -> None:
         if indices:
             self._connection.call("discard", version.lineage, version.step, reason, *indices)

@@ -174,6 +174,7 @@ class MemoryStore(Book):
         if entry.leased:
             entry.lapsed, entry.payload, entry.binding = False, payload, binding
             entry.store(self._clock())
+            self._arrived.set()
 
     @atomic
     def put_all(self, groups: Sequence[Finished]) -> tuple[int, ...]:

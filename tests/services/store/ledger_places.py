@@ -361,6 +361,7 @@ class RedisPlace:
         known = {
             *names,
             *["meta", "drops", "forks", "bindings", "ahead", "since", "refused", "causes", "workers", "facts", "pins"],
+            "arrived",
         }
         return {
             "time": seconds + micros / 1e6,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from dataclasses import replace
 
@@ -358,6 +359,24 @@ def test_an_empty_payload_is_a_mistake_of_the_caller(opened):
 
 
 # --- take, discard, advance, commit -----------------------------------------------------------------
+
+
+def waited(store, seconds):
+    began = time.monotonic()
+    store.await_arrival(seconds)
+    return time.monotonic() - began
+
+
+def test_who_waits_for_groups_hears_of_one_at_once_also_of_one_put_before_and_else_waits_it_out(opened):
+    store = opened()
+    assert waited(store, 0.2) >= 0.19
+    play(store, 2)
+    assert waited(store, 5.0) < 1.0, "put before"
+    assert waited(store, 0.2) >= 0.19, "two were told of as one"
+    later = threading.Timer(0.2, play, (store, 1))
+    later.start()
+    assert waited(store, 5.0) < 2.0, "put while it waited"
+    later.join()
 
 
 def test_take_gives_the_oldest_first_with_their_payloads(opened):

@@ -98,3 +98,13 @@ def test_a_full_disk_is_waited_for_and_named_and_what_was_acknowledged_survives_
             time.sleep(0.01)
         server.start()
         assert everything(patient) == {index: payload(index, SIZE) for index in there}
+
+
+def test_who_waits_for_groups_of_a_server_that_is_gone_waits_and_the_next_question_says_so(tmp_path):
+    with PrivateServer(tmp_path / "store", tmp_path / "store.log") as server:
+        store = opened(server, deadline=0.6)
+    began = time.monotonic()
+    store.await_arrival(0.3)
+    assert 0.3 <= time.monotonic() - began < 2.0
+    with pytest.raises(StoreError, match="did not answer"):
+        store.take(FIRST, 1)

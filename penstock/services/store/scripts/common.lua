@@ -7,6 +7,7 @@ local REFUSED = prefix .. 'refused' -- reason -> how many of the drops were a wo
 local CAUSES = prefix .. 'causes' -- the same reasons -> why the last one was
 local AHEAD = prefix .. 'ahead' -- set of indices beyond the cursor that have been issued nevertheless, before a rewind
 local FORKS = prefix .. 'forks' -- lineage -> the version it forked from
+local ARRIVED = prefix .. 'arrived' -- holds something when a group was put since the learner waited last
 local BINDINGS = prefix .. 'bindings' -- binding version -> how many stored groups have it
 local SINCE = prefix .. 'since' -- sorted set of stored indices; score: unix seconds at which each became stored
 local QUEUES = { -- state -> sorted set of indices; committed and dropped are only counted

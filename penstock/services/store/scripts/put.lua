@@ -16,5 +16,6 @@ for i = 1, #ARGV, 4 do
 end
 for from, indices in pairs(left) do leave(indices, from) end
 queue(stored, 'stored')
+if #stored > 0 and redis.call('EXISTS', ARRIVED) == 0 then redis.call('RPUSH', ARRIVED, '1') end
 if size ~= 0 then redis.call('HINCRBY', META, 'bytes', size) end
 return fenced
