@@ -45,6 +45,9 @@ SLOWER = 1.1
 opening is seen soon, and whoever waits for long asks seldom."""
 REST = 0.2
 """Longest rest of a worker with nothing to generate; scores, jobs and a drain wake it earlier."""
+LISTEN = 0.1
+"""Longest that a worker with nothing in hand listens for the gate's opening, and so the longest that a job or a drain
+waits for it then."""
 
 
 class Stream(Protocol):
@@ -266,8 +269,13 @@ class RolloutWorker:
     def _rest(self) -> None:
         """Nothing to generate: until something happens, or it is time to ask for prompts again."""
         began = time.monotonic()
-        self._wake.wait(min(REST, max(self._ask_at - began, RETRY[0])))
-        self._wake.clear()
+        pause = min(REST, max(self._ask_at - began, RETRY[0]))
+        if self._closed and not len(self._groups) and not self._wake.is_set():
+            if self._store.await_opening(self._holder, min(LISTEN, pause)):
+                self._ask_at = 0.0
+        else:
+            self._wake.wait(pause)
+            self._wake.clear()
         self._meter.waited(time.monotonic() - began)
 
     def _in_phase(self, phase: str) -> None:

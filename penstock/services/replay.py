@@ -177,6 +177,11 @@ class ReplayStore(Protocol):
         the gate admits at `version`. The same `request` again gives the same answer."""
         ...
 
+    def await_opening(self, worker: str, seconds: float) -> bool:
+        """Whether room was made for a worker whose last `reserve` brought nothing: returns as soon as it is, and at the
+        latest after `seconds`. Not all who wait are told where there is not room for all."""
+        ...
+
     def renew(self, worker: str, tickets: Sequence[Ticket], lease: float) -> tuple[int, ...]:
         """Extend leases; returns the indices that are no longer this worker's."""
         ...

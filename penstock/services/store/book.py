@@ -86,6 +86,22 @@ class Book(Registry):
         self._replies: dict[str, tuple[str, float, Reservation]] = {}
         self._arrived = threading.Event()
         """A group was put since the learner waited last."""
+        self._waiting: set[str] = set()
+        """Workers whose last answer was a closed gate and nothing else."""
+        self._told: set[str] = set()
+        """Those for whom there was room since."""
+        self._opening = threading.Condition(self._lock)
+
+    def await_opening(self, worker: str, seconds: float) -> bool:
+        with self._opening:
+            told = self._opening.wait_for(lambda: worker in self._told, seconds)
+            self._told.discard(worker)
+            return told
+
+    def _open(self, places: int) -> None:
+        for _ in range(min(places, len(self._waiting))):
+            self._told.add(self._waiting.pop())
+        self._opening.notify_all()
 
     def await_arrival(self, seconds: float) -> None:
         self._arrived.wait(seconds)
@@ -181,6 +197,7 @@ class Book(Registry):
         gone = [self._entries.pop(index) for index in indices]
         if gone:
             self._drops[reason] += len(gone)
+            self._open(len(gone))
         return len(gone)
 
     def _held(self, ticket: Ticket) -> Entry | None:

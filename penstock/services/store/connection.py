@@ -164,14 +164,15 @@ class Connection:
 
         return self._until_deadline("payloads", ask)
 
-    def await_something(self, key: str, seconds: float) -> None:
-        """Return as soon as the list `key` has something, which is taken from it, and at the latest after `seconds`. Of
-        a server that does not answer the next call says so."""
+    def await_something(self, key: str, seconds: float) -> bool:
+        """Whether the list `key` has something, which is taken from it: returns as soon as it has, and at the latest
+        after `seconds`. Of a server that does not answer the next call says so."""
         began = time.monotonic()
         try:
-            self._redis.blpop([f"{self._prefix}{key}"], timeout=seconds)
+            return self._redis.blpop([f"{self._prefix}{key}"], timeout=seconds) is not None
         except redis.RedisError:
             time.sleep(max(0.0, began + seconds - time.monotonic()))
+            return False
 
     def version(self) -> tuple[int, ...]:
         """Version of the server."""

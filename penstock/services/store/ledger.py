@@ -133,6 +133,9 @@ class RedisStore:
         )
         return Reservation(tickets, _version(lineage, step), cast(Closed, closed.decode()))
 
+    def await_opening(self, worker: str, seconds: float) -> bool:
+        return self._connection.await_something(f"opened:{worker}", seconds)
+
     def renew(self, worker: str, tickets: Sequence[Ticket], lease: float) -> tuple[int, ...]:  # noqa: ARG002  (the fencing token says whose)
         if not tickets:
             return ()

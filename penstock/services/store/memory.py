@@ -109,6 +109,7 @@ class MemoryStore(Book):
     def hold(self, held: bool) -> None:
         self._at()
         self._by_hand = held
+        self._open(0 if held else len(self._waiting))
 
     # --- workers ------------------------------------------------------------------------------------
 
@@ -137,6 +138,7 @@ class MemoryStore(Book):
                 tickets.append(self._grant(self._cursor, worker, ends))
                 self._issued += 1
                 self._cursor += 1
+        (self._waiting.discard if tickets else self._waiting.add)(worker)
         answer = Reservation(tuple(tickets), now, closed)
         self._replies[worker] = (request, self._clock(), answer)
         return answer
@@ -193,6 +195,7 @@ class MemoryStore(Book):
             raise self._fenced("release", ticket)
         if entry.leased:
             entry.state, entry.lapsed, entry.payload = "returned", False, partial or b""
+            self._open(1)
 
     @atomic
     def refuse(self, ticket: Ticket, reason: str, cause: str = "") -> None:
@@ -216,6 +219,7 @@ class MemoryStore(Book):
     def _lapse(self, indices: Sequence[int]) -> int:
         for index in indices:
             self._entries[index].state, self._entries[index].lapsed = "returned", True
+        self._open(len(indices))
         return len(indices)
 
     # --- the learner --------------------------------------------------------------------------------
@@ -261,6 +265,7 @@ class MemoryStore(Book):
             if entry.step < version.step:
                 entry.state, entry.step = "applied", version.step
         self._now = version
+        self._open(self._run_rules().groups_per_step)
 
     @atomic
     def memo(self, version: Version) -> LedgerMemo:
@@ -286,6 +291,7 @@ class MemoryStore(Book):
         for index in used:
             del self._entries[index]
         self._committed += len(used)
+        self._open(len(used))
         if self._last_commit is None or self._last_commit.lineage != version.lineage or self._last_commit < version:
             self._last_commit = version
         return len(used)

@@ -361,7 +361,7 @@ class RedisPlace:
         known = {
             *names,
             *["meta", "drops", "forks", "bindings", "ahead", "since", "refused", "causes", "workers", "facts", "pins"],
-            "arrived",
+            *["arrived", "waiting"],
         }
         return {
             "time": seconds + micros / 1e6,
@@ -376,7 +376,7 @@ class RedisPlace:
             "answered": dict(zip(workers, (said.decode() for said in rest[len(names) + len(entries) :]), strict=True)),
             "pins": pins,
             "workers": present,
-            "unmade": {key for key in keys - known if key.split(":")[0] not in ("entry", "reply")},
+            "unmade": {key for key in keys - known if key.split(":")[0] not in ("entry", "reply", "opened")},
         }
 
     def _keys(self, pattern: str) -> list[bytes]:

@@ -358,6 +358,52 @@ def test_an_empty_payload_is_a_mistake_of_the_caller(opened):
         store.put(ticket, b"", FIRST)
 
 
+def told(store, worker):
+    return store.await_opening(worker, 0.05)
+
+
+def test_who_waits_at_the_gate_hears_of_room_and_no_more_of_them_than_there_is_room_for(opened):
+    store = opened(max_lag=0)
+    assert len(play(store, 9)) == 4
+    store.take(FIRST, 4)
+    waiting = ["w", "x", "y"]
+    for worker in waiting:
+        assert reserve(store, 1, worker=worker) == ()
+    assert not any(told(store, worker) for worker in waiting)
+    store.discard(FIRST, [0, 1], "no_signal")
+    heard = [worker for worker in waiting if told(store, worker)]
+    assert len(heard) == 2
+    assert not any(told(store, worker) for worker in waiting), "each is told once"
+    assert len(reserve(store, 9, worker=heard[0])) == 2
+    assert reserve(store, 9, worker=heard[1]) == ()
+    store.hold(True)
+    store.hold(False)
+    assert told(store, heard[1]), "also that nobody holds the gate shut any more"
+    assert not told(store, heard[0]), "who got something does not wait"
+
+
+@pytest.mark.parametrize("opens", ["release", "refuse", "lapse", "advance"])
+def test_everything_that_makes_room_is_told_at_once(opened, opens):
+    store = opened(max_lag=0)
+    tickets = reserve(store, 4)
+    assert reserve(store, 1, worker="other") == ()
+    if opens == "advance":
+        for ticket in tickets:
+            store.put(ticket, payload(ticket.index), FIRST)
+    does = {
+        "release": lambda: store.release(tickets[0], None),
+        "refuse": lambda: store.refuse(tickets[0], "unscored"),
+        "lapse": lambda: store.lapse("w"),
+        "advance": lambda: step(store, FIRST, 4),
+    }
+    later = threading.Timer(0.2, does[opens])
+    later.start()
+    began = time.monotonic()
+    assert store.await_opening("other", 5.0)
+    assert time.monotonic() - began < 2.0
+    later.join()
+
+
 # --- take, discard, advance, commit -----------------------------------------------------------------
 
 

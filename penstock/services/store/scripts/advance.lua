@@ -10,4 +10,5 @@ if step ~= run.step + 1 then
 end
 move(redis.call('ZRANGEBYSCORE', QUEUES.taken, '-inf', '(' .. step), 'taken', 'applied', step)
 redis.call('HSET', META, 'step', step)
+open(run.groups_per_step)
 return { 'ok' }

@@ -10,6 +10,7 @@ if step > run.step then
 end
 local used = redis.call('ZRANGEBYSCORE', QUEUES.applied, '-inf', step)
 forget(used, 'applied')
+open(#used)
 if #used > 0 then redis.call('HINCRBY', META, 'committed', #used) end
 if run.commit_lineage ~= lineage or run.commit_step < step then
   redis.call('HSET', META, 'commit_lineage', lineage, 'commit_step', step)

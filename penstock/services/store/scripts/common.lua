@@ -8,6 +8,7 @@ local CAUSES = prefix .. 'causes' -- the same reasons -> why the last one was
 local AHEAD = prefix .. 'ahead' -- set of indices beyond the cursor that have been issued nevertheless, before a rewind
 local FORKS = prefix .. 'forks' -- lineage -> the version it forked from
 local ARRIVED = prefix .. 'arrived' -- holds something when a group was put since the learner waited last
+local WAITING = prefix .. 'waiting' -- workers whose last answer was a closed gate and nothing else
 local BINDINGS = prefix .. 'bindings' -- binding version -> how many stored groups have it
 local SINCE = prefix .. 'since' -- sorted set of stored indices; score: unix seconds at which each became stored
 local QUEUES = { -- state -> sorted set of indices; committed and dropped are only counted
@@ -141,6 +142,15 @@ local function carry(index, payload)
   end
 end
 
+-- There is room for so many more: tell as many of the workers that wait, and not all of a thousand.
+local function open(places)
+  if places == 0 then return end
+  for _, worker in ipairs(redis.call('SPOP', WAITING, places)) do
+    redis.call('RPUSH', prefix .. 'opened:' .. worker, '1')
+    redis.call('EXPIRE', prefix .. 'opened:' .. worker, 60)
+  end
+end
+
 -- End entries; no key of them stays.
 local function forget(indices, from)
   leave(indices, from)
@@ -156,12 +166,14 @@ end
 local function drop(indices, from, reason)
   forget(indices, from)
   if #indices > 0 then redis.call('HINCRBY', DROPS, reason, #indices) end
+  open(#indices)
 end
 
 -- reserved -> returned. The old ticket stays good until someone else gets one.
 local function lapse(indices)
   for _, index in ipairs(indices) do redis.call('HSET', entry(index), 'lapsed', 1) end
   move(indices, 'reserved', 'returned')
+  open(#indices)
   return #indices
 end
 

@@ -6,6 +6,7 @@ if mine then
   carry(index, ARGV[3])
   redis.call('HDEL', entry(index), 'lapsed')
   move({ index }, from, 'returned')
+  open(1)
 elseif from ~= 'returned' then
   return { 'fenced' }
 end

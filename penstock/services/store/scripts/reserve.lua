@@ -63,6 +63,7 @@ else
   end
 end
 
+if #tickets == 0 then redis.call('SADD', WAITING, worker) else redis.call('SREM', WAITING, worker) end
 -- The last answer is kept for a repetition, one per worker, and not for ever.
 local tokens = table.concat(tickets, ',')
 redis.call('HSET', REPLY, 'request', request, 'lineage', run.lineage, 'step', run.step, 'why', why,
