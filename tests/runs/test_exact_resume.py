@@ -6,16 +6,15 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import folders_of_runs, processes_of
+from driven import begun, pid_of, resumed
 from ray_clusters import until
 from safetensors.numpy import load_file
 
-from benchmarks.drills import RECIPE, inputs_in
 from penstock.services.rundir import BATCH_FILE, RunDir
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
@@ -38,30 +37,17 @@ def run(tmp_path_factory) -> RunDir:
     """A drill that loses its learner two steps after a checkpoint, and in the second of these steps its driver."""
     folder: Path = tmp_path_factory.mktemp("exact")
     before = folders_of_runs()
-    given = [*inputs_in(folder), *OVERRIDES]
-    driver = subprocess.Popen(["penstock", "train", str(RECIPE / "drill.yaml"), *given], stdout=subprocess.DEVNULL)
-    try:
-        until("there is a run", lambda: list(folder.glob("drill-exact-*")), 120)
-        run = RunDir.open(next(folder.glob("drill-exact-*")))
+    with begun(folder, *OVERRIDES) as (_, run):
         until("two steps after a checkpoint", archived(run, EVERY + 2, 0).exists, 120)
         os.kill(pid_of("learner-0", run), signal.SIGKILL)
         until("the learner has begun again", archived(run, EVERY + 2, 1).exists, 120)
-    finally:
-        driver.send_signal(signal.SIGKILL)
-        driver.wait()
-    subprocess.run(["penstock", "resume", str(run.path), f"limits.steps={EVERY + 3}"], check=True, timeout=240)
+    resumed(run, f"limits.steps={EVERY + 3}")
     assert processes_of(run.path) == [] and folders_of_runs() <= before, "nothing is left of the driver that was killed"
     return run
 
 
 def archived(run: RunDir, step: int, lineage: int) -> Path:
     return run.archive / f"step-{step:06d}-lineage-{lineage}"
-
-
-def pid_of(name: str, run: RunDir) -> int:
-    """As `penstock status` has it."""
-    (pid,) = [worker["pid"] for worker in (run.read_status() or {})["workers"] if worker["name"] == name]
-    return int(pid)
 
 
 def weights(run: RunDir, step: int, lineage: int) -> bytes:
@@ -95,10 +81,10 @@ def test_what_comes_later_is_another_history_in_a_balanced_ledger(run):
 
 @pytest.mark.story
 def test_it_goes_on_with_two_ranks_from_the_same_weights(run):
-    """Through DeepSpeed's universal checkpoint."""
+    """Which shard what one had whole."""
     last = load_file(run.path / "model" / "model.safetensors")
     more = (f"limits.steps={EVERY + 6}", "learner.ranks=2")
-    subprocess.run(["penstock", "resume", str(run.path), *more], check=True, timeout=240)
+    resumed(run, *more)
     summary = json.loads(run.summary.read_text())
     assert summary["version"] == f"3.{EVERY + 6}" and summary["ledger"]["balanced"]
     begins = load_file(archived(run, EVERY + 4, 3) / "policy" / "model.safetensors")

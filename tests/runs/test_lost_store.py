@@ -4,34 +4,27 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
-import subprocess
 from pathlib import Path
 
 import pytest
+from driven import begun, resumed, steps_of
 from ray_clusters import until
 
-from benchmarks.drills import RECIPE, inputs_in
 from penstock.services.rundir import RunDir
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.story]
 
 
 def test_a_run_whose_driver_and_store_are_gone_goes_on_from_its_checkpoint_and_says_what_was_lost(tmp_path: Path):
-    given = [*inputs_in(tmp_path), "limits.steps=100000", "checkpoints.every=4", "name=drill-lost"]
-    driver = subprocess.Popen(["penstock", "train", str(RECIPE / "drill.yaml"), *given], stdout=subprocess.DEVNULL)
-    until("there is a run", lambda: list(tmp_path.glob("drill-lost-*")), 120)
-    run = RunDir.open(next(tmp_path.glob("drill-lost-*")))
-    until("there are two checkpoints", lambda: len(list(run.checkpoints.glob("step-*"))) >= 2, 120)
-    until("it has gone on", lambda: (run.read_status() or {})["step"] % 4 == 2, 120)
-    driver.send_signal(signal.SIGKILL)
-    driver.wait()
+    with begun(tmp_path, "limits.steps=100000", "checkpoints.every=4", "name=drill-lost") as (_, run):
+        until("there are two checkpoints", lambda: len(list(run.checkpoints.glob("step-*"))) >= 2, 120)
+        until("it has gone on", lambda: steps_of(run) % 4 == 2, 120)
     issued = (run.read_status() or {})["ledger"]["issued"]
     until("the store has ended by itself", lambda: not (run.store / "live").exists() or not _runs(run), 30)
     shutil.rmtree(run.store)
 
     saved = max(int(folder.name.split("-")[1]) for folder in run.checkpoints.glob("step-*"))
-    subprocess.run(["penstock", "resume", str(run.path), f"limits.steps={saved + 6}"], check=True, timeout=240)
+    resumed(run, f"limits.steps={saved + 6}")
     summary = json.loads(run.summary.read_text())
     ledger = summary["ledger"]
     assert summary["outcome"] == "finished" and summary["steps"] == saved + 6

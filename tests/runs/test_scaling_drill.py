@@ -3,21 +3,17 @@ number of workers, and whoever leaves does so in the middle of answers. Every to
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from driven import begun, driven
 from ray_clusters import until
 
 import penstock
 from benchmarks.drills import RECIPE, Onlooker, inputs_in, played
 from penstock.services.control import Pause, Refused, Remove, Resume, Scale, Stop
 from penstock.services.mailbox import MailboxControl
-from penstock.services.rundir import runs_in
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.story]
 
@@ -155,27 +151,12 @@ def test_the_bound_follows_the_worth_of_old_groups_and_comes_back_with_a_resume(
     assert down.summary["ledger"]["balanced"]
 
 
-@contextmanager
-def driven(*words: str) -> Iterator[subprocess.Popen]:
-    """A driver of its own, ended at the latest here."""
-    command = [str(Path(sys.executable).parent / "penstock"), *words]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait(30)
-
-
 def test_a_run_whose_driver_is_killed_while_it_is_paused_and_scaled_is_paused_still_when_it_is_resumed(tmp_path):
-    given = [*inputs_in(tmp_path), "name=drill-paused", "checkpoints.every=2", "limits.steps=100000"]
-
     def steps() -> int:
         return len(penstock.open_run(directory.path).metrics["step"])
 
-    with driven("train", str(RECIPE / "drill.yaml"), *given) as driver:
-        until("there is a run", lambda: list(runs_in(tmp_path)), 60)
-        (directory,) = runs_in(tmp_path)
+    given = ("name=drill-paused", "checkpoints.every=2", "limits.steps=100000")
+    with begun(tmp_path, *given) as (driver, directory):
         until("it makes steps", lambda: steps() > 4, 90)
         control = MailboxControl(directory)
         control.send(Pause(), "story")
