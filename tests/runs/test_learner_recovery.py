@@ -110,3 +110,26 @@ def lines_of_steps(folder: Path) -> list[dict[str, float]]:
     """What metrics.jsonl has of train steps, those of lost futures too."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [line for line in lines if "learner/tokens" in line]
+
+
+def test_a_rank_that_comes_to_no_collective_is_named_by_the_one_that_waited_for_it(tmp_path):
+    """Long before the driver would call it silent."""
+    told: list[float] = []
+
+    def play(onlooker: Onlooker) -> None:
+        onlooker.wait("there is a checkpoint", lambda: onlooker.step >= 5)
+        began = time.monotonic()
+        os.kill(onlooker.pid_of("learner-1"), signal.SIGSTOP)
+        onlooker.wait("it is told of", lambda: "learner-0" in onlooker.names("died"), 60)
+        told.append(time.monotonic() - began)
+        recovered(onlooker, 1)
+        stands = onlooker.step
+        onlooker.wait("it goes on", lambda: onlooker.step >= stands + 5)
+        onlooker.control.send(Stop("the story is over"), "story")
+
+    patient = ("deadlines.silence=200", "learner.collective_timeout=10", "store.deadline=30", "name=drill-collective")
+    run = played(RECIPE / "drill.yaml", [*inputs_in(tmp_path), *OVERRIDES, *patient], play)
+    assert 9 < told[0] < 40
+    (cause,) = [e.message for e in run.events if e.kind == "died" and e.facts["name"] == "learner-0"]
+    assert "collective_timeout" in cause
+    assert run.summary["restarts"] == {"learner-0": 1, "learner-1": 1} and run.summary["ledger"]["balanced"]
