@@ -44,6 +44,7 @@ def overrides(task: Task, seed: int, folder: Path) -> list[str]:
         f"rollout.group_size={GROUP_SIZE}",
         f"rollout.sampling.max_tokens={task.max_tokens}",
         f"engine.max_model_len={task.context}",
+        f"engine.enforce_eager={str(not task.compiled).lower()}",
         f"reward.rules={{{task.rule}: {{}}}}",
         f"algorithm.group_filter={kept}",
         f"learner.groups_per_step={GROUPS}",

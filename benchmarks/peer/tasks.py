@@ -33,12 +33,14 @@ class Task:
     steps: int
     filtered: bool
     """Whether groups without signal are replaced."""
+    compiled: bool
+    """Whether the engine compiles the model when it starts, which pays where answers are long."""
 
 
 def short(seed: int) -> Task:
     """The carry recipe with its own numbers."""
     model, data = inputs_of(seed)
-    return Task("short", model, data / "train.jsonl", "exact", 6, 32, 3e-4, 10, 80, True)
+    return Task("short", model, data / "train.jsonl", "exact", 6, 32, 3e-4, 10, 80, True, False)
 
 
 def long_tail(seed: int, folder: Path, steps: int) -> Task:
@@ -49,7 +51,17 @@ def long_tail(seed: int, folder: Path, steps: int) -> Task:
         rows = [{"prompt": f"{a}+{b}=", "answer": str((a + b) % 10)} for a in range(10, 60) for b in range(10, 60)]
         (made / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return Task(
-        "long_tail", made / "model", made / "prompts.jsonl", "contains", LONGEST, LONGEST + 32, 1e-10, 0, steps, False
+        "long_tail",
+        made / "model",
+        made / "prompts.jsonl",
+        "contains",
+        LONGEST,
+        LONGEST + 32,
+        1e-10,
+        0,
+        steps,
+        False,
+        True,
     )
 
 
