@@ -2,9 +2,11 @@
 
 One process, one thread, the row `grpo`, the same rows in the same micro-batches, in turns:
 
-    step    the learner's train step on DeepSpeed (one rank, as it is set by default), from a share of a batch to new weights and metrics
+    step    the learner's train step on DeepSpeed (one rank, with its defaults), from a share of a batch to new weights
+            and metrics
     bare    a loop written by hand: the transformers model, its output layer on the answers' tokens only, the same loss,
-            cut gradient and the same fused AdamW; padded tensors are made beforehand, and of metrics the loss and the entropy
+            cut gradient and the same fused AdamW; padded tensors are made beforehand, and of metrics the loss and the
+            entropy
 
 `ratio` is the tokens per second (prompt and answer) of the step over those of the bare loop: median and quartiles over
 the rounds; `ratio_cpu` is that of the CPU's seconds, which other programs do not lengthen. `apart` is the largest

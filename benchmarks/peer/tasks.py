@@ -40,7 +40,7 @@ class Task:
 def short(seed: int) -> Task:
     """The carry recipe with its own numbers."""
     model, data = inputs_of(seed)
-    return Task("short", model, data / "train.jsonl", "exact", 6, 32, 3e-4, 10, 80, True, False)
+    return Task("short", model, data / "train.jsonl", "exact", 6, 32, 3e-4, 10, 80, filtered=True, compiled=False)
 
 
 def long_tail(seed: int, folder: Path, steps: int) -> Task:
@@ -60,8 +60,8 @@ def long_tail(seed: int, folder: Path, steps: int) -> Task:
         1e-10,
         0,
         steps,
-        False,
-        True,
+        filtered=False,
+        compiled=True,
     )
 
 

@@ -45,11 +45,7 @@ def test_a_judge_that_thinks_for_longer_than_two_leases_costs_no_group(tmp_path)
 
 
 def test_prompts_that_are_all_hopeless_end_the_run_with_that_after_so_many_refills(tmp_path):
-    hopeless = (
-        "reward.rules={exact: {}}",
-        "data.sources.sums.columns={answer: prompt}",
-        "algorithm.group_filter=signal",
-    )
+    hopeless = ("reward.rules={never: {rule: 'judges:never'}}", "algorithm.group_filter=signal")
     few = ("staleness.refill_attempts=2", "limits.steps=100000", "name=drill-hopeless")
     run = penstock.train(DRILL, [*inputs_in(tmp_path), *hopeless, *few])
     assert run.summary["why"].startswith("no_signal: the step from version 0.0 found 0 of 8 groups with signal")
