@@ -20,7 +20,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class Whole(NamedTuple):
-    """By the names of an engine's module: parameters with or without its wrapper are told apart by their names."""
+    """By the names that an engine's module has for them."""
 
     weights: dict[str, Tensor]
     """Buffers, too."""
@@ -67,7 +67,7 @@ def lay_unsharded(state: Whole, module: nn.Module, optimizer: Any) -> None:
             parameter.copy_(state.weights[name].view_as(parameter))
             if name in state.moments:
                 optimizer.state[parameter] = {
-                    "step": torch.tensor(float(state.updates)),
+                    "step": torch.tensor(float(state.updates), device=parameter.device),
                     **{key: _like(tensor, parameter) for key, tensor in state.moments[name].items()},
                 }
 
@@ -94,7 +94,7 @@ def _begin_moments(optimizer: Any, updates: int) -> None:
     shards = getattr(optimizer, "single_partition_of_fp32_groups", None)
     for shard in optimizer.fp32_partitioned_groups_flat if shards is None else shards:
         moments = {key: torch.zeros_like(shard) for key in MOMENTS}
-        optimizer.optimizer.state[shard] = {"step": torch.tensor(float(updates)), **moments}
+        optimizer.optimizer.state[shard] = {"step": torch.tensor(float(updates), device=shard.device), **moments}
     if shards is not None:
         optimizer._lazy_init_hp_params_optimizer_state()  # what else its first step would do
 

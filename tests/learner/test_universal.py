@@ -153,6 +153,23 @@ def test_one_rank_goes_on_from_the_checkpoint_of_two(both, team, layout):
 
 
 @pytest.mark.parametrize("form", ["torch", "pickle"])
+@pytest.mark.parametrize("stage", [1, 3])
+def test_a_checkpoint_without_shards_with_code_in_it_is_not_run_by_engines_that_shard(
+    both, team, tmp_path, stage, form
+):
+    *_, folder = both
+    root = place(folder, "one", ("float32", 0, 0))
+    trap = Trap(tmp_path / "it ran")
+    (file,) = checkpoints.folder_of(root, VERSION).rglob("*.pt")
+    right = file.read_bytes()
+    file.write_bytes(forms(trap)[form])
+    with pytest.raises(PenstockError, match="cannot load the checkpoint"):
+        loaded(team, root, "float32", stage)
+    assert not trap.sprung
+    file.write_bytes(right)
+
+
+@pytest.mark.parametrize("form", ["torch", "pickle"])
 @pytest.mark.parametrize("stage", [2, 3])
 def test_a_checkpoint_with_code_in_it_is_not_run_by_the_conversion(both, team, tmp_path, stage, form):
     *_, folder = both

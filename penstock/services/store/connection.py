@@ -40,6 +40,8 @@ _PASSING = ("BUSY", "LOADING", "MASTERDOWN", "TRYAGAIN", "MISCONF")
 """Answers of a server that will be able to serve in a moment, or, where its disk is full, when somebody has made space:
 it tries to write once a second."""
 _AWAY = (redis.ConnectionError, redis.TimeoutError)
+_LISTENS = 1.0
+"""Seconds after which a server that is listened to counts as away; nobody listens for so long."""
 
 
 class ForksChanged(Exception):
@@ -94,6 +96,19 @@ def _said(error: ResponseError) -> str:
 _IN_SCRIPT = re.compile(r"script.*-((?:OOM|MISCONF|READONLY|MASTERDOWN|NOREPLICAS)\b.*)", re.DOTALL)
 
 
+def _client(url: str, password: str | None, patience: float) -> redis.Redis:
+    """Gives up an attempt after `patience` seconds, and makes no other by itself."""
+    return redis.Redis.from_url(
+        url,
+        password=password,
+        protocol=2,
+        retry=Retry(NoBackoff(), 0),
+        socket_timeout=patience,
+        socket_connect_timeout=patience,
+        **({} if urlsplit(url).scheme == "unix" else {"socket_keepalive": True}),
+    )
+
+
 class Connection:
     """Calls scripts under one key prefix. Safe to use from several threads."""
 
@@ -107,16 +122,9 @@ class Connection:
         self._prefix = prefix
         self._deadline = deadline
         # An attempt may last a third of the deadline, so that one lost packet does not use all of it.
-        patience = max(0.5, deadline / 3)
-        self._redis = redis.Redis.from_url(
-            url,
-            password=password,
-            protocol=2,
-            retry=Retry(NoBackoff(), 0),
-            socket_timeout=patience,
-            socket_connect_timeout=patience,
-            **({} if urlsplit(url).scheme == "unix" else {"socket_keepalive": True}),
-        )
+        self._redis = _client(url, password, max(0.5, deadline / 3))
+        # Who listens for a moment is not to hang for as long as who wants an answer.
+        self._listening = _client(url, password, _LISTENS)
 
     def __repr__(self) -> str:
         return f"Connection({self._url})"
@@ -166,10 +174,10 @@ class Connection:
 
     def await_something(self, key: str, seconds: float) -> bool:
         """Whether the list `key` has something, which is taken from it: returns as soon as it has, and at the latest
-        after `seconds`. Of a server that does not answer the next call says so."""
+        after `seconds`, which are less than a second. Of a server that does not answer the next call says so."""
         began = time.monotonic()
         try:
-            return self._redis.blpop([f"{self._prefix}{key}"], timeout=seconds) is not None
+            return self._listening.blpop([f"{self._prefix}{key}"], timeout=seconds) is not None
         except redis.RedisError:
             time.sleep(max(0.0, began + seconds - time.monotonic()))
             return False
@@ -200,6 +208,7 @@ class Connection:
 
     def close(self) -> None:
         self._redis.close()
+        self._listening.close()
 
     def _run(self, name: str, args: tuple[Any, ...]) -> list[Any]:
         text, digest = script(name)

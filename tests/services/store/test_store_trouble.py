@@ -108,3 +108,11 @@ def test_who_waits_for_groups_of_a_server_that_is_gone_waits_and_the_next_questi
     assert 0.3 <= time.monotonic() - began < 2.0
     with pytest.raises(StoreError, match="did not answer"):
         store.take(FIRST, 1)
+
+
+def test_who_waits_for_groups_of_a_frozen_server_is_not_held_for_as_long_as_who_asks(frozen):
+    store = opened(frozen, deadline=30.0)
+    os.kill(frozen.pid, signal.SIGSTOP)
+    began = time.monotonic()
+    store.await_arrival(0.1)
+    assert time.monotonic() - began < 3.0
