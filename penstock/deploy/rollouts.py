@@ -94,12 +94,13 @@ class RolloutActor:
             )
             self._begun.set()
             self._worker.run()
-            return self.stats()
-        finally:
-            self._begun.set()
-            # What is in this process ends with it, and to free it first takes a second.
             if self._plan.engine.tensor_parallel > 1:
-                self._generator.close()
+                self._generator.close()  # what is in this process ends with it, and to free that first takes a second
+            return self.stats()
+        except BaseException:
+            self._begun.set()
+            self._generator.close()  # whoever takes its place needs the memory
+            raise
 
     def relay(self, method: str, arguments: dict[str, Any]) -> None:
         """A call of the learner's sender, executed by the thread that owns the engine while it swaps."""

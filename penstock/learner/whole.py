@@ -90,13 +90,15 @@ def lay_sharded(state: Whole, module: nn.Module, optimizer: Any) -> None:
 
 
 def _begin_moments(optimizer: Any, updates: int) -> None:
-    """Those of a sharded optimizer, which has none before its first step: all 0."""
+    """New ones of a sharded optimizer, which has none before its first step: all 0."""
     shards = getattr(optimizer, "single_partition_of_fp32_groups", None)
     for shard in optimizer.fp32_partitioned_groups_flat if shards is None else shards:
         moments = {key: torch.zeros_like(shard) for key in MOMENTS}
         optimizer.optimizer.state[shard] = {"step": torch.tensor(float(updates), device=shard.device), **moments}
     if shards is not None:
-        optimizer._lazy_init_hp_params_optimizer_state()  # what else its first step would do
+        # What else its first step would do: parameters find their part of the moments. Also where it was done before.
+        optimizer._hp_optimizer_states_linked = False
+        optimizer._lazy_init_hp_params_optimizer_state()
 
 
 def _lay_part(parameter: nn.Parameter, tensor: Tensor, key: str | None) -> None:
@@ -152,4 +154,4 @@ def _tensor(path: Path) -> Tensor:
 def _read(path: Path) -> Any:
     """Tensors and plain values: nothing in a file is executed."""
     with tensors_only():
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)

@@ -37,17 +37,17 @@ LOOK = 0.25
 """Seconds between looks at which version is published; an answer about prompts says it, too."""
 RETRY = (0.01, 1.0)
 """Seconds between questions at a closed gate: at first, and at most."""
-CALM = 20
-"""A question at a closed gate is followed by a pause at least so many times as long as its answer took: what many
-workers ask of a busy store becomes less."""
+CALM = (20, 0.25)
+"""A question at a closed gate is followed by a pause at least so many times as long as its answer took, up to so many
+seconds: what many workers ask of a busy store becomes less."""
 SLOWER = 1.1
 """Every pause at a closed gate is so much longer than the one before: a tenth of what was waited already, so that an
 opening is seen soon, and whoever waits for long asks seldom."""
 REST = 0.2
-"""Longest rest of a worker with nothing to generate; scores, jobs and a drain wake it earlier."""
-LISTEN = 0.1
+"""Longest rest of a worker with nothing to generate whose groups are being scored; scores, jobs and a drain wake it."""
+LISTEN = 0.25
 """Longest that a worker with nothing in hand listens for the gate's opening, and so the longest that a job or a drain
-waits for it then."""
+waits for it then; a second where the store does not answer."""
 
 
 class Stream(Protocol):
@@ -87,6 +87,7 @@ class RolloutWorker:
         self._pinned: Version | None = None
         self._looked = self._ask_at = 0.0
         self._backoff = RETRY[0]
+        self._listens = False
         self._requests = 0
         self._unique = uuid.uuid4().hex[:12]  # request ids of a restarted worker must not repeat its old ones
         self._draining = threading.Event()
@@ -219,7 +220,7 @@ class RolloutWorker:
             self._meter.swapped(self._generator.swap(version))
         finally:
             self._unpin()
-        self._serving = str(version)
+        self._serving, self._ask_at = str(version), 0.0  # the gate is judged by the version
         self._groups.end_outlived(self._published, self._forks)
 
     def _saw(self, published: Version) -> None:
@@ -236,8 +237,10 @@ class RolloutWorker:
         self._requests += 1
         request, lease = f"{self._holder}-{self._unique}-{self._requests}", self._rules.lease
         version, began = self._generator.version, time.monotonic()
-        reply = self._ask("reserve", lambda: self._store.reserve(self._holder, version, free, lease, request))
+        waits = not len(self._groups)
+        reply = self._ask("reserve", lambda: self._store.reserve(self._holder, version, free, lease, request, waits))
         took = time.monotonic() - began
+        self._listens = waits and not reply.tickets
         self._saw(reply.published)
         self._closed = reply.closed
         for ticket in reply.tickets:
@@ -245,7 +248,7 @@ class RolloutWorker:
         if reply.closed == "draining":
             self.request_drain()
         self._backoff = RETRY[0] if reply.tickets else min(SLOWER * self._backoff, RETRY[1])
-        pause = max(self._backoff, min(CALM * took, RETRY[1]))
+        pause = max(self._backoff, min(CALM[0] * took, CALM[1]))
         self._ask_at = time.monotonic() + pause if len(reply.tickets) < free else 0.0
 
     def _generate(self) -> None:
@@ -269,12 +272,13 @@ class RolloutWorker:
     def _rest(self) -> None:
         """Nothing to generate: until something happens, or it is time to ask for prompts again."""
         began = time.monotonic()
-        pause = min(REST, max(self._ask_at - began, RETRY[0]))
+        pause = max(self._ask_at - began, RETRY[0])
         if self._closed and not len(self._groups) and not self._wake.is_set():
-            if self._store.await_opening(self._holder, min(LISTEN, pause)):
-                self._ask_at = 0.0
+            # Who had something in hand when it asked last has not said that it listens: it asks once more.
+            if not self._listens or self._store.await_opening(self._holder, min(LISTEN, pause)):
+                self._ask_at = self._looked = 0.0  # what opened the gate may be a version
         else:
-            self._wake.wait(pause)
+            self._wake.wait(min(REST, pause))
             self._wake.clear()
         self._meter.waited(time.monotonic() - began)
 

@@ -172,14 +172,17 @@ class ReplayStore(Protocol):
     Any method raises StoreError when the store does not answer within its deadline.
     """
 
-    def reserve(self, worker: str, version: Version, want: int, lease: float, request: str) -> Reservation:
+    def reserve(
+        self, worker: str, version: Version, want: int, lease: float, request: str, waits: bool = False
+    ) -> Reservation:
         """Lease up to `want` groups for `lease` seconds: returned ones first, then new prompts as far as
-        the gate admits at `version`. The same `request` again gives the same answer."""
+        the gate admits at `version`. The same `request` again gives the same answer. `waits`: whoever gets nothing
+        will listen for room (`await_opening`)."""
         ...
 
     def await_opening(self, worker: str, seconds: float) -> bool:
-        """Whether room was made for a worker whose last `reserve` brought nothing: returns as soon as it is, and at the
-        latest after `seconds`. Not all who wait are told where there is not room for all."""
+        """Whether room was made for a worker whose last `reserve` brought nothing and said that it waits: returns as
+        soon as it is, and at the latest after `seconds`. Not all who wait are told where there is not room for all."""
         ...
 
     def renew(self, worker: str, tickets: Sequence[Ticket], lease: float) -> tuple[int, ...]:

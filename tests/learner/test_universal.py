@@ -163,10 +163,26 @@ def test_a_checkpoint_without_shards_with_code_in_it_is_not_run_by_engines_that_
     (file,) = checkpoints.folder_of(root, VERSION).rglob("*.pt")
     right = file.read_bytes()
     file.write_bytes(forms(trap)[form])
-    with pytest.raises(PenstockError, match="cannot load the checkpoint"):
-        loaded(team, root, "float32", stage)
+    try:
+        with pytest.raises(PenstockError, match="cannot load the checkpoint"):
+            loaded(team, root, "float32", stage)
+    finally:
+        file.write_bytes(right)
     assert not trap.sprung
-    file.write_bytes(right)
+
+
+@pytest.mark.parametrize(("written_at", "stage"), [(0, 0), (0, 1), (0, 2), (0, 3), (1, 0), (1, 1)])
+def test_engines_that_have_trained_go_back_to_a_checkpoint_of_another_form(both, team, written_at, stage):
+    ones, _, folder = both
+    layout = ("float32", written_at, written_at)
+    before, after = ones[layout]
+    engines = engines_of("float32", stage, 1, seed=5)
+    for _ in range(2):
+        update(engines, 1)
+        universal.restore(engines, team, checkpoints.folder_of(place(folder, "one", layout), VERSION))
+        assert same(weights_of(engines), before)
+        update(engines, 1)
+        assert close(weights_of(engines), after, "float32")
 
 
 @pytest.mark.parametrize("form", ["torch", "pickle"])

@@ -202,7 +202,21 @@ def questions_at_a_closed_gate(takes: float) -> int:
 
 def test_a_store_that_is_slow_to_answer_is_asked_more_seldom():
     assert questions_at_a_closed_gate(0.0) >= 8
-    assert questions_at_a_closed_gate(0.02) <= 2
+    assert questions_at_a_closed_gate(0.02) <= 3
+
+
+def test_who_listens_at_the_gate_goes_on_with_the_version_that_opens_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("penstock.rollout.worker.RETRY", (60.0, 60.0))
+    monkeypatch.setattr("penstock.rollout.worker.LOOK", 60.0)
+    store = ledger(max_lag=0)
+    one = worker(store, max_lag=0)
+    version = FIRST
+    with running(one):
+        for _ in range(3):
+            until(lambda: store.counts().by_state["stored"] == 4 and str(one.stats()["closed"]) == "lag")
+            train(store, version)
+            version = version.next()
+        until(lambda: store.counts().by_state["stored"] == 4)
 
 
 def test_a_worker_follows_the_learner_and_no_group_is_beyond_the_bound():

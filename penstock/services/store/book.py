@@ -87,7 +87,7 @@ class Book(Registry):
         self._arrived = threading.Event()
         """A group was put since the learner waited last."""
         self._waiting: set[str] = set()
-        """Workers whose last answer was a closed gate and nothing else."""
+        """Workers that got nothing and listen for room."""
         self._told: set[str] = set()
         """Those for whom there was room since."""
         self._opening = threading.Condition(self._lock)
@@ -102,6 +102,9 @@ class Book(Registry):
         for _ in range(min(places, len(self._waiting))):
             self._told.add(self._waiting.pop())
         self._opening.notify_all()
+
+    def _open_to_all(self) -> None:
+        self._open(len(self._waiting))
 
     def await_arrival(self, seconds: float) -> None:
         self._arrived.wait(seconds)

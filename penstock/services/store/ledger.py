@@ -114,7 +114,9 @@ class RedisStore:
 
     # --- workers ------------------------------------------------------------------------------------
 
-    def reserve(self, worker: str, version: Version, want: int, lease: float, request: str) -> Reservation:
+    def reserve(
+        self, worker: str, version: Version, want: int, lease: float, request: str, waits: bool = False
+    ) -> Reservation:
         def ask(tree: Tree) -> list[Any]:
             common = tree.current.get(version.lineage)
             if common is None:
@@ -124,7 +126,7 @@ class RedisStore:
                     f"reserve: {worker} is at version {version}, of a lineage that the store does not know"
                 )
             where = (version.lineage, version.step, common, tree.lineage)
-            return self._connection.call("reserve", worker, request, want, repr(float(lease)), *where)
+            return self._connection.call("reserve", worker, request, want, repr(float(lease)), *where, int(waits))
 
         lineage, step, closed, expires, *granted = self._in_tree(ask)
         tickets = tuple(

@@ -32,6 +32,7 @@ class MemoryStore(Book):
     @atomic
     def amend(self, rules: LedgerRules) -> None:
         self._rules = rules
+        self._open_to_all()
 
     @atomic
     def reconcile(self, checkpoint: Version, issued: int, request: str, memo: LedgerMemo | None = None) -> Version:
@@ -60,6 +61,7 @@ class MemoryStore(Book):
     def _settle(self, request: str, version: Version) -> Version:
         self._now, self._reconciled = version, (request, version)
         self._draining = self._by_hand = False
+        self._open_to_all()
         return version
 
     def _back_to(self, checkpoint: Version, forks: Forks, memo: LedgerMemo | None) -> None:
@@ -109,12 +111,15 @@ class MemoryStore(Book):
     def hold(self, held: bool) -> None:
         self._at()
         self._by_hand = held
-        self._open(0 if held else len(self._waiting))
+        if not held:
+            self._open_to_all()
 
     # --- workers ------------------------------------------------------------------------------------
 
     @atomic
-    def reserve(self, worker: str, version: Version, want: int, lease: float, request: str) -> Reservation:
+    def reserve(
+        self, worker: str, version: Version, want: int, lease: float, request: str, waits: bool = False
+    ) -> Reservation:
         last, since, answer = self._replies.get(worker, ("", 0.0, None))
         if answer is not None and last == request and self._clock() - since < REPLY_KEPT:
             return replace(answer, tickets=tuple(map(self._again, answer.tickets)))
@@ -138,7 +143,8 @@ class MemoryStore(Book):
                 tickets.append(self._grant(self._cursor, worker, ends))
                 self._issued += 1
                 self._cursor += 1
-        (self._waiting.discard if tickets else self._waiting.add)(worker)
+        self._told.discard(worker)
+        (self._waiting.add if waits and not tickets else self._waiting.discard)(worker)
         answer = Reservation(tuple(tickets), now, closed)
         self._replies[worker] = (request, self._clock(), answer)
         return answer
@@ -214,6 +220,7 @@ class MemoryStore(Book):
 
     @atomic
     def lapse(self, worker: str = "") -> int:
+        self._waiting.discard(worker)
         return self._lapse([i for i in self._in("reserved") if worker in ("", self._entries[i].holder)])
 
     def _lapse(self, indices: Sequence[int]) -> int:

@@ -362,31 +362,51 @@ def told(store, worker):
     return store.await_opening(worker, 0.05)
 
 
+def wait_at_the_gate(store, worker):
+    """Ask, get nothing, and say that one listens."""
+    assert store.reserve(worker, FIRST, 9, 60.0, f"{worker} {time.monotonic()}", waits=True).tickets == ()
+
+
 def test_who_waits_at_the_gate_hears_of_room_and_no_more_of_them_than_there_is_room_for(opened):
     store = opened(max_lag=0)
     assert len(play(store, 9)) == 4
     store.take(FIRST, 4)
     waiting = ["w", "x", "y"]
     for worker in waiting:
-        assert reserve(store, 1, worker=worker) == ()
+        wait_at_the_gate(store, worker)
+    assert reserve(store, 9, worker="does not listen") == ()
     assert not any(told(store, worker) for worker in waiting)
     store.discard(FIRST, [0, 1], "no_signal")
     heard = [worker for worker in waiting if told(store, worker)]
     assert len(heard) == 2
     assert not any(told(store, worker) for worker in waiting), "each is told once"
     assert len(reserve(store, 9, worker=heard[0])) == 2
-    assert reserve(store, 9, worker=heard[1]) == ()
+    wait_at_the_gate(store, heard[1])
     store.hold(True)
     store.hold(False)
     assert told(store, heard[1]), "also that nobody holds the gate shut any more"
     assert not told(store, heard[0]), "who got something does not wait"
 
 
-@pytest.mark.parametrize("opens", ["release", "refuse", "lapse", "advance"])
+def test_what_was_told_is_told_once_and_is_over_when_the_worker_has_asked_again(opened):
+    store = opened(max_lag=0)
+    tickets = reserve(store, 4)
+    for ticket in tickets[:2]:
+        wait_at_the_gate(store, "other")
+        store.refuse(ticket, "unscored")
+        assert len(reserve(store, 9, worker="other")) == 1
+    assert not told(store, "other")
+    wait_at_the_gate(store, "gone")
+    store.lapse("gone")
+    store.refuse(tickets[2], "unscored")
+    assert not told(store, "gone"), "whose process has ended"
+
+
+@pytest.mark.parametrize("opens", ["release", "refuse", "lapse", "advance", "amend"])
 def test_everything_that_makes_room_is_told_at_once(opened, opens):
     store = opened(max_lag=0)
     tickets = reserve(store, 4)
-    assert reserve(store, 1, worker="other") == ()
+    wait_at_the_gate(store, "other")
     if opens == "advance":
         for ticket in tickets:
             store.put(ticket, payload(ticket.index), FIRST)
@@ -395,6 +415,7 @@ def test_everything_that_makes_room_is_told_at_once(opened, opens):
         "refuse": lambda: store.refuse(tickets[0], "unscored"),
         "lapse": lambda: store.lapse("w"),
         "advance": lambda: step(store, FIRST, 4),
+        "amend": lambda: store.amend(replace(RULES, max_lag=1)),
     }
     later = threading.Timer(0.2, does[opens])
     later.start()

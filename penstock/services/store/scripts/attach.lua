@@ -16,4 +16,5 @@ else
   end
 end
 for i, name in ipairs(names) do redis.call('HSET', META, name, ARGV[i]) end
+open_to_all()
 return { 'ok' }

@@ -8,7 +8,7 @@ local CAUSES = prefix .. 'causes' -- the same reasons -> why the last one was
 local AHEAD = prefix .. 'ahead' -- set of indices beyond the cursor that have been issued nevertheless, before a rewind
 local FORKS = prefix .. 'forks' -- lineage -> the version it forked from
 local ARRIVED = prefix .. 'arrived' -- holds something when a group was put since the learner waited last
-local WAITING = prefix .. 'waiting' -- workers whose last answer was a closed gate and nothing else
+local WAITING = prefix .. 'waiting' -- workers that got nothing and listen for room
 local BINDINGS = prefix .. 'bindings' -- binding version -> how many stored groups have it
 local SINCE = prefix .. 'since' -- sorted set of stored indices; score: unix seconds at which each became stored
 local QUEUES = { -- state -> sorted set of indices; committed and dropped are only counted
@@ -143,13 +143,17 @@ local function carry(index, payload)
 end
 
 -- There is room for so many more: tell as many of the workers that wait, and not all of a thousand.
+local function word_for(worker) return prefix .. 'opened:' .. worker end
+
 local function open(places)
   if places == 0 then return end
   for _, worker in ipairs(redis.call('SPOP', WAITING, places)) do
-    redis.call('RPUSH', prefix .. 'opened:' .. worker, '1')
-    redis.call('EXPIRE', prefix .. 'opened:' .. worker, 60)
+    redis.call('RPUSH', word_for(worker), '1') -- the only one: `reserve` takes away what was not heard
+    redis.call('EXPIRE', word_for(worker), 60)
   end
 end
+
+local function open_to_all() open(redis.call('SCARD', WAITING)) end
 
 -- End entries; no key of them stays.
 local function forget(indices, from)

@@ -7,6 +7,6 @@ if ARGV[1] == '1' then
   redis.call('HSET', META, 'held', 1)
 else
   redis.call('HDEL', META, 'held')
-  open(redis.call('SCARD', WAITING))
+  open_to_all()
 end
 return { 'ok' }

@@ -96,4 +96,5 @@ end
 for other, version in pairs(forks) do redis.call('HSET', FORKS, other, version) end
 redis.call('HSET', FORKS, opened, lineage .. '.' .. step)
 set('commit_lineage', lineage, 'commit_step', step)
+open_to_all()
 return settle(opened, step)

@@ -1,4 +1,5 @@
--- reserve: worker, request, want, lease, the worker's lineage and step, common_step, lineage known to the client.
+-- reserve: worker, request, want, lease, the worker's lineage and step, common_step, lineage known to the client, 1
+-- where it listens for room when there is none.
 local worker, request, want, lease = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local step, common, known = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
 local REPLY = prefix .. 'reply:' .. worker
@@ -63,7 +64,8 @@ else
   end
 end
 
-if #tickets == 0 then redis.call('SADD', WAITING, worker) else redis.call('SREM', WAITING, worker) end
+redis.call('DEL', word_for(worker)) -- what it was told before is answered here
+redis.call(#tickets == 0 and ARGV[9] == '1' and 'SADD' or 'SREM', WAITING, worker)
 -- The last answer is kept for a repetition, one per worker, and not for ever.
 local tokens = table.concat(tickets, ',')
 redis.call('HSET', REPLY, 'request', request, 'lineage', run.lineage, 'step', run.step, 'why', why,
