@@ -154,4 +154,4 @@ def _tensor(path: Path) -> Tensor:
 def _read(path: Path) -> Any:
     """Tensors and plain values: nothing in a file is executed."""
     with tensors_only():
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
