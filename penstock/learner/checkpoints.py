@@ -230,15 +230,14 @@ def prune(root: Path, keep_last: int, keep_best: str | None, best: Literal["max"
 def must_fit(checkpoint: Checkpoint, zero_stage: int, dtype: str) -> None:
     """Raises PenstockError unless engines of this kind can load the checkpoint; on how many ranks does not matter, and
     what is not sharded (stage 0) comes to any stage and back."""
-    wanted: dict[str, object] = {"learner.dtype": dtype}
-    found: dict[str, object] = {"learner.dtype": checkpoint.dtype}
+    layout: list[tuple[str, object, object]] = [("learner.dtype", checkpoint.dtype, dtype)]
     if zero_stage and checkpoint.zero_stage:
-        wanted["learner.zero_stage"], found["learner.zero_stage"] = zero_stage, checkpoint.zero_stage
-    for key, value in wanted.items():
-        if found[key] != value:
+        layout.append(("learner.zero_stage", checkpoint.zero_stage, zero_stage))
+    for key, found, wanted in layout:
+        if found != wanted:
             raise PenstockError(
-                f"{checkpoint.folder} was written with {key}={found[key]}, this run has {key}={value}; optimizer "
-                f"states are laid out by it. Resume with {key}={found[key]}, or start a new run from "
+                f"{checkpoint.folder} was written with {key}={found}, this run has {key}={wanted}; optimizer "
+                f"states are laid out by it. Resume with {key}={found}, or start a new run from "
                 f"{checkpoint.model}"
             )
 

@@ -8,11 +8,10 @@ from contextlib import contextmanager
 from enum import Enum
 from typing import Any
 
-import torch
 from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
 from torch import Tensor
 
-from penstock.learner.state_files import allowed, tensors_only
+from penstock.learner.state_files import read_tensors, tensors_only
 
 
 class CheckpointFiles(TorchCheckpointEngine):  # type: ignore[misc]  # no types there
@@ -22,8 +21,7 @@ class CheckpointFiles(TorchCheckpointEngine):  # type: ignore[misc]  # no types 
         super().save(_without_enums(state_dict), path)
 
     def load(self, path: str, map_location: Any = None) -> Any:
-        torch.serialization.add_safe_globals(allowed())
-        return torch.load(path, map_location=map_location, weights_only=True)
+        return read_tensors(path, map_location)
 
 
 @contextmanager

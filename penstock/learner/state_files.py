@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -37,6 +38,12 @@ def tensors_only() -> Iterator[None]:
         del os.environ[_FORCE_TENSORS]
         if before is not None:
             os.environ[_FORCE_TENSORS] = before
+
+
+def read_tensors(path: Path | str, map_location: Any = "cpu") -> Any:
+    """What a file holds: tensors and plain values, and nothing in it is executed."""
+    torch.serialization.add_safe_globals(allowed())
+    return torch.load(path, map_location=map_location, weights_only=True)
 
 
 def allowed() -> list[Any]:

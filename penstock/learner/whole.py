@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from penstock.learner.state_files import tensors_only
+from penstock.learner.state_files import read_tensors
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """AdamW's, by torch's names."""
@@ -140,18 +140,12 @@ def _like(tensor: Tensor, parameter: Tensor) -> Tensor:
 def _model_file(folder: Path) -> dict[str, Any]:
     """Of the first rank, which has what all have alike."""
     (first, *_) = sorted(folder.glob("*mp_rank_00_model_states.pt"))
-    found: dict[str, Any] = _read(first)
+    found: dict[str, Any] = read_tensors(first)
     return found
 
 
 def _tensor(path: Path) -> Tensor:
     """The converter writes some in a dictionary, and some bare."""
-    found = _read(path)
+    found = read_tensors(path)
     tensor: Tensor = found["param"] if isinstance(found, dict) else found
     return tensor.detach()
-
-
-def _read(path: Path) -> Any:
-    """Tensors and plain values: nothing in a file is executed."""
-    with tensors_only():
-        return torch.load(path, map_location="cpu", weights_only=True)

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
@@ -81,8 +81,14 @@ class Judge:
     def close(self) -> None: ...
 
 
+Kind = TypeVar("Kind", bound=MemoryStore)
+
+
 def ledger(max_lag: int = 2, groups_per_step: int = 4, prompts: int | None = None) -> MemoryStore:
-    store = MemoryStore()
+    return opened(MemoryStore(), max_lag, groups_per_step, prompts)
+
+
+def opened(store: Kind, max_lag: int = 2, groups_per_step: int = 4, prompts: int | None = None) -> Kind:
     store.attach(LedgerRules(max_lag=max_lag, groups_per_step=groups_per_step, prompts=prompts, max_bytes=10**9))
     store.reconcile(FIRST, 0, "start")
     return store
@@ -166,9 +172,7 @@ def test_a_worker_that_asks_for_prompts_anyway_does_not_look_for_weights_besides
             looks.append(time.monotonic())
             return super().published()
 
-    store = Store()
-    store.attach(LedgerRules(max_lag=0, groups_per_step=1, prompts=None, max_bytes=10**9))
-    store.reconcile(FIRST, 0, "start")
+    store = opened(Store(), max_lag=0, groups_per_step=1)
     one = worker(store, max_lag=0)
     with running(one):
         until(lambda: str(one.stats()["closed"]) == "lag")
@@ -189,9 +193,7 @@ def questions_at_a_closed_gate(takes: float) -> int:
             times.append(time.monotonic())
             return super().reserve(*arguments)
 
-    store = Store()
-    store.attach(LedgerRules(max_lag=0, groups_per_step=1, prompts=None, max_bytes=10**9))
-    store.reconcile(FIRST, 0, "start")
+    store = opened(Store(), max_lag=0, groups_per_step=1)
     one = worker(store, max_lag=0)
     with running(one):
         until(lambda: str(one.stats()["closed"]) == "lag")
@@ -432,9 +434,7 @@ def test_a_group_that_was_given_to_someone_else_is_forgotten():
             super().renew(worker, tickets, lease)
             return (0,) if any(ticket.index == 0 for ticket in tickets) else ()
 
-    store = Stolen()
-    store.attach(LedgerRules(max_lag=2, groups_per_step=4, prompts=3, max_bytes=10**9))
-    store.reconcile(FIRST, 0, "start")
+    store = opened(Stolen(), prompts=3)
     one = worker(store, scorer=Judge(seconds=1.0), lease=0.3)
     with running(one):
         until(lambda: one.stats().get("rollout/fenced") == 1)
@@ -450,9 +450,7 @@ def test_a_store_that_is_away_for_a_moment_is_asked_again_and_one_that_stays_awa
                 raise StoreError("connection refused")
             return super().reserve(*args)
 
-    store = Away()
-    store.attach(LedgerRules(max_lag=2, groups_per_step=4, prompts=3, max_bytes=10**9))
-    store.reconcile(FIRST, 0, "start")
+    store = opened(Away(), prompts=3)
     store.until = time.monotonic() + 0.5
     with running(worker(store, patience=5.0)):
         until(lambda: store.counts().by_state["stored"] == 3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -77,3 +78,15 @@ def processes_of(run_dir: Path) -> list[str]:
     from penstock.deploy.leftovers import marked
 
     return [" ".join(process.cmdline()) for process in marked((run_dir / ".run-id").read_text())]
+
+
+@pytest.fixture
+def rewards(tmp_path, monkeypatch):
+    """Makes a module of rewards of a test's own, where rule processes find it, too: `rewards(name, code)`."""
+
+    def made(name: str, code: str) -> None:
+        (tmp_path / f"{name}.py").write_text(code)
+        monkeypatch.syspath_prepend(str(tmp_path))
+        monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *sys.path]))
+
+    return made

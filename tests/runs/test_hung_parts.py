@@ -7,7 +7,6 @@ import json
 import os
 import re
 import signal
-import sys
 import time
 from pathlib import Path
 
@@ -136,10 +135,8 @@ def test_a_store_of_somebody_elses_that_hangs_ends_the_run_with_the_address_and_
         os.kill(server.pid, signal.SIGCONT)
 
 
-def test_a_reward_that_never_returns_is_ended_and_named_and_the_run_says_that_nothing_comes(tmp_path, monkeypatch):
-    (tmp_path / "slow.py").write_text(NEVER)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *sys.path]))
+def test_a_reward_that_never_returns_is_ended_and_named_and_the_run_says_that_nothing_comes(tmp_path, rewards):
+    rewards("slow", NEVER)
     rules = "reward.rules={forever: {rule: 'slow:forever', timeout: 1}}"
     few = "staleness.refill_attempts=2"
     run = penstock.train(DRILL, [*inputs_in(tmp_path), *OVERRIDES, rules, few, "name=drill-judge"])

@@ -3,9 +3,6 @@ prompts that are all hopeless, a store that is full. The run waits for what is w
 
 from __future__ import annotations
 
-import os
-import sys
-
 import pytest
 
 import penstock
@@ -27,10 +24,8 @@ def never(completions, **columns):
 
 
 @pytest.fixture(autouse=True)
-def judges(tmp_path, monkeypatch):
-    (tmp_path / "judges.py").write_text(JUDGES)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *sys.path]))
+def judges(rewards):
+    rewards("judges", JUDGES)
 
 
 def test_a_judge_that_thinks_for_longer_than_two_leases_costs_no_group(tmp_path):
