@@ -91,7 +91,7 @@ class Swaps:
 
     def bare(self) -> None:
         """The engine's own reload, and then the output layer."""
-        from penstock.rollout.vllm_setup import repack_output_layers
+        from penstock.rollout.vllm_reload import repack_output_layers
 
         self._number += 1
         tensors = list(self._weights[self._number % 2].items())

@@ -153,8 +153,7 @@ class DeadlinesSection(Section):
     a learner begins again from its newest checkpoint. Longer than any compilation, save or single micro-batch."""
 
     answer: float = on_resume(90.0, gt=0)
-    """A word of what has nothing else to do: every node's look at what it shares, Ray's supervisor of a job, a worker
-    that is told something in its first moments."""
+    """A word of what has nothing else to do: every node's look at what it shares, Ray's supervisor of a job."""
     blame: float = on_resume(5.0, ge=0)
     """After a learner rank lost contact with another: that one's death, which Ray notices later, and which is then what
     is told."""

@@ -50,7 +50,6 @@ def rollout_plan(
         route=route,
         seed=run_file.seed,
         export=export(run_file, directory),
-        answer=run_file.deadlines.answer,
     )
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,8 +51,6 @@ class RolloutPlan:
     seed: int
     export: Export | None
     """How metrics are exported; None when they are not."""
-    answer: float
-    """Seconds that what a worker is told waits for its first moments."""
 
 
 Scorers = tuple[int, dict[str, Any]]
@@ -62,6 +63,8 @@ class RolloutActor:
     def __init__(self, name: str, restarts: int, log: Path, plan: RolloutPlan, scorers: Scorers, learner: Any) -> None:
         """`learner` is rank 0, where weights come from on some routes."""
         begin_life(log)
+        self._niceness = _lowered(plan.engine.nice)
+        _stand_back(self._niceness)  # for processes that the engine starts
         from penstock.deploy.assemble import build_generator
         from penstock.services.models import load_tokenizer
 
@@ -72,6 +75,8 @@ class RolloutActor:
         self._receiver: Any = plan.route.receiver(plan.engine.tensor_parallel, lambda: self._learner)
         self._worker: RolloutWorker | None = None
         self._begun = threading.Event()
+        self._told: list[Callable[[RolloutWorker], None]] = []  # before there was a worker to be told
+        self._telling = threading.Lock()
         self._joins: float | None = None
         self._idle = "starting the engine"
         export_actor(plan.export, "rollout", name, self._doing)
@@ -88,12 +93,15 @@ class RolloutActor:
         from penstock.deploy.assemble import build_worker
 
         self._joins = time.monotonic()
+        _stand_back(self._niceness)  # the engine computes in this thread
         try:
-            self._worker = build_worker(
-                self.name, self._life, self._plan, self._generator, self._tokenizer, self._scorer
-            )
+            worker = build_worker(self.name, self._life, self._plan, self._generator, self._tokenizer, self._scorer)
+            with self._telling:
+                self._worker = worker
+                for word in self._told:
+                    word(worker)
             self._begun.set()
-            self._worker.run()
+            worker.run()
             if self._plan.engine.tensor_parallel > 1:
                 self._generator.close()  # what is in this process ends with it, and to free that first takes a second
             return self.stats()
@@ -135,11 +143,19 @@ class RolloutActor:
 
     def request_drain(self) -> None:
         """Hand back what is unfinished and end `run`."""
-        self._playing(self._plan.answer).request_drain()
+        self._tell(lambda worker: worker.request_drain())
 
     def set_max_lag(self, bound: int) -> None:
         """Judge by another bound what has become too old."""
-        self._playing(self._plan.answer).set_max_lag(bound)
+        self._tell(lambda worker: worker.set_max_lag(bound))
+
+    def _tell(self, word: Callable[[RolloutWorker], None]) -> None:
+        """At once, or as soon as there is a worker: joining may take as long as the store is away."""
+        with self._telling:
+            if self._worker is None:
+                self._told.append(word)
+            else:
+                word(self._worker)
 
     def _playing(self, deadline: float) -> RolloutWorker:
         """The worker, which is built in the first moments of `run`. Raises DeadlinePassed, and PenstockError when it
@@ -149,6 +165,19 @@ class RolloutActor:
         if self._worker is None:
             raise PenstockError(f"{self.name} could not join the run; its log says why")
         return self._worker
+
+
+def _lowered(by: int) -> int | None:
+    """The niceness of this thread and so much more; None where an engine has a GPU, or niceness is not a thread's."""
+    if sys.platform != "linux" or os.environ.get("CUDA_VISIBLE_DEVICES"):
+        return None
+    return min(19, os.getpriority(os.PRIO_PROCESS, 0) + by)
+
+
+def _stand_back(niceness: int | None) -> None:
+    """This thread, and the threads and processes that it starts from now on."""
+    if niceness is not None:
+        os.setpriority(os.PRIO_PROCESS, 0, niceness)
 
 
 def start_worker(

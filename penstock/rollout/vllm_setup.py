@@ -107,12 +107,11 @@ class WorkerExtension:
 
     def load_in_place(self, tensors: list[tuple[str, torch.Tensor]]) -> None:
         """Replace the model's weights by these, in checkpoint format."""
-        from vllm.platforms import current_platform
+        from penstock.rollout.vllm_reload import Loader
 
-        self.model_runner.reload_weights(weights_iterator=iter(tensors))
-        if current_platform.is_cpu():
-            repack_output_layers(self.model_runner.get_model())
-            repack_experts(self.model_runner.get_model())
+        if not hasattr(self, "_loader"):
+            self._loader = Loader(self.model_runner)
+        self._loader.load(tensors)
 
     def watch_routing(self) -> None:
         """From now on `routed` has what the routers choose."""
@@ -125,30 +124,3 @@ class WorkerExtension:
     def expert_layers(self) -> list[int]:
         """Which layers have experts."""
         return expert_layers(self.model_runner.get_model())
-
-
-def repack_output_layers(model: Any) -> None:
-    """Pack the output layers again from the weights they should have now.
-
-    On CPU vLLM computes logits with a packed copy of the output layer's weight. A reload replaces the weight and
-    not the copy, and with tied embeddings not even the weight, without a word.
-    """
-    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
-
-    layers = [m for m in model.modules() if isinstance(m, VocabParallelEmbedding)]
-    inputs = [m for m in layers if not isinstance(m, ParallelLMHead)]
-    for head in layers:
-        if isinstance(head, ParallelLMHead):
-            if getattr(model.config, "tie_word_embeddings", False):
-                head.tie_weights(next(m for m in inputs if m.weight.shape == head.weight.shape))
-            head.quant_method.process_weights_after_loading(head)
-
-
-def repack_experts(model: Any) -> None:
-    """Pack the experts' weights again: on CPU the kernel reads a packed layout, and a reload leaves the plain one."""
-    from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
-    from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import UnquantizedFusedMoEMethod
-
-    for experts in model.modules():
-        if isinstance(experts, RoutedExperts) and isinstance(experts.quant_method, UnquantizedFusedMoEMethod):
-            experts.quant_method.moe_kernel.fused_experts.process_weights_after_loading(experts)

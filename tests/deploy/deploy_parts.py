@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
+import pytest
+
+from penstock.deploy import assemble, rollouts
 from penstock.deploy.crews import Crew
+from penstock.deploy.rollouts import RolloutActor
 from penstock.deploy.scaling import Scaling
+from penstock.services import models
 from penstock.services.contracts import PenstockError
 
 
@@ -58,3 +64,17 @@ def scaling_of(journal, workers: int = 0, scorers: int = 1) -> dict[str, Scaling
 
 def names(workers) -> list[str]:
     return [worker.name for worker in workers]
+
+
+def rollout_actor(monkeypatch: pytest.MonkeyPatch, nice: int = 0) -> tuple[RolloutActor, list[Any]]:
+    """An actor without anything real, and what it exports."""
+    exported: list[Any] = []
+    monkeypatch.setattr(rollouts, "begin_life", lambda log: None)
+    monkeypatch.setattr(rollouts, "export_actor", lambda export, role, name, stats: exported.append(stats))
+    monkeypatch.setattr(models, "load_tokenizer", lambda model: None)
+    monkeypatch.setattr(assemble, "build_generator", lambda *_: SimpleNamespace(close=lambda: None))
+    route = SimpleNamespace(receiver=lambda tensor_parallel, learner: None)
+    plan: Any = SimpleNamespace(
+        model=None, route=route, engine=SimpleNamespace(tensor_parallel=1, nice=nice), export=None
+    )
+    return RolloutActor("rollout-0", 0, Path("log"), plan, (0, {}), None), exported

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from types import SimpleNamespace
+from typing import Any
 
-from penstock.deploy import assemble, rollouts
-from penstock.services import models
+import pytest
+from deploy_parts import rollout_actor
+
+from penstock.deploy import assemble
 
 
-def test_what_is_told_once_is_told_to_the_supervisor_and_not_to_the_exporter(monkeypatch, tmp_path):
-    exported = []
-    monkeypatch.setattr(rollouts, "begin_life", lambda log: None)
-    monkeypatch.setattr(rollouts, "export_actor", lambda export, role, name, stats: exported.append(stats))
-    monkeypatch.setattr(models, "load_tokenizer", lambda model: None)
-    monkeypatch.setattr(assemble, "build_generator", lambda *arguments: None)
-    route = SimpleNamespace(receiver=lambda tensor_parallel, learner: None)
-    plan = SimpleNamespace(model=None, route=route, engine=SimpleNamespace(tensor_parallel=1), export=None)
-    actor = rollouts.RolloutActor("rollout-0", 0, tmp_path / "log", plan, (0, {}), None)
+def test_what_is_told_once_is_told_to_the_supervisor_and_not_to_the_exporter(monkeypatch: pytest.MonkeyPatch):
+    actor, exported = rollout_actor(monkeypatch)
     (stats,) = exported
     assert stats()["doing"] == "ready"
     spans = [["generating", 1.0, 2.0]]
@@ -25,3 +23,72 @@ def test_what_is_told_once_is_told_to_the_supervisor_and_not_to_the_exporter(mon
     assert stats()["doing"] == "generating" and "spans" not in stats()
     assert actor.stats()["spans"] == [["generating", 1.0, 2.0]]
     assert actor.stats()["spans"] == []
+
+
+class Playing:
+    """A worker that is told things, and plays until it shall drain."""
+
+    def __init__(self) -> None:
+        self.told: list[Any] = []
+        self.drained = threading.Event()
+        self.nice = 0
+
+    def request_drain(self) -> None:
+        self.told.append("drain")
+        self.drained.set()
+
+    def set_max_lag(self, bound: int) -> None:
+        self.told.append(bound)
+
+    def run(self) -> None:
+        self.nice = os.getpriority(os.PRIO_PROCESS, 0)
+        assert self.drained.wait(10)
+
+    def stats(self) -> dict[str, Any]:
+        return {"phase": "ended"}
+
+    def spans(self) -> list[Any]:
+        return []
+
+
+def test_a_worker_that_has_not_joined_yet_hears_later_what_it_was_told(monkeypatch: pytest.MonkeyPatch):
+    joining, may_join, playing = threading.Event(), threading.Event(), Playing()
+
+    def build_worker(*arguments: Any) -> Playing:
+        joining.set()
+        assert may_join.wait(10)
+        return playing
+
+    monkeypatch.setattr(assemble, "build_worker", build_worker)
+    actor, _ = rollout_actor(monkeypatch)
+    actor.set_max_lag(3)
+    thread = threading.Thread(target=actor.run)
+    thread.start()
+    assert joining.wait(10)
+    actor.set_max_lag(4)
+    assert playing.told == []  # nobody waited
+    may_join.set()
+    while len(playing.told) < 2:
+        thread.join(0.01)
+        assert thread.is_alive()
+    actor.request_drain()
+    thread.join(10)
+    assert not thread.is_alive() and playing.told == [3, 4, "drain"]
+
+
+def test_an_engine_stands_back_for_the_learner_where_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch):
+    here = os.getpriority(os.PRIO_PROCESS, 0)
+    playing = Playing()
+    playing.drained.set()
+    monkeypatch.setattr(assemble, "build_worker", lambda *arguments: playing)
+
+    def play() -> None:
+        rollout_actor(monkeypatch, nice=2)[0].run()
+
+    for devices, expected in (("", min(19, here + 2)), ("0", here)):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", devices)
+        thread = threading.Thread(target=play)
+        thread.start()
+        thread.join(10)
+        assert playing.nice == expected
+    assert os.getpriority(os.PRIO_PROCESS, 0) == here

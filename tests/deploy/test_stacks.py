@@ -9,9 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 import ray
+from deploy_parts import rollout_actor
 
 from penstock.deploy import assemble, stacks
-from penstock.deploy.rollouts import RolloutActor
 
 
 def test_the_line_of_the_loop_is_named_and_all_stacks_are_printed(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
@@ -23,11 +23,7 @@ def test_the_line_of_the_loop_is_named_and_all_stacks_are_printed(monkeypatch: p
 
     worker = SimpleNamespace(run=run, stats=lambda: {"phase": "ended"}, spans=list)
     monkeypatch.setattr(assemble, "build_worker", lambda *_: worker)
-    actor = RolloutActor.__new__(RolloutActor)
-    actor.name, actor._life, actor._begun = "rollout-0", 0, threading.Event()
-    actor._plan = actor._tokenizer = None  # type: ignore[assignment]
-    actor._generator = SimpleNamespace(close=lambda: None)
-    actor._scorer = SimpleNamespace(holdings=dict)  # type: ignore[assignment]
+    actor, _ = rollout_actor(monkeypatch)
     thread = threading.Thread(target=actor.run, name="the loop", daemon=True)
     thread.start()
     assert begun.wait(10)

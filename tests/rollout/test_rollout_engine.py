@@ -96,7 +96,7 @@ def test_a_reload_that_leaves_the_packed_output_layer_behind_is_caught(
     lab: Lab, engine: Any, monkeypatch: pytest.MonkeyPatch
 ):
     before = engine.version
-    monkeypatch.setattr("penstock.rollout.vllm_setup.repack_output_layers", lambda model: None)
+    monkeypatch.setattr("penstock.rollout.vllm_reload.repack_output_layers", lambda model: None)
     started(engine, "c", 3)
     with pytest.raises(WeightsError, match="does not compute with the weights of version"):
         engine.swap(lab.publish(lab.models[1]))

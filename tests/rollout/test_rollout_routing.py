@@ -131,7 +131,7 @@ def test_weights_of_experts_are_in_use_after_a_swap_and_a_forgotten_packing_is_c
         submit(moe_engine, "g")
         answer = finish(moe_engine)["g"]
         assert np.abs(logprobs(model, answer, with_experts=True) - answer.logprobs).max() < 1e-5
-    monkeypatch.setattr("penstock.rollout.vllm_setup.repack_experts", lambda model: None)
+    monkeypatch.setattr("penstock.rollout.vllm_reload.repack_experts", lambda model: None)
     with pytest.raises(WeightsError, match="does not compute with the weights of version"):
         moe_engine.swap(moe_lab.publish(moe_lab.models[0]))
 
