@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rollout_lab import END, Lab, build_model, build_moe, build_tokenizer
+from rollout_lab import END, SECTION, Lab, build_headless, build_model, build_moe, build_tokenizer
 
 from penstock.rollout.config import EngineSection, Keep
 from penstock.services.versions import Version
 from penstock.services.weights.files import FileReceiver, FileSender
 
 MOST_KEPT = 30
-SECTION = EngineSection(max_model_len=256, max_num_seqs=16, kv_cache_gib=0.05, enforce_eager=True)
 
 
 def _lab(folder: Path, build: Any) -> Iterator[Lab]:
@@ -37,6 +36,12 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 def moe_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     """The same with a mixture of experts."""
     yield from _lab(tmp_path_factory.mktemp("moe"), build_moe)
+
+
+@pytest.fixture(scope="session")
+def headless_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """The same with a model that has no output layer."""
+    yield from _lab(tmp_path_factory.mktemp("headless"), build_headless)
 
 
 @pytest.fixture(scope="session")

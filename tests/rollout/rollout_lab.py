@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import tiny
 
+from penstock.rollout.config import EngineSection
 from penstock.services.trajectory import Completion, Floats, Prompt
 from penstock.services.versions import Version
 from penstock.services.weights.files import FileReceiver, FileSender
@@ -17,6 +18,7 @@ from penstock.services.weights.manifest import ProbeRecord, probe_tokens
 
 VOCABULARY = ["<pad>", "<eos>", "<unk>", *"0123456789abcdefghijklmnopqrstuvwxyz +-*/=?.,:;()[]<>|#@!%&"]
 END = 1
+SECTION = EngineSection(max_model_len=256, max_num_seqs=16, kv_cache_gib=0.05, enforce_eager=True)
 
 SIZES: dict[str, Any] = {
     "vocab_size": len(VOCABULARY),
@@ -40,6 +42,11 @@ def build_model(seed: int) -> Any:
 def build_moe(seed: int) -> Any:
     """A random mixture of experts: two layers with four experts each, of which two are used."""
     return tiny.model(seed, "Qwen3Moe", **SIZES, moe_intermediate_size=64)
+
+
+def build_headless(seed: int) -> Any:
+    """A random Command R: logits come from the embeddings themselves, and no layer is called output layer."""
+    return tiny.model(seed, "Cohere", **SIZES)
 
 
 def build_tokenizer() -> Any:
@@ -84,7 +91,9 @@ def run_up_to(engine: Any, count: int, submit: Callable[[], object]) -> None:
 
 
 def weights_of(model: Any) -> list[tuple[str, Any]]:
-    return [(name, tensor) for name, tensor in model.state_dict().items() if name != "lm_head.weight"]
+    """As they are published: a tied output layer is left out."""
+    tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
+    return [(name, tensor) for name, tensor in model.state_dict().items() if name not in tied]
 
 
 def probe_of(model: Any) -> ProbeRecord:

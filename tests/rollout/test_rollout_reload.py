@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from rollout_lab import Lab
+from rollout_lab import Lab, reference
 
 from penstock.rollout import vllm_reload
+from penstock.rollout.config import KEEP_NOTHING
 from penstock.rollout.errors import EngineFailed
 
 pytestmark = pytest.mark.engine
@@ -81,6 +83,16 @@ def test_a_model_with_experts_goes_the_engines_own_way(moe_lab: Lab, moe_engine:
     for model in moe_lab.models:
         moe_engine.swap(moe_lab.publish(model))
     assert counted.times == 2 and worker_of(moe_engine)._loader._plan is None
+
+
+def test_a_model_without_an_output_layer_computes_logits_with_the_new_embeddings(
+    headless_lab: Lab, start: Callable[..., Any]
+):
+    engine = start(headless_lab, KEEP_NOTHING)
+    for model in (*headless_lab.models, *headless_lab.models):
+        engine.swap(headless_lab.publish(model))  # the probe is in it
+        assert np.abs(engine.logprobs_of(PROMPT, ANSWER) - reference(model, PROMPT, ANSWER)).max() < 1e-4
+    assert worker_of(engine)._loader._plan is not None
 
 
 def test_a_layer_that_no_longer_packs_what_it_packed_ends_the_engine(
