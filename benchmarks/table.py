@@ -169,7 +169,11 @@ def peer(line: Values) -> Iterator[Figure]:
     unit = "seconds to 0.90" if line["task"] == "short" else "trained tokens/s"
     ratio = line["ratio"]
     met = None if ratio is None or not isinstance(line["goal"], int | float) else ratio >= line["goal"]
-    measured = f"{ratio if ratio is None else round(ratio, 2)}; {unit}: {line['penstock']} against {line['trl']}"
+    start, other = line["startup"]["penstock"], line["startup"]["trl"]
+    measured = (
+        f"{ratio if ratio is None else round(ratio, 2)}; {unit}: {line['penstock']:,.5g} against {line['trl']:,.5g}; "
+        f"start-up, which does not count, {start:.0f} against {other:.0f} s"
+    )
     yield Figure(f"peer: ahead of TRL, {line['task']} task", goal, measured, met)
 
 

@@ -1,4 +1,4 @@
-"""Of all tests: hypothesis draws the same examples every time, so that a failure is about a change and not about luck."""
+"""Of all tests: hypothesis draws the same examples every time, so that a failure is about a change, not about luck."""
 
 from __future__ import annotations
 

@@ -16,9 +16,9 @@ over the seeds of either side, and of the ratio within a seed, more than 1 where
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -63,13 +63,14 @@ def compare(name: str, seeds: list[int], steps: int, folder: Path, python: Path)
         other = theirs.run(task, seed, folder / f"trl-{name}-{seed}", python, os.cpu_count() or 1)
         ratio = ahead(task, measured(task, mine), measured(task, other))
         rows.append((mine, other, measured(task, mine), measured(task, other), ratio))
-        print(json.dumps({"seed": seed, "task": name, "penstock": rows[-1][2], "trl": rows[-1][3]}), flush=True)
+        print(f"{name}, seed {seed}: {rows[-1][2]} against {rows[-1][3]}", file=sys.stderr, flush=True)
     unit = "seconds_to_0.90" if name == "short" else "trained_tokens_per_second"
     return {
         "unit": unit,
         "penstock": middle([row[2] for row in rows]),
         "trl": middle([row[3] for row in rows]),
         "ratio": middle([row[4] for row in rows]),
+        "steps": steps if name == "long_tail" else None,
         "ratios": [row[4] if row[4] is None else round(row[4], 3) for row in rows],
         "goal": GOALS[name],
         "startup": {

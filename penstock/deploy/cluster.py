@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import shutil
 import signal
 import tempfile
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray._raylet import AuthenticationTokenLoader
 
 from penstock.deploy import exits, ray_address
 from penstock.deploy.growth import grows
@@ -26,6 +28,7 @@ _TEMP_PREFIX = "penstock-ray-"
 _LONGEST = 17
 """Bytes of a folder in which Ray's sockets find room: with its own names of 90 the kernel allows 107."""
 _INTERVAL = "RAY_metrics_report_interval_ms"
+_TOKEN = "RAY_AUTH_TOKEN"
 OBJECT_STORE_BYTES = 128 * 1024 * 1024
 """Rollouts travel through the store and weights through files, so Ray's own object store stays small."""
 
@@ -52,7 +55,7 @@ class Cluster:
             remove_orphans(base, _TEMP_PREFIX)
             self._folder = Path(tempfile.mkdtemp(prefix=_TEMP_PREFIX, dir=base))
             own(self._folder)
-            # Ray guards the cluster with a token in the user's home; it need not say so at every start.
+            # Ray guards the cluster with a token; it need not say so at every start.
             logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
             settings |= {
                 "_temp_dir": str(self._folder / "ray"),  # which Ray opens to everybody; what is around it stays shut
@@ -67,7 +70,7 @@ class Cluster:
             settings["address"] = self.address
         try:
             every_seconds = report_seconds if self.address is None else None
-            with _own_signals(), exits.parent_as_before(), _reporting_every(every_seconds):
+            with _own_signals(), exits.parent_as_before(), _reporting_every(every_seconds), _token(self.joined):
                 joined = ray.init(**settings)
                 exits.read_from(Path(joined.address_info["session_dir"]) / "logs")
         except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
@@ -150,6 +153,23 @@ def _reporting_every(seconds: float | None) -> Iterator[None]:
         yield
     finally:
         del os.environ[_INTERVAL]
+
+
+@contextmanager
+def _token(joined: bool) -> Iterator[None]:
+    """A cluster that is started here has a token of its own, in the environment of its processes and in no file: what
+    may read the user's files, as reward functions may, could otherwise start code in the cluster.
+
+    Whoever gives one in RAY_AUTH_TOKEN, to look at the cluster with Ray's tools, is heeded."""
+    AuthenticationTokenLoader.instance().reset_cache()  # that of a cluster before this one
+    if joined or os.environ.get(_TOKEN):
+        yield
+        return
+    os.environ[_TOKEN] = secrets.token_hex(32)
+    try:
+        yield
+    finally:
+        del os.environ[_TOKEN]
 
 
 def actor_environment(*, threads: int, device: str) -> dict[str, str]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -63,8 +61,6 @@ class RolloutActor:
     def __init__(self, name: str, restarts: int, log: Path, plan: RolloutPlan, scorers: Scorers, learner: Any) -> None:
         """`learner` is rank 0, where weights come from on some routes."""
         begin_life(log)
-        self._niceness = _lowered(plan.engine.nice)
-        _stand_back(self._niceness)  # for processes that the engine starts
         from penstock.deploy.assemble import build_generator
         from penstock.services.models import load_tokenizer
 
@@ -93,7 +89,6 @@ class RolloutActor:
         from penstock.deploy.assemble import build_worker
 
         self._joins = time.monotonic()
-        _stand_back(self._niceness)  # the engine computes in this thread
         try:
             worker = build_worker(self.name, self._life, self._plan, self._generator, self._tokenizer, self._scorer)
             with self._telling:
@@ -165,19 +160,6 @@ class RolloutActor:
         if self._worker is None:
             raise PenstockError(f"{self.name} could not join the run; its log says why")
         return self._worker
-
-
-def _lowered(by: int) -> int | None:
-    """The niceness of this thread and so much more; None where an engine has a GPU, or niceness is not a thread's."""
-    if sys.platform != "linux" or os.environ.get("CUDA_VISIBLE_DEVICES"):
-        return None
-    return min(19, os.getpriority(os.PRIO_PROCESS, 0) + by)
-
-
-def _stand_back(niceness: int | None) -> None:
-    """This thread, and the threads and processes that it starts from now on."""
-    if niceness is not None:
-        os.setpriority(os.PRIO_PROCESS, 0, niceness)
 
 
 def start_worker(

@@ -108,8 +108,8 @@ class Archivist:
                 self._thread = None
             elif time.monotonic() - began > self._deadline:
                 self._failure = DeadlinePassed(
-                    f"{self._thread.name} has been written to {self._folder} for {self._deadline:.0f} s; "
-                    "the disk does not answer"
+                    f"{self._thread.name} has been written to {self._folder} for {self._deadline:.0f} s "
+                    "(staleness.take_deadline); the disk does not answer"
                 )
                 return
             else:

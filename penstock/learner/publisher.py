@@ -59,7 +59,8 @@ class Publisher:
             elif time.monotonic() - self._began > deadline:
                 raise DeadlinePassed(
                     f"publishing version {self._version} has taken {time.monotonic() - self._began:.0f} s, the limit "
-                    f"is {deadline:.0f} s; the weight transport ({type(self._sender).__name__}) or the store is stuck"
+                    f"is {deadline:.0f} s (staleness.take_deadline); the weight transport "
+                    f"({type(self._sender).__name__}) or the store is stuck"
                 )
             else:
                 meanwhile()

@@ -219,10 +219,6 @@ class EngineSection(Section):
     """Answers that are decoded at a time; others wait inside of the worker."""
     threads: int = on_resume(1, ge=1, le=1024)
     """CPU threads of one engine. Small models are fastest with 1."""
-    nice: int = on_resume(5, ge=0, le=19)
-    """Without a GPU: how far an engine stands back for the learner where both want the same cores (Unix niceness, added
-    to what Ray gives its actors, 19 at most). The learner is waited for by all; an engine has the cores while it waits
-    itself. 0 shares them alike."""
     kv: Literal["recompute", "keep"] = "recompute"
     """What becomes of the KV cache of running answers when weights change: computed again with the new weights, so
     that every token has one policy; or kept, which swaps faster and leaves tokens that match neither policy."""

@@ -146,8 +146,9 @@ class Groups:
             waited = time.monotonic() - episode.since
             if episode not in judged and waited > self._rules.scoring_deadline:
                 raise DeadlinePassed(
-                    f"the scores of group {episode.ticket.index} have been missing for {waited:.0f} s, the limit is "
-                    f"{self._rules.scoring_deadline:.0f} s; the scorer is stuck"
+                    f"the scores of group {episode.ticket.index} ({_row(episode)}) have been missing for "
+                    f"{waited:.0f} s, the limit is {self._rules.scoring_deadline:.0f} s (rollout.scoring_deadline); "
+                    "the scorer is stuck"
                 )
 
     def _whole(self, episode: Episode) -> Group | None:
@@ -156,9 +157,7 @@ class Groups:
         group = episode.group(episode.scoring.result(timeout=0))
         if len(group.scored) < self._rules.quorum:
             causes = "; ".join(sorted({t.unscored for t in group.trajectories if t.unscored is not None}))
-            prompt = episode.prompt
-            row = f"{prompt.source} row {prompt.row}"
-            had = f"group {episode.ticket.index} ({row}) has {len(group.scored)} scores"
+            had = f"group {episode.ticket.index} ({_row(episode)}) has {len(group.scored)} scores"
             self._refuse(episode, "unscored", f"{had} of {self._rules.quorum} that are needed: {causes}")
         elif not group.spans:
             self._refuse(episode, "stale", "every answer was cut before its first token")
@@ -257,3 +256,8 @@ def _partial_of(ticket: Ticket) -> PartialGroup | None:
         # The whole group is played again: a copy that nobody can read must not end worker after worker.
         log.warning("what was handed back of group %d cannot be used: %s", ticket.index, error)
         return None
+
+
+def _row(episode: Episode) -> str:
+    """Where its prompt comes from."""
+    return f"{episode.prompt.source} row {episode.prompt.row}"

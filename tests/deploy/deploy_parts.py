@@ -66,7 +66,7 @@ def names(workers) -> list[str]:
     return [worker.name for worker in workers]
 
 
-def rollout_actor(monkeypatch: pytest.MonkeyPatch, nice: int = 0) -> tuple[RolloutActor, list[Any]]:
+def rollout_actor(monkeypatch: pytest.MonkeyPatch) -> tuple[RolloutActor, list[Any]]:
     """An actor without anything real, and what it exports."""
     exported: list[Any] = []
     monkeypatch.setattr(rollouts, "begin_life", lambda log: None)
@@ -74,7 +74,5 @@ def rollout_actor(monkeypatch: pytest.MonkeyPatch, nice: int = 0) -> tuple[Rollo
     monkeypatch.setattr(models, "load_tokenizer", lambda model: None)
     monkeypatch.setattr(assemble, "build_generator", lambda *_: SimpleNamespace(close=lambda: None))
     route = SimpleNamespace(receiver=lambda tensor_parallel, learner: None)
-    plan: Any = SimpleNamespace(
-        model=None, route=route, engine=SimpleNamespace(tensor_parallel=1, nice=nice), export=None
-    )
+    plan: Any = SimpleNamespace(model=None, route=route, engine=SimpleNamespace(tensor_parallel=1), export=None)
     return RolloutActor("rollout-0", 0, Path("log"), plan, (0, {}), None), exported

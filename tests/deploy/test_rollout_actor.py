@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from types import SimpleNamespace
 from typing import Any
@@ -31,7 +30,6 @@ class Playing:
     def __init__(self) -> None:
         self.told: list[Any] = []
         self.drained = threading.Event()
-        self.nice = 0
 
     def request_drain(self) -> None:
         self.told.append("drain")
@@ -41,7 +39,6 @@ class Playing:
         self.told.append(bound)
 
     def run(self) -> None:
-        self.nice = os.getpriority(os.PRIO_PROCESS, 0)
         assert self.drained.wait(10)
 
     def stats(self) -> dict[str, Any]:
@@ -74,21 +71,3 @@ def test_a_worker_that_has_not_joined_yet_hears_later_what_it_was_told(monkeypat
     actor.request_drain()
     thread.join(10)
     assert not thread.is_alive() and playing.told == [3, 4, "drain"]
-
-
-def test_an_engine_stands_back_for_the_learner_where_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch):
-    here = os.getpriority(os.PRIO_PROCESS, 0)
-    playing = Playing()
-    playing.drained.set()
-    monkeypatch.setattr(assemble, "build_worker", lambda *arguments: playing)
-
-    def play() -> None:
-        rollout_actor(monkeypatch, nice=2)[0].run()
-
-    for devices, expected in (("", min(19, here + 2)), ("0", here)):
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", devices)
-        thread = threading.Thread(target=play)
-        thread.start()
-        thread.join(10)
-        assert playing.nice == expected
-    assert os.getpriority(os.PRIO_PROCESS, 0) == here

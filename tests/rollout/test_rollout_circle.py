@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from rollout_lab import END, Lab, prompt_of, reference, weights_of
+from rollout_lab import END, VOCABULARY, Lab, logits_of, prompt_of, reference, weights_of
 
 from penstock.rollout.evaluation import EvaluationJob
 from penstock.rollout.worker import RolloutWorker, Rules
@@ -86,3 +86,9 @@ def test_groups_of_several_versions_all_agree_with_the_models_that_sampled_them(
             assert END not in tokens[:-1]
     assert len({span.version for group in groups for span in group.spans}) > 1
     assert len(found.samples) == 12 and found.version in models
+    greedy = [[VOCABULARY.index(character) for character in s.text] for s in found.samples if s.greedy]
+    used, other = models[found.version], next(m for m in lab.models if m is not models[found.version])
+    assert len(greedy) == 4
+    for tokens in greedy:  # of the one version that was pinned, while training went on with others
+        assert (logits_of(used, [9, 8, 7], tokens).argmax(-1) == tokens).all()
+        assert not (logits_of(other, [9, 8, 7], tokens).argmax(-1) == tokens).all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import numpy as np
@@ -115,6 +116,19 @@ def test_without_a_probe_a_reload_that_does_nothing_at_all_is_caught(
     monkeypatch.setattr(engine, "_load", lambda tensors: None)
     with pytest.raises(WeightsError, match="the same log-probs"):
         engine.swap(lab.publish(lab.models[1], probe=False))
+
+
+def test_an_engine_that_does_not_answer_the_probe_of_a_swap_is_given_up_at_the_deadline(
+    lab: Lab, engine: Any, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(engine, "_section", engine._section.model_copy(update={"swap_deadline": 0.2}))
+    monkeypatch.setattr(engine, "_engine_step", lambda: time.sleep(0.01) or [])
+    with pytest.raises(EngineFailed, match=r"probe: no answer within 0\.2 s \(engine\.swap_deadline\)"):
+        engine.swap(lab.publish(lab.models[1]))
+    with pytest.raises(EngineFailed, match="must not be used any more"):
+        engine.step()
+    engine._calls.failed = None
+    engine._calls.abort([f"aside-{engine._asides}"])
 
 
 def test_a_missing_version_leaves_the_engine_as_it_was(lab: Lab, engine: Any):

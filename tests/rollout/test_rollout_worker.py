@@ -462,7 +462,10 @@ def test_a_store_that_is_away_for_a_moment_is_asked_again_and_one_that_stays_awa
 
 def test_a_scorer_that_never_answers_is_a_named_error():
     store = ledger()
-    stuck = pytest.raises(DeadlinePassed, match=r"the scores of group \d+ have been missing")
+    stuck = pytest.raises(
+        DeadlinePassed,
+        match=r"the scores of group \d+ \(\w+ row \d+\) have been missing .*\(rollout\.scoring_deadline\)",
+    )
     with running(worker(store, scorer=Judge(seconds=2), scoring_deadline=0.3)) as outcome, stuck:
         outcome.result(timeout=10)
     assert store.counts().by_state["returned"] > 0

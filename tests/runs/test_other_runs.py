@@ -25,10 +25,14 @@ pytestmark = [pytest.mark.engine, pytest.mark.slow]
 def test_with_max_lag_zero_the_same_code_is_the_synchronous_system(overrides_of):
     """With a frozen reference too: before the first update it is the policy itself, later it is not."""
     overrides = [*overrides_of, "staleness.max_lag=0", "algorithm.kl.coefficient=0.001"]
-    run = penstock.train(RECIPE / "grpo.yaml", [*overrides, "name=carry-sync"])
+    too_strict = "recording.mismatch_warning=1e-9"
+    run = penstock.train(RECIPE / "grpo.yaml", [*overrides, too_strict, "name=carry-sync"])
     summary = run.summary
     assert run.metrics["off_policy/max"].max() == 0
     assert run.metrics["mismatch/max"].max() < 1e-4
+    warned = [event.message for event in RunDir.open(run.dir).read_events() if event.kind == "warning"]
+    for looked_at in ("nats on the probe of version", "nats on tokens of version"):  # at the start, and on the way
+        assert any(looked_at in message and "(recording.mismatch_warning is 1e-09)" in message for message in warned)
     found = summary["evaluation"]["eval/greedy/accuracy"]
     assert found["after"] >= found["before"] + 0.20
     assert summary["ledger"]["balanced"]
