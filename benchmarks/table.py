@@ -256,8 +256,8 @@ COMMANDS = {"scale_down": "scale_up"}
 """Whose lines another command prints."""
 
 
-def main() -> None:
-    """Write the page."""
+def page_text() -> str:
+    """The whole page."""
     lines = kept()
     every = [row for name in FIGURES for row in rows(name, lines.get(name, []))]
     text = HEAD + table(["figure", "goal", "measured", "met", "date", "machine"], every)
@@ -265,8 +265,12 @@ def main() -> None:
     if explained:
         text += "\n## What remains\n\n" + "".join(explained)
     commands = "".join(f"    python -m benchmarks.{name}\n" for name in FIGURES if name not in COMMANDS)
-    text += f"\n## The commands\n\nEach says what it does with `--help`, and what its line holds.\n\n{commands}"
-    PAGE.write_text(text)
+    return text + f"\n## The commands\n\nEach says what it does with `--help`, and what its line holds.\n\n{commands}"
+
+
+def main() -> None:
+    """Write the page."""
+    PAGE.write_text(page_text())
     print(PAGE)
 
 

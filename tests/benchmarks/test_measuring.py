@@ -51,3 +51,7 @@ def test_every_kept_line_has_its_rows_and_every_figure_has_a_row():
     for name in table.FIGURES:
         for row in table.rows(name, lines.get(name, [])):
             assert len(row) == 6 and row[0]
+
+
+def test_the_page_of_figures_is_what_the_kept_lines_say():
+    assert table.PAGE.read_text() == table.page_text(), "write the page anew: make figures"
