@@ -1,4 +1,5 @@
-"""A short chaos run, every part but the driver killed once: what `make chaos` does a hundred times."""
+"""A short chaos run: every part that a run ends without, but for its driver, is killed once. `make chaos` does it a
+hundred times, stops parts as well, and strikes the driver and the page, too."""
 
 from __future__ import annotations
 

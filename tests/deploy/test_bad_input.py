@@ -13,6 +13,7 @@ from bad_input import ROWS, Row, part
 from penstock.cli import main
 from penstock.deploy import run
 from penstock.deploy.checks import context, world
+from penstock.services.rundir import RunDir
 
 ALL = [pytest.param(row, id=f"{subject}: {row.what}") for subject, rows in ROWS.items() for row in rows]
 
@@ -67,3 +68,19 @@ def test_every_command_that_begins_something_ends_with_2_before_it_begins(
     told = capsys.readouterr().err
     assert "learner.learning_rat: there is no such key" in told and "did you mean learner.learning_rate?" in told
     assert "model.path: " in told, "all of them together"
+
+
+def test_a_resume_with_bad_changes_ends_with_2_before_it_begins(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = RunDir.create(tmp_path / "elsewhere", "begun", bad_input.RUN_FILE)
+    monkeypatch.setattr(run, "train", lambda *_, **__: pytest.fail("the run was started"))
+    for change, said in [
+        ("limits.stepz=9", "limits.stepz: there is no such key"),
+        ("rollout.group_size=4", "rollout.group_size: "),  # which may not change on the way
+    ]:
+        monkeypatch.setattr(sys, "argv", ["penstock", "resume", str(directory.path), change])
+        with pytest.raises(SystemExit) as ended:
+            main.run()
+        assert ended.value.code == 2
+        assert said in capsys.readouterr().err

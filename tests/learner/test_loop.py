@@ -72,14 +72,24 @@ def test_a_run_trains_publishes_and_leaves_a_balanced_ledger(team, tmp_path, max
     assert store.counts().by_state["committed"] == 48
 
 
-def test_a_step_with_undefined_gradients_changes_nothing_and_three_of_them_end_the_run(team, tmp_path):
+def undefined(logp):
+    """A sampler that reports probability 0 for what it drew: the KL estimate of the loss is undefined."""
+    return logp * float("nan")
+
+
+def steep(logp):
+    """Zero, so that the loss is a number, with infinite slope."""
+    return (logp - logp.detach()).sqrt()
+
+
+@pytest.mark.parametrize("penalty", [undefined, steep])
+def test_a_step_with_undefined_gradients_changes_nothing_and_three_of_them_end_the_run(team, tmp_path, penalty):
     from penstock.learner.loop import NonFinite
 
     store, sender, reports = MemoryStore(), MemorySender(), []
     loop = loop_of(team, store, sender, tmp_path, steps=5, reports=reports, archive={"every": 1})
-    # A sampler that reports probability 0 for what it drew: the KL estimate of the loss is undefined.
     algorithm = loop._crew._algorithm
-    object.__setattr__(algorithm, "penalty", lambda logp, *_: logp * float("nan"))
+    object.__setattr__(algorithm, "penalty", lambda logp, *_: penalty(logp))
     object.__setattr__(algorithm, "kl_coefficient", 1.0)
     before = loop._crew.engine.snapshot(wanted=True)
     with pytest.raises(NonFinite, match=r"3 train steps in a row from version 0\.0.*/nonfinite"):
