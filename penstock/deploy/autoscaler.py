@@ -161,14 +161,13 @@ class Autoscaler:
 
     def _undo(self, seen: _Seen) -> Decision | None:
         """Take back a step up that did not help: the engines may share what is scarce, or the gate, the scorers or the
-        length of answers may be what the learner waits for. After one that did, as few as before are too few."""
+        length of answers may be what the learner waits for."""
         if self._last is None or self._last[1] <= self._last[0].workers:
             return None
         before, count = self._last
         self._last = None
         expected = before.wait_with(count)
         if seen.waited <= self._rules.up_wait or before.waited - seen.waited >= _GAIN * (before.waited - expected):
-            self._too_few = _Barred(before.workers, self._now + self._patience)
             return None
         self._fail()
         self._too_many = _Barred(before.workers + 1, self._now + self._patience)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
+from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
 from penstock.deploy import exits, ray_address
 from penstock.deploy.growth import grows
@@ -28,7 +28,7 @@ _TEMP_PREFIX = "penstock-ray-"
 _LONGEST = 17
 """Bytes of a folder in which Ray's sockets find room: with its own names of 90 the kernel allows 107."""
 _INTERVAL = "RAY_metrics_report_interval_ms"
-_TOKEN = "RAY_AUTH_TOKEN"
+_MODE, _TOKEN = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"
 OBJECT_STORE_BYTES = 128 * 1024 * 1024
 """Rollouts travel through the store and weights through files, so Ray's own object store stays small."""
 
@@ -64,6 +64,7 @@ class Cluster:
                 # Logical only: every actor asks for one, and the machine's real cores are shared by threads.
                 "num_cpus": max(actors, os.cpu_count() or 1),
             }
+            self._mode_given = _MODE in os.environ
             every = {} if report_seconds is None else {"metrics_report_interval_ms": round(report_seconds * 1000)}
             settings["_system_config"] = {**exits.REAPING, **every}
         else:
@@ -74,7 +75,7 @@ class Cluster:
                 joined = ray.init(**settings)
                 exits.read_from(Path(joined.address_info["session_dir"]) / "logs")
         except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-            self._remove_folder()
+            self._clean()
             if self.address is not None:
                 raise ray_address.not_joined(self.address, error) from error
             raise PenstockError(
@@ -115,11 +116,17 @@ class Cluster:
     def close(self) -> None:
         """Leave the cluster; end it when it was started here."""
         ray.shutdown()
-        self._remove_folder()
+        self._clean()
 
-    def _remove_folder(self) -> None:
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+    def _clean(self) -> None:
+        """Nothing stays of a cluster that was started here, nor of its token: the next one has another."""
+        if self._folder is None:
+            return
+        shutil.rmtree(self._folder, ignore_errors=True)
+        if not self._mode_given:
+            os.environ.pop(_MODE, None)  # which Ray has set
+        Config.initialize("")  # reads it again
+        AuthenticationTokenLoader.instance().reset_cache()
 
 
 def _short_base() -> Path:
@@ -161,11 +168,11 @@ def _token(joined: bool) -> Iterator[None]:
     may read the user's files, as reward functions may, could otherwise start code in the cluster.
 
     Whoever gives one in RAY_AUTH_TOKEN, to look at the cluster with Ray's tools, is heeded."""
-    AuthenticationTokenLoader.instance().reset_cache()  # that of a cluster before this one
     if joined or os.environ.get(_TOKEN):
         yield
         return
     os.environ[_TOKEN] = secrets.token_hex(32)
+    AuthenticationTokenLoader.instance().reset_cache()
     try:
         yield
     finally:

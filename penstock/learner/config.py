@@ -180,8 +180,8 @@ class StalenessSection(Section):
     """Groups without signal are replaced at most this many times groups_per_step in one train step; then the run ends.
     It also ends when the rollout workers drop so many in a row (unscored, or too long a prompt) and hand on none."""
     take_deadline: float = on_resume(1800.0, gt=0)
-    """Seconds the learner waits for a batch before it gives up. Must exceed the start of an engine and the longest
-    answer."""
+    """Seconds the learner waits for a batch before it gives up, and for a publication or an archive to be written. Must
+    exceed the start of an engine and the longest answer."""
 
     @property
     def first_lag(self) -> int:

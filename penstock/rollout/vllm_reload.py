@@ -79,7 +79,7 @@ class Loader:
             _attention_must_do_nothing(model)
             self._plan = Plan(recording, tensors)
         except (NotRepeatable, AttributeError, RuntimeError) as reason:  # the weights are there; only the plan is not
-            self._may_learn = False
+            self._may_learn, self._plan = False, None
             log.info("weights will be loaded by the engine's own reload: %s", reason)
 
     def _reset(self) -> None:

@@ -86,7 +86,7 @@ def test_a_model_with_experts_goes_the_engines_own_way(moe_lab: Lab, moe_engine:
 
 
 def test_a_model_without_an_output_layer_computes_logits_with_the_new_embeddings(
-    headless_lab: Lab, start: Callable[..., Any]
+    headless_lab: Lab, session_engine: Any, start: Callable[..., Any]
 ):
     engine = start(headless_lab, KEEP_NOTHING)
     for model in (*headless_lab.models, *headless_lab.models):

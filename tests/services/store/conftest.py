@@ -17,7 +17,14 @@ from penstock.services.store.memory import MemoryStore
 from penstock.services.store.server import PrivateServer
 from penstock.services.versions import FIRST
 
-settings.register_profile("long", max_examples=500, stateful_step_count=80, derandomize=False, print_blob=True)
+settings.register_profile(
+    "long",
+    settings.get_profile("default"),
+    max_examples=500,
+    stateful_step_count=80,
+    derandomize=False,
+    print_blob=True,
+)
 _runs = itertools.count()
 
 
