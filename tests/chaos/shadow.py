@@ -14,8 +14,6 @@ from chaos.versions_seen import At, led_to, way_to
 from chaos.violations import Violation
 
 QUEUES = ("returned", "reserved", "stored", "taken", "applied")
-_STORED = "stored"
-"""What an entry says of itself from then on."""
 
 
 @dataclass
@@ -274,9 +272,9 @@ class Shadow:
             places = self.places[index]
             if len(places) > 1:
                 self._say("balance", f"prompt {index} is in several states: {', '.join(places)}")
-            said, stands = self.states.get(index), next(iter(places), None)
-            if said != (_STORED if stands in ("taken", "applied") else stands):
-                self._say("balance", f"prompt {index} stands in {stands or 'no queue'} and says {said}")
+            said = self.states.get(index)
+            if said != next(iter(places), None):
+                self._say("balance", f"prompt {index} stands in {next(iter(places), 'no queue')} and says {said}")
             if not places:
                 del self.places[index]
 

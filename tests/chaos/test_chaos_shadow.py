@@ -121,7 +121,8 @@ def test_a_group_that_is_applied_twice_is_found(books):
     books.step()
     books.play(STEP - 1)
     pipe = books.raw.pipeline()  # one that was used already is slipped under the next step's
-    pipe.zrem(books.key("applied"), played[0]).zadd(books.key("taken"), {played[0]: 1}).execute()
+    pipe.zrem(books.key("applied"), played[0]).zadd(books.key("taken"), {played[0]: 1})
+    pipe.hset(books.key(f"entry:{played[0]}"), "state", "taken").execute()
     books.step()
     assert "twice" in books.found
     assert any("used by step 0.1 and again by step 0.2" in v.found for v in books.shadow.violations)

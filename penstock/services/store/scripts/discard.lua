@@ -6,10 +6,9 @@ local other = replaced(run, lineage, step)
 if other then return other end
 local present, seen = {}, {}
 for i = 4, #ARGV do
-  local taken_for = tonumber(redis.call('ZSCORE', QUEUES.taken, ARGV[i]) or nil)
-  local found = taken_for and 'taken' or state_of(ARGV[i])
+  local found = redis.call('HGET', entry(ARGV[i]), 'state')
   if found then -- else it ended before: a repetition
-    if taken_for ~= step then
+    if found ~= 'taken' or tonumber(redis.call('ZSCORE', QUEUES.taken, ARGV[i])) ~= step then
       return wrong('group ' .. ARGV[i] .. ' is ' .. found .. ', not taken for the step from '
         .. lineage .. '.' .. step)
     end
