@@ -2,21 +2,17 @@
 
 The engine's own reload builds every layer anew, copies the checkpoint's tensors into it, has the layer prepare them
 for its kernels, and copies the result to where the old one was. On a CPU most layers keep nothing but a packed copy,
-which `Plan` makes from the checkpoint's tensors at once. Which part of which tensor goes where (the engine fuses
-some, pads some, and takes a share of each where it has several processes) is what the model's own `load_weights`
-knows: it is recorded in a reload of the engine's own, and done again from then on.
+which `Plan` makes from the checkpoint's tensors at once. Which part of which tensor goes where is recorded in a reload
+of the engine's own (`vllm_recording`), and done again from then on.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
-from torch.utils._python_dispatch import TorchDispatchMode
 from vllm.model_executor.layers.attention import Attention, is_deferred_attention_layer
 from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
 from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import UnquantizedFusedMoEMethod
@@ -33,15 +29,9 @@ from vllm.model_executor.model_loader.reload.layerwise import (
 from vllm.platforms import current_platform
 from vllm.v1.attention.backend import AttentionImplBase
 
+from penstock.rollout.vllm_recording import Named, NotRepeatable, Recording, Seen, view_of
+
 log = logging.getLogger(__name__)
-
-Named = list[tuple[str, torch.Tensor]]
-Place = tuple[torch.nn.Module, str]
-"""A tensor of the model: its layer, and its name there."""
-
-
-class NotRepeatable(Exception):
-    """A load that cannot be done again from what was seen of it, and why."""
 
 
 class Loader:
@@ -77,7 +67,7 @@ class Loader:
         self._reset()
         try:
             _attention_must_do_nothing(model)
-            self._plan = Plan(recording, tensors)
+            self._plan = Plan(recording)
         except (NotRepeatable, AttributeError, RuntimeError) as reason:  # the weights are there; only the plan is not
             self._may_learn, self._plan = False, None
             log.info("weights will be loaded by the engine's own reload: %s", reason)
@@ -87,104 +77,6 @@ class Loader:
         self._runner.reset_lora_state()
         self._runner.reset_encoder_cache()
         self._runner.reset_mm_cache()
-
-
-@dataclass(frozen=True)
-class View:
-    """Elements of a tensor, by their distance from its first."""
-
-    size: tuple[int, ...]
-    stride: tuple[int, ...]
-    offset: int
-
-    def of(self, tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.as_strided(self.size, self.stride, tensor.storage_offset() + self.offset)
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A part of a checkpoint's tensor, and where in the model's it goes."""
-
-    source: str
-    taken: View
-    placed: View
-
-
-@dataclass
-class Seen:
-    """What happened to one of the model's tensors."""
-
-    whole: torch.Tensor
-    """As it is before the layer prepares it: on the meta device, but for what vLLM leaves alone, such as biases."""
-    pieces: dict[Piece, None] = field(default_factory=dict)
-    filled: dict[View, None] = field(default_factory=dict)
-    """Set to a constant: padding."""
-    others: list[str] = field(default_factory=list)
-    """Anything else that wrote to it."""
-
-
-class Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Watches `load_weights` after `initialize_layerwise_reload`, which has put tensors without memory into the layers.
-
-    The engine loads every tensor twice: into those, to count when a layer is whole, and then into fresh memory, which
-    the layer prepares. The first is what is seen here; the second goes the same way, and is nobody's known place."""
-
-    def __init__(self, model: torch.nn.Module, tensors: Named) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.seen: dict[Place, Seen] = {}
-        self.others: list[str] = []
-        """What wrote to the checkpoint's own tensors."""
-        self._sources = tensors
-        self._given = {_storage(tensor) for _, tensor in tensors}
-        self._places: dict[int, Place] = {}
-        for layer in model.modules():
-            named = {**dict(layer.named_parameters(recurse=False)), **dict(layer.named_buffers(recurse=False))}
-            for name, tensor in named.items():
-                if not isinstance(tensor, (UninitializedParameter, UninitializedBuffer)):
-                    self._know((layer, name), tensor)
-
-    def _know(self, place: Place, tensor: torch.Tensor) -> None:
-        self.seen[place] = Seen(tensor)
-        same = self._places.setdefault(_storage(tensor), place)
-        if same != place:
-            for each in (same, place):
-                self.seen[each].others.append("another tensor in the same memory")
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        for target in _written(func, args, kwargs or {}):
-            storage = _storage(target)
-            if storage in self._places:
-                self._note(func, target, args)
-            elif storage in self._given:
-                self.others.append(func._schema.name)
-        return func(*args, **(kwargs or {}))
-
-    def _note(self, func: Any, target: torch.Tensor, args: Any) -> None:
-        seen, name = self.seen[self._places[_storage(target)]], func._schema.name
-        placed = _view(target, target.storage_offset() - seen.whole.storage_offset())
-        if name == "aten::copy_":
-            taken = args[1]
-            if _storage(taken) == _storage(target) and _whence(taken) == _whence(target):
-                return  # what a layer keeps as it is, it copies to itself
-            piece = self._piece(taken, placed)
-            if piece is not None:
-                seen.pieces[piece] = None
-                return
-        elif name in ("aten::fill_", "aten::zero_"):
-            seen.filled[placed] = None
-            return
-        seen.others.append(name)
-
-    def _piece(self, taken: torch.Tensor, placed: View) -> Piece | None:
-        """None for a copy of what is no part of one of the checkpoint's tensors as it is."""
-        if taken.is_meta or taken.shape != placed.size:
-            return None
-        found = []
-        for name, source in self._sources:
-            start = taken.data_ptr() - source.data_ptr()
-            if 0 <= start < max(1, source.nbytes) and taken.dtype == source.dtype and source.is_contiguous():
-                found.append(Piece(name, _view(taken, start // source.itemsize), placed))
-        return found[0] if len(found) == 1 else None
 
 
 @dataclass(frozen=True)
@@ -198,7 +90,7 @@ class Packed:
         whole = self._as_given(tensors)
         if whole is None:
             whole = scratch[: self.seen.whole.numel()].view(self.seen.whole.shape)
-            _place(self.seen, whole, tensors)
+            self.seen.repeat(whole, tensors)
         self.layer.weight = torch.nn.Parameter(whole, requires_grad=False)
         self.layer.quant_method.process_weights_after_loading(self.layer)
         if self.layer.weight.numel():
@@ -209,15 +101,15 @@ class Packed:
         whole, (piece, *more) = self.seen.whole, self.seen.pieces
         given = tensors[piece.source]
         alike = given.dtype == whole.dtype and given.shape == whole.shape
-        return given if alike and not more and piece.taken == piece.placed == _view(whole, 0) else None
+        return given if alike and not more and piece.taken == piece.placed == view_of(whole, 0) else None
 
 
 class Plan:
     """How a load that was recorded is done again with other tensors. Raises NotRepeatable."""
 
-    def __init__(self, recording: Recording, tensors: Named) -> None:
-        _must_be_all(recording, tensors)
-        self._expected = _layout(tensors)
+    def __init__(self, recording: Recording) -> None:
+        recording.must_be_complete()
+        self._expected = _layout(recording.tensors)
         self._packed: list[Packed] = []
         self._live: list[tuple[torch.Tensor, Seen]] = []
         for (layer, name), seen in recording.seen.items():
@@ -243,7 +135,7 @@ class Plan:
         """Put them where the recorded ones went."""
         given = dict(tensors)
         for live, seen in self._live:
-            _place(seen, live.data, given)
+            seen.repeat(live.data, given)
         scratches: dict[torch.dtype, torch.Tensor] = {}
         for packed in self._packed:
             dtype = packed.seen.whole.dtype
@@ -254,21 +146,6 @@ class Plan:
 
 def _layout(tensors: Named) -> dict[str, Any]:
     return {name: (tensor.shape, tensor.dtype, tensor.is_contiguous()) for name, tensor in tensors}
-
-
-def _place(seen: Seen, whole: torch.Tensor, tensors: dict[str, torch.Tensor]) -> None:
-    for piece in seen.pieces:
-        piece.placed.of(whole).copy_(piece.taken.of(tensors[piece.source]))
-
-
-def _must_be_all(recording: Recording, tensors: Named) -> None:
-    """Every tensor of the checkpoint was seen on its way, and none was changed on it."""
-    if recording.others:
-        raise NotRepeatable(f"the tensors given were written by {', '.join(sorted(set(recording.others)))}")
-    used = {piece.source for seen in recording.seen.values() for piece in seen.pieces}
-    lost = [name for name, _ in tensors if name not in used]
-    if lost:
-        raise NotRepeatable(f"where {lost[0]} went was not seen")
 
 
 def _must_be_ordinary(layer: Any, name: str, seen: Seen) -> None:
@@ -306,27 +183,6 @@ def _attention_must_do_nothing(model: torch.nn.Module) -> None:
             own = getattr(impl, "process_weights_after_loading", None)
             if type(layer) is not Attention or own is not AttentionImplBase.process_weights_after_loading:
                 raise NotRepeatable(f"{type(layer).__name__} prepares itself when weights are loaded")
-
-
-def _written(func: Any, args: Any, kwargs: dict[str, Any]) -> Iterator[torch.Tensor]:
-    """The tensors that an operation writes to."""
-    for index, argument in enumerate(func._schema.arguments):
-        if argument.alias_info is not None and argument.alias_info.is_write:
-            value = args[index] if index < len(args) else kwargs.get(argument.name)
-            yield from (each for each in (value if isinstance(value, list) else [value]) if each is not None)
-
-
-def _view(tensor: torch.Tensor, offset: int | torch.SymInt) -> View:
-    return View(tuple(tensor.shape), tensor.stride(), int(offset))
-
-
-def _whence(tensor: torch.Tensor) -> View:
-    """Within its memory."""
-    return _view(tensor, tensor.storage_offset())
-
-
-def _storage(tensor: torch.Tensor) -> int:
-    return cast(int, tensor.untyped_storage()._cdata)
 
 
 def repack_output_layers(model: Any) -> None:

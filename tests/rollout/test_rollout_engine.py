@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import numpy as np
@@ -122,7 +121,7 @@ def test_an_engine_that_does_not_answer_the_probe_of_a_swap_is_given_up_at_the_d
     lab: Lab, engine: Any, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(engine, "_section", engine._section.model_copy(update={"swap_deadline": 0.2}))
-    monkeypatch.setattr(engine, "_engine_step", lambda: time.sleep(0.01) or [])
+    monkeypatch.setattr(engine, "_engine_step", list)
     with pytest.raises(EngineFailed, match=r"probe: no answer within 0\.2 s \(engine\.swap_deadline\)"):
         engine.swap(lab.publish(lab.models[1]))
     with pytest.raises(EngineFailed, match="must not be used any more"):

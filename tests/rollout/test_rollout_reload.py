@@ -13,6 +13,7 @@ from rollout_lab import Lab, reference
 from penstock.rollout import vllm_reload
 from penstock.rollout.config import KEEP_NOTHING
 from penstock.rollout.errors import EngineFailed
+from penstock.rollout.vllm_recording import NotRepeatable, Recording
 
 pytestmark = pytest.mark.engine
 
@@ -121,7 +122,7 @@ class Layer(torch.nn.Module):
 def recorded(load: Callable[[torch.Tensor, dict[str, torch.Tensor]], object], **tensors: torch.Tensor) -> Any:
     """The recording, and what happened to the layer's weight in it."""
     layer = Layer()
-    recording = vllm_reload.Recording(layer, list(tensors.items()))
+    recording = Recording(layer, list(tensors.items()))
     with recording:
         load(layer.weight.data, tensors)
     return recording, recording.seen[layer, "weight"]
@@ -135,10 +136,10 @@ def test_parts_are_found_again_wherever_they_lie():
         weight.narrow(0, 2, 2).copy_(given["b"].t())
 
     recording, seen = recorded(load, a=a, b=b)
-    vllm_reload._must_be_all(recording, [("a", a), ("b", b)])
+    recording.must_be_complete()
     vllm_reload._must_be_ordinary(Layer(), "weight", seen)
     whole, other = torch.empty(4, 3), {"a": a + 1000, "b": b + 1000}
-    vllm_reload._place(seen, whole, other)
+    seen.repeat(whole, other)
     assert torch.equal(whole, torch.cat([other["a"][1:3, 3:], other["b"].t()]))
 
 
@@ -150,7 +151,7 @@ def test_padding_stays_as_the_first_load_left_it():
     _, seen = recorded(load, a=torch.ones(3, 3))
     vllm_reload._must_be_ordinary(Layer(), "weight", seen)
     whole = torch.zeros(4, 3)
-    vllm_reload._place(seen, whole, {"a": torch.full((3, 3), 7.0)})
+    seen.repeat(whole, {"a": torch.full((3, 3), 7.0)})
     assert whole[:3].eq(7).all() and whole[3:].eq(0).all()
 
 
@@ -179,7 +180,7 @@ def turned(weight: torch.Tensor, given: dict[str, torch.Tensor]) -> None:
 @pytest.mark.parametrize("load", [scaled, added, of_another_type, broadcast, turned])
 def test_a_load_that_computes_is_not_done_again(load: Callable[..., None]):
     _, seen = recorded(load, a=torch.ones(4, 3))
-    with pytest.raises(vllm_reload.NotRepeatable, match=r"weight of Layer was written by aten::(copy_|add_)"):
+    with pytest.raises(NotRepeatable, match=r"weight of Layer was written by aten::(copy_|add_)"):
         vllm_reload._must_be_ordinary(Layer(), "weight", seen)
 
 
@@ -200,7 +201,7 @@ def padded_over(weight: torch.Tensor, given: dict[str, torch.Tensor]) -> None:
 @pytest.mark.parametrize("load", [twice, in_part, padded_over])
 def test_a_load_that_writes_twice_or_not_everything_is_not_done_again(load: Callable[..., None]):
     _, seen = recorded(load, a=torch.ones(4, 3))
-    with pytest.raises(vllm_reload.NotRepeatable, match="is written more than once, or not in full"):
+    with pytest.raises(NotRepeatable, match="is written more than once, or not in full"):
         vllm_reload._must_be_ordinary(Layer(), "weight", seen)
 
 
@@ -222,5 +223,5 @@ def changed(weight: torch.Tensor, given: dict[str, torch.Tensor]) -> None:
 def test_a_load_whose_tensors_are_lost_or_changed_on_the_way_is_not_done_again(load: Callable[..., None]):
     given = torch.ones(4, 3)
     recording, _ = recorded(load, a=given)
-    with pytest.raises(vllm_reload.NotRepeatable, match=r"where a went was not seen|were written by aten::mul_"):
-        vllm_reload._must_be_all(recording, [("a", given)])
+    with pytest.raises(NotRepeatable, match=r"where a went was not seen|were written by aten::mul_"):
+        recording.must_be_complete()
