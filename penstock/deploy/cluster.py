@@ -9,13 +9,13 @@ import shutil
 import signal
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
+from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]  # not in its stubs
 
 from penstock.deploy import exits, ray_address
 from penstock.deploy.growth import grows
@@ -50,28 +50,14 @@ class Cluster:
         # Ray's own words about dead actors, for every one of them a paragraph; the supervisor says what died and why.
         logging.getLogger("ray._private.worker").setLevel(logging.ERROR)
         settings: dict[str, Any] = {"namespace": namespace, "log_to_driver": False, "configure_logging": False}
+        inherited: dict[str, str] = {}
         if self.address is None:
-            base = _short_base()
-            remove_orphans(base, _TEMP_PREFIX)
-            self._folder = Path(tempfile.mkdtemp(prefix=_TEMP_PREFIX, dir=base))
-            own(self._folder)
-            # Ray guards the cluster with a token; it need not say so at every start.
-            logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
-            settings |= {
-                "_temp_dir": str(self._folder / "ray"),  # which Ray opens to everybody; what is around it stays shut
-                "include_dashboard": False,
-                "object_store_memory": OBJECT_STORE_BYTES,
-                # Logical only: every actor asks for one, and the machine's real cores are shared by threads.
-                "num_cpus": max(actors, os.cpu_count() or 1),
-            }
-            self._mode_given = _MODE in os.environ
-            every = {} if report_seconds is None else {"metrics_report_interval_ms": round(report_seconds * 1000)}
-            settings["_system_config"] = {**exits.REAPING, **every}
+            settings |= self._of_own(actors, report_seconds)
+            inherited = _environment_of_own(report_seconds)
         else:
             settings["address"] = self.address
         try:
-            every_seconds = report_seconds if self.address is None else None
-            with _own_signals(), exits.parent_as_before(), _reporting_every(every_seconds), _token(self.joined):
+            with _own_signals(), exits.parent_as_before(), _inherited(inherited):
                 joined = ray.init(**settings)
                 exits.read_from(Path(joined.address_info["session_dir"]) / "logs")
         except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
@@ -81,6 +67,26 @@ class Cluster:
             raise PenstockError(
                 f"could not start a Ray cluster on this machine: {error}. `penstock doctor` checks what is in the way"
             ) from error
+
+    def _of_own(self, actors: int, report_seconds: float | None) -> dict[str, Any]:
+        """What a cluster that is started here is started with; makes its folder."""
+        base = _short_base()
+        remove_orphans(base, _TEMP_PREFIX)
+        self._folder = Path(tempfile.mkdtemp(prefix=_TEMP_PREFIX, dir=base))
+        own(self._folder)
+        # Ray guards the cluster with a token; it need not say so at every start.
+        logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
+        self._mode_given = _MODE in os.environ
+        AuthenticationTokenLoader.instance().reset_cache()
+        every = {} if report_seconds is None else {"metrics_report_interval_ms": round(report_seconds * 1000)}
+        return {
+            "_temp_dir": str(self._folder / "ray"),  # which Ray opens to everybody; what is around it stays shut
+            "include_dashboard": False,
+            "object_store_memory": OBJECT_STORE_BYTES,
+            # Logical only: every actor asks for one, and the machine's real cores are shared by threads.
+            "num_cpus": max(actors, os.cpu_count() or 1),
+            "_system_config": {**exits.REAPING, **every},
+        }
 
     @property
     def joined(self) -> bool:
@@ -148,35 +154,27 @@ def _own_signals() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-@contextmanager
-def _reporting_every(seconds: float | None) -> Iterator[None]:
-    """Inside, Ray's metrics agent can be started that forgets what was not said for twice so long. It takes the
-    interval from the environment only, as the drivers and workers do from the cluster's configuration only."""
-    if seconds is None or _INTERVAL in os.environ:
-        yield
-        return
-    os.environ[_INTERVAL] = str(round(seconds * 1000))
-    try:
-        yield
-    finally:
-        del os.environ[_INTERVAL]
+def _environment_of_own(report_seconds: float | None) -> dict[str, str]:
+    """Variables of the processes of a cluster that is started here, and of no others.
+
+    Its token is there and in no file: what may read the user's files, as reward functions may, could otherwise start
+    code in it. Ray's metrics agent, which forgets what was not said for twice the interval, takes that from there only,
+    as drivers and workers do from the cluster's configuration only."""
+    every = {} if report_seconds is None else {_INTERVAL: str(round(report_seconds * 1000))}
+    return {_TOKEN: secrets.token_hex(32), **every}
 
 
 @contextmanager
-def _token(joined: bool) -> Iterator[None]:
-    """A cluster that is started here has a token of its own, in the environment of its processes and in no file: what
-    may read the user's files, as reward functions may, could otherwise start code in the cluster.
-
-    Whoever gives one in RAY_AUTH_TOKEN, to look at the cluster with Ray's tools, is heeded."""
-    if joined or os.environ.get(_TOKEN):
-        yield
-        return
-    os.environ[_TOKEN] = secrets.token_hex(32)
-    AuthenticationTokenLoader.instance().reset_cache()
+def _inherited(variables: Mapping[str, str]) -> Iterator[None]:
+    """Inside, processes that start have these variables; what is set already stands, so that whoever gives a token, to
+    look at the cluster with Ray's tools, is heeded."""
+    new = {name: value for name, value in variables.items() if not os.environ.get(name)}
+    os.environ.update(new)
     try:
         yield
     finally:
-        del os.environ[_TOKEN]
+        for name in new:
+            del os.environ[name]
 
 
 def actor_environment(*, threads: int, device: str) -> dict[str, str]:
