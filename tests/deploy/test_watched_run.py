@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ pytestmark = pytest.mark.engine
 ROOT = Path(__file__).parents[2]
 BOARDS = ROOT / "deploy" / "grafana" / "dashboards"
 RULE = """
+from functools import partial
 from pathlib import Path
 
 def sometimes(completions, **columns):
@@ -100,79 +102,89 @@ def test_a_run_is_watched_and_alerts_say_when_it_misbehaves(drill, tmp_path) -> 
     inputs, process = drill
     runs = tmp_path / "runs"
     with LivePrometheus(tmp_path / "prometheus", runs) as prometheus:
-        wait = prometheus.wait
         steps = "max(ray_penstock_run_step)"
-        wait("a step is scraped", lambda: process.poll() is not None or (prometheus.value(steps) or 0) >= 3, 90)
+        prometheus.wait(
+            "a step is scraped", lambda: process.poll() is not None or (prometheus.value(steps) or 0) >= 3, 90
+        )
         assert process.poll() is None, (tmp_path / "log").read_text()
         directory = RunDir.newest(runs)
-        run = directory.path.name
 
-        # A node that Ray's file names too is scraped once; one that is not there is told of.
-        (target,) = prometheus.api("targets")["activeTargets"]
-        here, nowhere = target["labels"]["instance"], "127.0.0.1:9"
         rays = tmp_path / "prometheus" / "prom_metrics_service_discovery.json"
-        rays.write_text(json.dumps([{"labels": {"job": "ray"}, "targets": [here, nowhere]}]))
-        both = [("penstock", here), ("penstock", nowhere)]
-        wait("Ray's file is read", lambda: sorted(prometheus.targets()) == sorted(both), 15)
+        nodes_are_scraped_once(prometheus, rays)
+        what_is_exported_is_declared_and_named(prometheus, directory.path.name)
+        a_scrape_is_a_line_of_metrics(prometheus, directory)
+        every_query_has_data(prometheus)
+        alerts_fire_where_it_misbehaves(prometheus, directory, inputs)
 
-        # What is exported is declared, and bears the name of the run.
-        names = {s["__name__"] for s in prometheus.api("series", **{"match[]": '{__name__=~"ray_penstock_.+"}'})}
-        assert {name.removeprefix("ray_") for name in names} <= {to_prometheus(name) for name in exported()}
-        wholes = {"ray_" + to_prometheus(name) for name in REWARD if not places(name) and "reference" not in name}
-        wait("all of the scorer's metrics are scraped", lambda: all(prometheus.ask(name) for name in wholes), 15)
-        assert {labels["run"] for labels, _ in prometheus.ask('{__name__=~"ray_penstock_.+"}')} == {run}
-        roles = {(m["role"], m["worker"]) for m, _ in prometheus.ask("ray_penstock_process_rss")}
-        assert roles == {
-            ("driver", "driver"),
-            ("learner", "learner-0"),
-            ("rollout", "rollout-0"),
-            ("scorer", "scorer-0"),
-        }
-
-        # The numbers of one scrape are those of one line of metrics.jsonl.
-        def same() -> bool:
-            scraped = {m["__name__"]: value for m, value in prometheus.ask(f'{{__name__=~"{"|".join(compared)}"}}')}
-            rows = {row.get("learner/updates"): row for row in read_rows(directory.metrics)}
-            row = rows.get(scraped["ray_penstock_learner_updates"], {})
-            return all(row.get(name) == pytest.approx(scraped[known], rel=1e-9) for known, name in compared.items())
-
-        compared = {
-            f"ray_{to_prometheus(n)}": n for n in ("learner/updates", "kl/reference", "reward/mean", "time/step")
-        }
-        wait("a line of metrics.jsonl is scraped as it is", same, 15)
-
-        # Every panel's and every rule's query has data.
-        wait("every panel has data", lambda: not without_data(prometheus), 30, say=lambda: without_data(prometheus))
-        for rule in prometheus.rules:
-            for name in re.findall(r"(?:ray_penstock_\w+|\bup)(?:\{[^}]*\})?", rule["expr"]):
-                assert prometheus.ask(name), f"{rule['alert']}: {name} has no data"
-        states = {r["health"] for group in prometheus.api("rules")["groups"] for r in group["rules"]}
-        assert states == {"ok"}
-
-        # Rewards fail; the gate is held, and the learner has nothing to do; a worker dies.
-        assert not {"PenstockRewardFailures", "PenstockGateClosed", "PenstockWorkerDead"} & prometheus.firing()
-        (inputs / "away").touch()
-        wait("the alert on rewards fires", lambda: "PenstockRewardFailures" in prometheus.firing(), 30)
-        (inputs / "away").unlink()
-        control = MailboxControl(directory)
-        control.send(Gate(open=False), by="a test")
-        ((labels, _),) = prometheus.ask('ray_penstock_process_rss{worker="rollout-0"}')
-        killed = labels["WorkerId"]
-        os.kill(_pid(prometheus, directory), signal.SIGKILL)
-        wanted = {"PenstockGateClosed", "PenstockLearnerStarving", "PenstockWorkerDead", "PenstockTargetDown"}
-        wait(f"{wanted} fire", lambda: wanted <= prometheus.firing(), 40)
-
-        # What a worker had said vanishes with it, and so does a run that has ended.
-        wait(
-            "the killed worker's series vanish",
-            lambda: not prometheus.ask(f'ray_penstock_process_rss{{WorkerId="{killed}"}}'),
-            15,
-        )
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 130
         assert list((runs / "targets").iterdir()) == []
         rays.unlink()
-        wait("the run is scraped no more", lambda: prometheus.targets() == [], 20)
+        prometheus.wait("the run is scraped no more", lambda: prometheus.targets() == [], 20)
+
+
+def nodes_are_scraped_once(prometheus: LivePrometheus, rays: Path) -> None:
+    """A node that Ray's file names too is scraped once; one that is not there is told of."""
+    (target,) = prometheus.api("targets")["activeTargets"]
+    here, nowhere = target["labels"]["instance"], "127.0.0.1:9"
+    rays.write_text(json.dumps([{"labels": {"job": "ray"}, "targets": [here, nowhere]}]))
+    both = [("penstock", here), ("penstock", nowhere)]
+    prometheus.wait("Ray's file is read", lambda: sorted(prometheus.targets()) == sorted(both), 15)
+
+
+def what_is_exported_is_declared_and_named(prometheus: LivePrometheus, run: str) -> None:
+    """Every series bears the name of the run, and those of a process its role."""
+    names = {s["__name__"] for s in prometheus.api("series", **{"match[]": '{__name__=~"ray_penstock_.+"}'})}
+    assert {name.removeprefix("ray_") for name in names} <= {to_prometheus(name) for name in exported()}
+    wholes = {"ray_" + to_prometheus(name) for name in REWARD if not places(name) and "reference" not in name}
+    prometheus.wait("all of the scorer's metrics are scraped", lambda: all(prometheus.ask(name) for name in wholes), 15)
+    assert {labels["run"] for labels, _ in prometheus.ask('{__name__=~"ray_penstock_.+"}')} == {run}
+    roles = {(m["role"], m["worker"]) for m, _ in prometheus.ask("ray_penstock_process_rss")}
+    assert roles == {
+        ("driver", "driver"),
+        ("learner", "learner-0"),
+        ("rollout", "rollout-0"),
+        ("scorer", "scorer-0"),
+    }
+
+
+def a_scrape_is_a_line_of_metrics(prometheus: LivePrometheus, directory: RunDir) -> None:
+    """The numbers of one scrape are those of one line of metrics.jsonl."""
+    compared = {f"ray_{to_prometheus(n)}": n for n in ("learner/updates", "kl/reference", "reward/mean", "time/step")}
+
+    def same() -> bool:
+        scraped = {m["__name__"]: value for m, value in prometheus.ask(f'{{__name__=~"{"|".join(compared)}"}}')}
+        rows = {row.get("learner/updates"): row for row in read_rows(directory.metrics)}
+        row = rows.get(scraped["ray_penstock_learner_updates"], {})
+        return all(row.get(name) == pytest.approx(scraped[known], rel=1e-9) for known, name in compared.items())
+
+    prometheus.wait("a line of metrics.jsonl is scraped as it is", same, 15)
+
+
+def every_query_has_data(prometheus: LivePrometheus) -> None:
+    """Of every panel and every rule."""
+    lacking = partial(without_data, prometheus)
+    prometheus.wait("every panel has data", lambda: not lacking(), 30, say=lacking)
+    for rule in prometheus.rules:
+        for name in re.findall(r"(?:ray_penstock_\w+|\bup)(?:\{[^}]*\})?", rule["expr"]):
+            assert prometheus.ask(name), f"{rule['alert']}: {name} has no data"
+    states = {r["health"] for group in prometheus.api("rules")["groups"] for r in group["rules"]}
+    assert states == {"ok"}
+
+
+def alerts_fire_where_it_misbehaves(prometheus: LivePrometheus, directory: RunDir, inputs: Path) -> None:
+    """Rewards fail; the gate is held, and the learner has nothing to do; a worker dies, and its series vanish."""
+    assert not {"PenstockRewardFailures", "PenstockGateClosed", "PenstockWorkerDead"} & prometheus.firing()
+    (inputs / "away").touch()
+    prometheus.wait("the alert on rewards fires", lambda: "PenstockRewardFailures" in prometheus.firing(), 30)
+    (inputs / "away").unlink()
+    MailboxControl(directory).send(Gate(open=False), by="a test")
+    ((labels, _),) = prometheus.ask('ray_penstock_process_rss{worker="rollout-0"}')
+    killed = f'ray_penstock_process_rss{{WorkerId="{labels["WorkerId"]}"}}'
+    os.kill(_pid(prometheus, directory), signal.SIGKILL)
+    wanted = {"PenstockGateClosed", "PenstockLearnerStarving", "PenstockWorkerDead", "PenstockTargetDown"}
+    prometheus.wait(f"{wanted} fire", lambda: wanted <= prometheus.firing(), 40)
+    prometheus.wait("the killed worker's series vanish", lambda: not prometheus.ask(killed), 15)
 
 
 def _pid(prometheus: LivePrometheus, directory: RunDir) -> int:
