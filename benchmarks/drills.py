@@ -76,8 +76,14 @@ class Onlooker:
         self.wait(f"{', '.join(names)} left", lambda: set(names) <= set(self.names("left")))
 
 
-def played(run_file: Path, overrides: Sequence[str], play: Callable[[Onlooker], object]) -> Run:
-    """The run, once it has ended; `play` goes on beside it and has to end it. Raises what either raised."""
+def played(
+    run_file: Path,
+    overrides: Sequence[str],
+    play: Callable[[Onlooker], object],
+    start: Callable[..., Run] = penstock.train,
+) -> Run:
+    """The run that `start` starts, once it has ended; `play` goes on beside it and has to end it. Raises what either
+    raised."""
     onlooker, failures = Onlooker(), []
 
     def body() -> None:
@@ -92,7 +98,7 @@ def played(run_file: Path, overrides: Sequence[str], play: Callable[[Onlooker], 
 
     beside = threading.Thread(target=body, daemon=True)
     beside.start()
-    run = penstock.train(run_file, list(overrides), display=onlooker)
+    run = start(run_file, list(overrides), display=onlooker)
     beside.join(30)
     if failures:
         raise failures[0]

@@ -9,7 +9,7 @@ import threading
 import time
 from pathlib import Path
 
-_SEIZE, _INTERRUPT = 0x4206, 0x4207
+_SEIZE, _INTERRUPT, _DETACH = 0x4206, 0x4207, 17
 _EVERY_THREAD = 0x40000000
 """__WALL, without which wait(2) does not hear of other processes' threads."""
 
@@ -30,9 +30,9 @@ def busiest(pid: int, seconds: float = 2.0) -> int:
     return max((spent - before.get(thread, 0), thread) for thread, spent in ticks().items())[1]
 
 
-def freeze(pid: int, thread: int) -> None:
+def freeze(pid: int, thread: int, seconds: float | None = None) -> None:
     """Stop one thread of a process, at a moment when it sleeps: one that computes may hold the interpreter's lock, and
-    then all stand still. Returns once it stands, which it does until the process is ended.
+    then all stand still. Returns once it stands, which it does for so many `seconds`, or until the process is ended.
 
     Linux traces single threads; whoever traces one has to hear of its end, or the process is never quite gone. Raises
     OSError where tracing is not allowed."""
@@ -52,6 +52,10 @@ def freeze(pid: int, thread: int) -> None:
         else:
             os.waitpid(thread, _EVERY_THREAD)
         stands.set()
+        if seconds is not None and not failed:
+            time.sleep(seconds)
+            system.ptrace(_DETACH, thread, None, None)
+            return
         with contextlib.suppress(ChildProcessError):  # it is gone
             while not failed and not os.WIFSIGNALED(os.waitpid(thread, _EVERY_THREAD)[1]):
                 pass

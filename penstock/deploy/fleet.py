@@ -164,17 +164,20 @@ class Member:
         if self._asked is None and ask:
             self._asked = self.handle.stats.remote()
 
-    def last_words(self, deadline: float) -> None:
-        """Hear once more from an actor whose loop has ended. Raises DeadlinePassed, and RayError when it is gone."""
+    def last_words(self, deadline: float) -> str:
+        """Hear once more from an actor whose loop has ended, all of whose work is saved; returns why it has not told
+        all, empty when it has."""
+        asked, self._asked = self._asked, None
         try:
-            if self._asked is not None:
-                self._hear(ray.get(self._asked, timeout=deadline))
+            if asked is not None:
+                self._hear(ray.get(asked, timeout=deadline))
             self._hear(ray.get(self.handle.stats.remote(), timeout=deadline))
-        except ray.exceptions.GetTimeoutError as error:
-            raise DeadlinePassed(
-                f"waited {deadline:.0f} s (deadlines.drain) for the last report of {self.name}, whose loop has ended"
-            ) from error
-        self._asked = None
+        except ray.exceptions.RayActorError:
+            return f"{self.name} was killed after its work was done, before it had told of all its last steps"
+        except ray.exceptions.GetTimeoutError:
+            waited = f"waited {deadline:g} s (deadlines.drain) for the last report of {self.name}"
+            return f"{waited}, whose work is done; it has not told of all its last steps"
+        return ""
 
     def _hear(self, stats: dict[str, Any]) -> None:
         self.inbox.extend(stats.pop("reports", []))

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from penstock.deploy.deaths import tail_of
 from penstock.deploy.fleet import ActorLost, Member
 from penstock.deploy.journal import Journal
 from penstock.deploy.parts import Parts
 from penstock.deploy.recovery import Recovery
 from penstock.deploy.runfile import RunFile
 from penstock.deploy.scaling import Scaling
-from penstock.deploy.stacks import where_they_stand
+from penstock.deploy.silence import end_the_silent
 
 
 class Mending:
@@ -108,25 +107,8 @@ class Mending:
 
     def silence(self) -> None:
         """A process that lives but does not move any more. Engines may compile for long, so the limit is generous."""
-        limit = self._run_file.deadlines.silence
-        silent = [
-            member
-            for member in self._parts.members
-            if member.state == "running"
-            and member.silent > limit
-            # What is being loaded again has the deadline of a start.
-            and not (member.role == "learner" and self.learner.stage)
-        ]
-        tails = {member.name: tail_of(member.log) for member in silent}  # before the stacks are written into them
-        stand = where_they_stand({member.name: member.handle for member in silent})
-        for member in silent:
-            where = stand.get(member.name)
-            how = f"its process answers, {where}" if where else "its process has not answered"
-            what = f"silent for {member.silent:.0f} s while {member.stats.get('doing', 'scoring')}"
-            member.cause = (
-                f"{member.name} has been {what} (deadlines.silence is {limit:g} s): {how}; it was ended"
-                f"{tails[member.name]}"
-            )
+        loading = bool(self.learner.stage)  # what is being loaded again has the deadline of a start
+        watched = [member for member in self._parts.members if not (loading and member.role == "learner")]
+        for member in end_the_silent(watched, self._run_file.deadlines.silence):
             if member.role == "scorer":  # Ray starts it again by itself
                 self._journal.tell("died", member.cause, name=member.name)
-            member.end_silent(answers=bool(where))

@@ -14,13 +14,13 @@ from typing import Literal
 import ray
 import ray.exceptions
 
+from penstock.deploy.blame import Blame, Deaths
 from penstock.deploy.fleet import ActorLost, Member
 from penstock.deploy.journal import Journal
 from penstock.deploy.parts import Parts
 from penstock.deploy.runfile import RunFile
 from penstock.learner import checkpoints
-from penstock.learner.rank import RankLost
-from penstock.services.contracts import DeadlinePassed, PenstockError
+from penstock.services.contracts import DeadlinePassed
 from penstock.services.rundir import RunDir
 
 
@@ -39,7 +39,8 @@ class Recovery:
         """How far the ranks are that were started again; empty while there are none."""
         self._attempts = 0
         self._from: Path | None = None
-        self._since = self._failed = 0.0
+        self._since = 0.0
+        self._blame = Blame(run_file.deadlines.blame)
         self._answers: list[ray.ObjectRef[object]] = []
 
     def look(self, started: bool) -> bool:
@@ -48,9 +49,9 @@ class Recovery:
         learner has `started` for the first time there is nothing to go on from."""
         if self._ranks[0].state == "ended":
             return False  # all is done and saved
-        dead = [member for member in self._ranks if member.state == "dead"]
-        if dead:
-            self._mourn(dead, started)
+        if any(member.state == "dead" for member in self._ranks):
+            if deaths := self._blame.find(self._ranks):
+                self._mourn(deaths, started)
         elif self.stage == "starting" and all(member.state == "ready" for member in self._ranks):
             self.stage, self._answers = "preparing", self._parts.prepare_learning(self._from)
         elif self.stage == "preparing" and self._prepared():
@@ -66,7 +67,7 @@ class Recovery:
     def excuse(self, seconds: float) -> None:
         """So long the driver did not move: that is no time to start in, and none to explain a death in."""
         self._since += seconds
-        self._failed += seconds if self._failed else 0.0
+        self._blame.excuse(seconds)
 
     def begun(self) -> None:
         """The learner has published its weights and trains."""
@@ -88,21 +89,13 @@ class Recovery:
         states = {member.name: str(member.stats.get("doing", member.state)) for member in self._ranks}
         return ", ".join(f"{name}: {state}" for name, state in states.items())
 
-    def _mourn(self, dead: list[Member], started: bool) -> None:
+    def _mourn(self, deaths: Deaths, started: bool) -> None:
         """Say what happened, and start all ranks again or give the run up."""
-        faults = {kind: [member for member in dead if _fault(member) == kind] for kind in ("process", "own", "contact")}
-        self._failed = self._failed or time.monotonic()
-        early = time.monotonic() - self._failed < self._run_file.deadlines.blame
-        if early and not faults["process"] and len(dead) < len(self._ranks):
-            return  # another one's death may explain it, and Ray notices that later
-        self._failed = 0.0
-        for member in dead:
+        for member in deaths.dead:
             self._journal.tell("died", member.cause, name=member.name)
-        # Of several that stand still one may only wait for another, whose process hangs as a whole.
-        first = min(faults["process"] or faults["own"] or dead, key=lambda member: not member.mute)
-        if not started or _fault(first) == "own":
-            raise ActorLost(f"{first.cause}\n  {self._journal.how_to_go_on}")
-        self._begin(first.cause)
+        if not started or deaths.fault == "own":
+            raise ActorLost(f"{deaths.first.cause}\n  {self._journal.how_to_go_on}")
+        self._begin(deaths.first.cause)
 
     def _begin(self, cause: str) -> None:
         latest = checkpoints.latest(RunDir(self._journal.run_dir).checkpoints)
@@ -130,13 +123,3 @@ class Recovery:
         except ray.exceptions.RayError:
             return False
         return True
-
-
-def _fault(member: Member) -> Literal["process", "own", "contact"]:
-    """Of a dead rank: its process is gone or torch failed in it; it raised what it would raise again; it only missed
-    another one."""
-    raised = member.raised
-    if isinstance(raised, RankLost):
-        return "contact"
-    failed = raised is None or (isinstance(raised, RuntimeError) and not isinstance(raised, PenstockError))
-    return "process" if failed else "own"

@@ -6,8 +6,6 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, get_args
 
-import ray.exceptions
-
 from penstock.deploy.around import scorer_metrics, worker_metrics
 from penstock.deploy.autoscaling import Autoscaling
 from penstock.deploy.evaluating import Evaluating
@@ -234,17 +232,14 @@ class Supervisor:
 
     def hear_the_end(self, deadline: float) -> None:
         """What the learner, whose loop has ended, has not told yet. All is saved by then: where its process has been
-        killed since, its last checkpoint says how far it came. Raises DeadlinePassed."""
-        try:
-            self.learner.last_words(deadline)
-        except ray.exceptions.RayActorError:
-            self._read_reports()
+        killed since, or hangs, its last checkpoint says how far it came."""
+        missing = self.learner.last_words(deadline)
+        self._read_reports()
+        if missing:
+            self._journal.warn(missing, name=self.learner.name)
             last = checkpoints.latest(self._directory.checkpoints)
-            what = f"{self.learner.name} was killed after its work was done, before it had told of all its last steps"
-            self._journal.warn(what, name=self.learner.name)
             if last is not None and last.version > self._journal.version:
                 self._journal.step(last.version, last.metrics, [], last.written)
-        self._read_reports()
         self.ended_at = self.ended_at or time.time()
 
     def keep_store(self) -> None:

@@ -7,9 +7,8 @@ from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
-import ray.exceptions
-
 from penstock.deploy import job, plans
+from penstock.deploy.blame import Blame
 from penstock.deploy.cluster import Cluster
 from penstock.deploy.desk import desk
 from penstock.deploy.ending import Ending, ending, tenure
@@ -21,6 +20,7 @@ from penstock.deploy.page import Page, beside
 from penstock.deploy.placement import place
 from penstock.deploy.runfile import RunFile
 from penstock.deploy.signals import Interruption
+from penstock.deploy.silence import end_the_silent
 from penstock.deploy.storehost import run_id_of
 from penstock.deploy.summary import Phases, first_and_last, library_versions
 from penstock.deploy.supervisor import TICK
@@ -118,24 +118,23 @@ class _Tuning:
         self._journal.begin(Version(0, 0))
         for member in members:
             member.run()
-        told = False
-        while any(member.state == "running" for member in members):
+        told, blame = False, Blame(self._run_file.deadlines.blame)
+        while members[0].state != "ended":  # it saves the model, and ends after all have come to the end
+            end_the_silent(members, self._run_file.deadlines.silence)
             for member in members:
                 member.poll(self._run_file.deadlines.start)
-                if member.state == "dead":
-                    self._journal.event("died", member.cause, name=member.name)
-                    raise ActorLost(member.cause)
+            if deaths := blame.find(members):
+                for member in deaths.dead:
+                    self._journal.tell("died", member.cause, name=member.name)
+                raise ActorLost(deaths.first.cause)
             if self._asked and not told:
                 members[0].handle.request_stop.remote(f"interrupted by {self._asked.name}")
                 told = True
             self._record(members[0])
             self._journal.show(members, None)
             time.sleep(TICK)
-        try:
-            members[0].last_words(self._run_file.deadlines.drain)
-        except ray.exceptions.RayActorError:  # the model is saved by then
-            what = f"{members[0].name} was killed after its work was done, before it had told of all its last steps"
-            self._journal.warn(what, name=members[0].name)
+        if missing := members[0].last_words(self._run_file.deadlines.drain):
+            self._journal.warn(missing, name=members[0].name)
         self._record(members[0])
         return str(members[0].result)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import Mock
@@ -23,7 +24,7 @@ from penstock.deploy.signals import Interruption
 from penstock.deploy.supervisor import Supervisor
 from penstock.deploy.tune import _Tuning
 from penstock.learner import checkpoints
-from penstock.services.contracts import PenstockError
+from penstock.services.contracts import DeadlinePassed, PenstockError
 from penstock.services.metrics import read_rows
 from penstock.services.replay import LedgerMemo
 from penstock.services.rundir import RunDir, RunDirError
@@ -148,18 +149,61 @@ def test_a_store_that_dies_while_workers_hand_back_what_they_have_is_started_aga
     assert worker.state == "ended" and store.asked == 3 and noted == []
 
 
+def conductor_of(workers: list, **deadlines: float) -> tuple[Conductor, list]:
+    """One whose parts are fakes, and the events it tells of."""
+    noted: list = []
+    conductor = object.__new__(Conductor)
+    conductor._journal = SimpleNamespace(enter=Mock(), show=Mock(), event=lambda *said: noted.append(said))
+    learner = SimpleNamespace(stats={"doing": "publishing the first weights"}, log="logs/learner-0.log")
+    conductor._supervisor = Mock(started=False, stopped_by_signal=False, learner=learner)
+    section = SimpleNamespace(**({"drain": 10.0, "start": 10.0} | deadlines))
+    conductor._run_file = SimpleNamespace(deadlines=section, recording=SimpleNamespace(plots=False))
+    conductor._asked = Interruption()
+    return conductor, noted
+
+
+def test_a_worker_that_does_not_drain_in_time_is_named_and_the_run_ends_without_it(tmp_path):
+    def worker(name: str, ends: bool) -> SimpleNamespace:
+        one = SimpleNamespace(name=name, state="running", handle=SimpleNamespace(request_drain=Mock()))
+        one.poll = lambda _: setattr(one, "state", "ended" if ends else "running")
+        return one
+
+    workers = [worker("rollout-0", True), worker("rollout-1", False)]
+    conductor, noted = conductor_of(workers, drain=0.3)
+    began = time.monotonic()
+    conductor._end(SimpleNamespace(workers=workers, members=workers, host=SimpleNamespace(surely=Mock())))
+    assert 0.3 <= time.monotonic() - began < 5
+    assert noted == [("warning", "rollout-1 did not drain within 0.3 s (deadlines.drain) and is ended")]
+
+
+def test_first_weights_that_never_come_end_the_run_with_what_the_learner_does(tmp_path):
+    rank = SimpleNamespace(state="ready", poll=Mock(), run=Mock())
+    conductor, _ = conductor_of([], start=0.3)
+    parts = SimpleNamespace(members=[rank], learners=[rank], learners_prepared=lambda _: True)
+    said = (
+        r"waited 0 s \(deadlines\.start\) for the learner to publish its first weights; it is publishing the first "
+        r"weights\. Its log is logs/learner-0\.log"
+    )
+    with pytest.raises(DeadlinePassed, match=said):
+        conductor._start(parts)
+
+
+KILLED = (ray.exceptions.ActorDiedError, "learner-0 was killed after its work was done")
+HANGS = (ray.exceptions.GetTimeoutError, r"waited 7 s (deadlines.drain) for the last report of learner-0, whose work")
+
+
+@pytest.mark.parametrize(("raised", "said"), [KILLED, HANGS], ids=["killed", "hangs"])
 @pytest.mark.parametrize("told", [True, False], ids=["has told of its last step", "has not"])
-def test_a_learner_that_is_killed_after_its_work_was_done_does_not_make_the_run_fail(tmp_path, monkeypatch, told):
+def test_a_learner_that_is_gone_after_its_work_was_done_does_not_make_the_run_fail(
+    tmp_path, monkeypatch, told, raised, said
+):
     """Its checkpoint and its model are on disk; what it had not told is read from the checkpoint."""
     directory = RunDir.create(tmp_path, "sort", "name: sort\n")
     checkpoints.begin(directory.checkpoints, Version(0, 7))
     facts = {"ranks": 1, "zero_stage": 0, "dtype": "float32", "config_hash": "", "updates": 7, "tokens": 70}
     checkpoints.seal(directory.checkpoints, Version(0, 7), LedgerMemo(1, 1, {}, (), {}), {"reward/mean": 0.5}, facts)
 
-    def get(*_, **__):
-        raise ray.exceptions.ActorDiedError
-
-    monkeypatch.setattr(ray, "get", get)
+    monkeypatch.setattr(ray, "get", Mock(side_effect=raised))
     journal = Journal(directory, "sort", RecordingSection(), LimitsSection(), None)
     journal.begin(Version(0, 0))
     journal.step(Version(0, 7 if told else 6), {"reward/mean": 0.5 if told else 0.25}, [], 1.0)
@@ -168,11 +212,11 @@ def test_a_learner_that_is_killed_after_its_work_was_done_does_not_make_the_run_
     supervisor = object.__new__(Supervisor)
     supervisor._parts, supervisor._journal = SimpleNamespace(learners=[learner]), journal
     supervisor._directory, supervisor.ended_at = directory, 0.0
-    supervisor.hear_the_end(10)
+    supervisor.hear_the_end(7)
     assert journal.version == Version(0, 7) and supervisor.ended_at > 0
     assert read_rows(directory.metrics)[-1]["reward/mean"] == 0.5
     (warning,) = [event for event in directory.read_events() if event.kind == "warning"]
-    assert "learner-0 was killed after its work was done" in warning.message
+    assert said in warning.message
 
 
 def test_nor_does_one_that_is_killed_after_its_fine_tuning(tmp_path, monkeypatch):
@@ -183,7 +227,8 @@ def test_nor_does_one_that_is_killed_after_its_fine_tuning(tmp_path, monkeypatch
     tuning = object.__new__(_Tuning)
     tuning._journal, tuning._asked, tuning._record = Mock(), Interruption(), Mock()
     tuning._run_file = SimpleNamespace(
-        deadlines=SimpleNamespace(drain=10.0, start=10.0), recording=SimpleNamespace(plots=False)
+        deadlines=SimpleNamespace(drain=10.0, start=10.0, silence=10.0, blame=5.0),
+        recording=SimpleNamespace(plots=False),
     )
     assert tuning._follow([rank]) == "the data is used up"
     assert "sft-0 was killed after its work was done" in tuning._journal.warn.call_args.args[0]

@@ -10,7 +10,7 @@ import pytest
 from deploy_parts import crew_of
 
 from penstock.deploy import fleet
-from penstock.deploy import mending as mending_module
+from penstock.deploy import silence as silence_module
 from penstock.deploy.config import LimitsSection, RecordingSection
 from penstock.deploy.fleet import ActorLost
 from penstock.deploy.journal import Journal
@@ -30,7 +30,11 @@ def journal(tmp_path) -> Journal:
 def test_of_a_dead_worker_the_leases_of_that_life_are_ended_before_the_next_begins(journal, monkeypatch):
     monkeypatch.setattr(fleet.ray, "kill", lambda handle, no_restart: None)
     workers, scorers, lapsed = crew_of(2), crew_of(0), []
-    run_file = SimpleNamespace(rollout=SimpleNamespace(max_restarts=1), learner=SimpleNamespace(max_restarts=1))
+    run_file = SimpleNamespace(
+        rollout=SimpleNamespace(max_restarts=1),
+        learner=SimpleNamespace(max_restarts=1),
+        deadlines=SimpleNamespace(blame=5.0),
+    )
     parts = SimpleNamespace(learners=[SimpleNamespace(state="ended")], in_use=SimpleNamespace(look=lambda: None))
     mending = Mending(
         cast(Parts, parts),
@@ -62,13 +66,13 @@ def silence(journal, monkeypatch):
     monkeypatch.setattr(
         fleet.ray, "kill", lambda handle, no_restart: ended.extend(m.name for m in everybody if m.handle is handle)
     )
-    monkeypatch.setattr(mending_module, "where_they_stand", lambda actors: {"rollout-0": "it stands in step, a.py:7"})
+    monkeypatch.setattr(silence_module, "where_they_stand", lambda actors: {"rollout-0": "it stands in step, a.py:7"})
     for member in everybody:
         member.stats, member.heard = {"silent": 12.0, "doing": "generating"}, time.monotonic()
     run_file = SimpleNamespace(
         rollout=SimpleNamespace(max_restarts=1),
         learner=SimpleNamespace(max_restarts=1),
-        deadlines=SimpleNamespace(silence=10.0),
+        deadlines=SimpleNamespace(silence=10.0, blame=5.0),
     )
     parts = SimpleNamespace(
         members=everybody, learners=[SimpleNamespace(state="ended")], in_use=SimpleNamespace(look=lambda: None)

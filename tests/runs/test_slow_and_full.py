@@ -3,10 +3,15 @@ prompts that are all hopeless, a store that is full. The run waits for what is w
 
 from __future__ import annotations
 
+import time
+
+import demo
 import pytest
+from frozen_thread import busiest, freeze
 
 import penstock
-from benchmarks.drills import RECIPE, inputs_in
+from benchmarks.drills import RECIPE, Onlooker, inputs_in, played
+from penstock.services.control import Stop
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.story]
 
@@ -37,6 +42,34 @@ def test_a_judge_that_thinks_for_longer_than_two_leases_costs_no_group(tmp_path)
     assert ledger["redelivered"] == 0 and ledger["balanced"]
     assert ledger["by_state"]["committed"] == 8 * 3
     assert not [event for event in run.events if event.kind in ("died", "restarted")]
+
+
+def test_a_real_engine_that_compiles_or_stands_still_for_longer_than_two_leases_is_not_dead(tmp_path, monkeypatch):
+    monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path / "cache"))  # nothing is compiled yet
+    stood: list[int] = []
+
+    def play(onlooker: Onlooker) -> None:
+        pid = onlooker.pid_of("rollout-0")
+        thread = busiest(pid)
+        before = onlooker.step
+        freeze(pid, thread, seconds=9)
+        time.sleep(9)
+        stood.append(onlooker.step - before)
+        step = onlooker.step
+        onlooker.wait("the run goes on", lambda: onlooker.step >= step + 5, 60)
+        onlooker.control.send(Stop("the story is over"), "story")
+
+    made = demo.prepare(0, tmp_path)  # the engine's kernels have no heads as small as a drill's
+    engine = ("engine.kind=vllm", "engine.kv_cache_gib=0.25", "engine.max_model_len=32", "rollout.workers=1")
+    small = ("rollout.sampling.max_tokens=6", f"model.path={made / 'model'}", f"runs_dir={tmp_path}", "name=drill-slow")
+    short = ("rollout.lease_seconds=4", "deadlines.silence=14", "limits.steps=100000")
+    data = demo.data_of(made, **{"data.sources.sums.path": "train.jsonl"})
+    run = played(DRILL, [*engine, *small, *short, *data], play)
+    (first,) = [event.facts["seconds"] for event in run.events if event.kind == "delivered"]
+    assert first > 14, "it compiled for longer than anybody who is at work may be silent"
+    assert stood[0] <= 3, "what had been generated ahead is trained on, and no more"
+    assert run.summary["restarts"] == {} and not [event for event in run.events if event.kind == "died"]
+    assert run.summary["ledger"]["redelivered"] == 0 and run.summary["ledger"]["balanced"]
 
 
 def test_prompts_that_are_all_hopeless_end_the_run_with_that_after_so_many_refills(tmp_path):
