@@ -177,6 +177,20 @@ def peer(line: Values) -> Iterator[Figure]:
     yield Figure(f"peer: ahead of TRL, {line['task']} task", goal, measured, met)
 
 
+def chaos(line: Values) -> Iterator[Figure]:
+    """One of the two kinds of run."""
+    kind = {"paced": "a drill", "vllm": "the carry recipe on the real engines"}[line["engine"]]
+    took, goals = line["seconds_to_recover"], line["goals"]
+    measured = (
+        f"{line['violations']} in {line['kills']} kills; {line['recoveries']} got over in {took['median']:g} s, at most "
+        f"{took['max']:g}; {line['groups_redelivered']:,} groups redelivered"
+    )
+    measured += (
+        f"; {goals['reached']} of {goals['judged']} goals reached in {line['runs']} runs" if goals["judged"] else ""
+    )
+    yield Figure(f"chaos: promises broken, {kind}", "0", measured, line["violations"] == 0)
+
+
 def watching(line: Values) -> Iterator[Figure]:
     """One run that was watched; one that was not is only for comparison."""
     if line["watched"]:
@@ -221,7 +235,7 @@ def autoscaler(line: Values) -> Iterator[Figure]:
 FIGURES: dict[str, Callable[[Values], Iterator[Figure]]] = {
     each.__name__: each
     for each in (
-        *(store, swap, rollout, learner, parity, overhead, recovery, soak, peer),
+        *(store, swap, rollout, learner, parity, overhead, recovery, soak, peer, chaos),
         *(watching, page, scale_up, scale_down, supervision, autoscaler),
     )
 }
@@ -249,11 +263,11 @@ def rows(name: str, lines: list[Values]) -> Iterator[list[str]]:
             met = {True: "yes", False: "**no**", None: ""}[figure.met]
             yield [figure.name, figure.goal, figure.measured, met, when, where]
     if not lines:
-        yield [f"{name}: not measured yet, `python -m benchmarks.{COMMANDS.get(name, name)}`", "", "", "", "", ""]
+        yield [f"{name}: not measured yet, `{COMMANDS.get(name, f'python -m benchmarks.{name}')}`", "", "", "", "", ""]
 
 
-COMMANDS = {"scale_down": "scale_up"}
-"""Whose lines another command prints."""
+COMMANDS = {"scale_down": "python -m benchmarks.scale_up", "chaos": 'make chaos CHAOS_ARGS="--result"'}
+"""What prints the lines where that is not the figure's own command."""
 
 
 def page_text() -> str:
@@ -264,7 +278,8 @@ def page_text() -> str:
     explained = [f"- **{name}**: {WHY[name]}\n" for name in FIGURES if name in WHY]
     if explained:
         text += "\n## What remains\n\n" + "".join(explained)
-    commands = "".join(f"    python -m benchmarks.{name}\n" for name in FIGURES if name not in COMMANDS)
+    their = dict.fromkeys(COMMANDS.get(name, f"python -m benchmarks.{name}") for name in FIGURES)
+    commands = "".join(f"    {command}\n" for command in their)
     return text + f"\n## The commands\n\nEach says what it does with `--help`, and what its line holds.\n\n{commands}"
 
 

@@ -4,7 +4,6 @@ promise was broken."""
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import shutil
 import signal
@@ -16,6 +15,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, get_args
 
+from benchmarks.measuring import RESULTS, Line
 from chaos import engines
 from chaos.play import Log, Play, Wish
 from chaos.strikes import Sent
@@ -38,6 +38,9 @@ def options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--ranks", type=int, default=None, help="learner ranks")
     parser.add_argument("--gap", type=float, default=2.0, help="seconds of quiet before a strike, at most")
     parser.add_argument("--keep", type=Path, help="folder in which everything is kept, to look at it afterwards")
+    parser.add_argument(
+        "--result", action="store_true", help=f"write the line into {RESULTS.name}/, for docs/figures.md"
+    )
     parser.add_argument("--inputs", type=Path, help="folder in which models and data are made once, and kept")
     return parser.parse_args(arguments)
 
@@ -64,6 +67,8 @@ def report(asked: argparse.Namespace, log: Log) -> dict[str, Any]:
         "groups_redelivered": log.leased_again + log.delivered_again,
         "to_workers": log.leased_again,
         "to_the_learner": log.delivered_again,
+        "runs": log.runs,
+        "goals": {"judged": len(log.goals), "reached": sum(bool(goal["reached"]) for goal in log.goals)},
         "minutes": round((time.monotonic() - log.began) / 60, 1),
         "violations": len(log.violations),
         "violated": [str(violation)[:1000] for violation in log.violations[:20]],
@@ -124,8 +129,9 @@ def main(arguments: list[str]) -> int:
         print(f"[{time.strftime('%H:%M:%S')}] {text}", file=sys.stderr, flush=True)
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))  # so that the run is ended too
+    line = Line("chaos")
     log = torment(asked, say)
-    print(json.dumps(report(asked, log)))
+    line.end(report(asked, log), asked.result, asked.engine)
     return 1 if log.violations else 0
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from chaos import moments
 from chaos.strikes import Sent, Strike
@@ -58,6 +59,9 @@ class Log:
     resumed: int = 0
     steps: int = 0
     lineages: int = 0
+    runs: int = 0
+    goals: list[Mapping[str, Any]] = field(default_factory=list)
+    """As the summaries of runs that came to their own end have judged them."""
     leased_again: int = 0
     delivered_again: int = 0
     began: float = field(default_factory=time.monotonic)
@@ -94,15 +98,24 @@ class Play:
             else:
                 self._bring_to_its_end()
             self._watch.end(groups_per_step)
+            self._judge(to_the_end)
         except GivenUp as error:
             self._log.violated(Violation("stuck", str(error)))
         finally:
             self._end_driver()
             shadow = self._watch.shadow
+            self._log.runs += 1
             self._log.steps += len(shadow.steps)
             self._log.lineages += 1 + len(shadow.forks)
             self._log.leased_again += shadow.leased_again
             self._log.delivered_again += shadow.delivered_again
+
+    def _judge(self, to_the_end: bool) -> None:
+        """A run that ends at a limit of its own has goals, of which `Watch.end` has told those that were missed."""
+        goals = (self._subject.summary or {}).get("goals", [])
+        self._log.goals += goals
+        if to_the_end and not goals:
+            self._log.violated(Violation("goal", "the run has come to its end, and no goal was judged"))
 
     # --- the wish -----------------------------------------------------------------------------------
 
