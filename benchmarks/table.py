@@ -182,8 +182,8 @@ def chaos(line: Values) -> Iterator[Figure]:
     kind = {"paced": "a drill", "vllm": "the carry recipe on the real engines"}[line["engine"]]
     took, goals = line["seconds_to_recover"], line["goals"]
     measured = (
-        f"{line['violations']} in {line['kills']} kills; {line['recoveries']} got over in {took['median']:g} s, at most "
-        f"{took['max']:g}; {line['groups_redelivered']:,} groups redelivered"
+        f"{line['violations']} in {line['kills']} kills; {line['recoveries']} got over in {took['median']:g} s, "
+        f"{took['max']:g} at most; {line['groups_redelivered']:,} groups redelivered"
     )
     measured += (
         f"; {goals['reached']} of {goals['judged']} goals reached in {line['runs']} runs" if goals["judged"] else ""

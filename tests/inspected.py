@@ -9,7 +9,8 @@ import builders
 import msgspec
 import numpy as np
 
-from penstock.services.rundir import RunDir, step_name
+from penstock.services.run_paths import step_name
+from penstock.services.rundir import RunDir
 from penstock.services.samples import (
     ACTION,
     CLIPPED_HIGH,

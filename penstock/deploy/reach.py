@@ -20,7 +20,8 @@ from penstock.deploy import ray_address
 from penstock.deploy.status import Place
 from penstock.services.control import NoAnswer, RunControl
 from penstock.services.mailbox import MailboxControl
-from penstock.services.rundir import BATCH_FILE, RunDir, RunDirError, runs_in
+from penstock.services.run_paths import BATCH_FILE
+from penstock.services.rundir import RunDir, RunDirError, runs_in
 
 GLANCE = ("config.yaml", "status.json", "summary.json")
 """Files that say how a run stands."""

@@ -22,7 +22,7 @@ import msgspec
 
 from penstock.learner.batch import Array, Batch, BatchError, facts_in
 from penstock.services.codec import decode, encode
-from penstock.services.rundir import BATCH_FILE
+from penstock.services.run_paths import BATCH_FILE
 from penstock.services.trajectory import Group
 from penstock.services.versions import Version
 

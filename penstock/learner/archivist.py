@@ -14,7 +14,7 @@ from penstock.learner.assemble import Moment
 from penstock.learner.batch import Batch
 from penstock.learner.config import ArchiveSection
 from penstock.services.contracts import DeadlinePassed, PenstockError
-from penstock.services.rundir import step_name
+from penstock.services.run_paths import step_name
 from penstock.services.trajectory import Group
 from penstock.services.versions import Version
 

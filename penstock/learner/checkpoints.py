@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 from penstock.services.contracts import PenstockError
 from penstock.services.replay import LedgerMemo
-from penstock.services.rundir import step_name
+from penstock.services.run_paths import step_name
 from penstock.services.staleness import Forks, common_step
 from penstock.services.versions import Version
 

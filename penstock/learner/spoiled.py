@@ -13,7 +13,7 @@ from penstock.learner.batch import Batch
 from penstock.learner.crew import Trained
 from penstock.learner.deal import Share
 from penstock.learner.report import finite
-from penstock.services.rundir import step_name
+from penstock.services.run_paths import step_name
 from penstock.services.trajectory import Group
 
 

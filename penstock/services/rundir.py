@@ -1,4 +1,4 @@
-"""The run directory: what lies where. Nobody else puts a path together."""
+"""The run directory: made, found, held by one driver at a time, written and read."""
 
 from __future__ import annotations
 
@@ -18,17 +18,10 @@ import yaml
 from penstock.services.contracts import PenstockError
 from penstock.services.file_lock import FileLock
 from penstock.services.files import append_line, whole_lines, write_atomically
+from penstock.services.run_paths import STEP_NAME, RunPaths
 from penstock.services.versions import Version
 
-_STEP_NAME = "step-{step:06d}-lineage-{lineage}"
 _STEP_IN_NAME = re.compile(r"step-(\d+)-lineage-(\d+)")
-BATCH_FILE = "batch.safetensors"
-"""In the folder of an archived step."""
-
-
-def step_name(version: Version) -> str:
-    """What files and folders of the step that ended in `version` are called: `step-000012-lineage-0`."""
-    return _STEP_NAME.format(step=version.step, lineage=version.lineage)
 
 
 class RunDirError(PenstockError):
@@ -54,125 +47,15 @@ class RunEvent(NamedTuple):
             raise RunDirError(f"not a line of events: {line[:200]!r}: {error}") from error
 
 
-class RunDir:
+class RunDir(RunPaths):
     """One run's folder. Making the object touches nothing; `create` and `open` are the two ways to get one."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        super().__init__(path)
         self._lock = FileLock(path / ".lock")
 
     def __repr__(self) -> str:
         return f"RunDir({str(self.path)!r})"
-
-    # --- where things are ---
-
-    @property
-    def config(self) -> Path:
-        """The run file as it was resolved: overrides applied, defaults filled in, secrets masked."""
-        return self.path / "config.yaml"
-
-    @property
-    def metrics(self) -> Path:
-        """One line per step."""
-        return self.path / "metrics.jsonl"
-
-    @property
-    def events(self) -> Path:
-        """What happened between the steps: starts, swaps, restarts, checkpoints, warnings."""
-        return self.path / "events.jsonl"
-
-    @property
-    def activity(self) -> Path:
-        """What every actor did and when, as spans of phases; see `services/lanes.py`."""
-        return self.path / "activity.jsonl"
-
-    @property
-    def activity_before(self) -> Path:
-        """The earlier part of it, once it has grown large."""
-        return self.path / "activity-before.jsonl"
-
-    @property
-    def status(self) -> Path:
-        """What the driver is doing now; replaced about once a second."""
-        return self.path / "status.json"
-
-    @property
-    def summary(self) -> Path:
-        """Written once, when the run ends."""
-        return self.path / "summary.json"
-
-    @property
-    def checkpoints(self) -> Path:
-        """The learner's states, each in a folder called `step_name`."""
-        return self.path / "checkpoints"
-
-    @property
-    def samples(self) -> Path:
-        return self.path / "samples"
-
-    @property
-    def archive(self) -> Path:
-        """Whole encoded batches of every N-th step, each in a folder called `step_name`."""
-        return self.path / "archive"
-
-    @property
-    def nonfinite(self) -> Path:
-        """Batches of steps that were skipped for infinite or undefined gradients, with their groups."""
-        return self.path / "nonfinite"
-
-    @property
-    def logs(self) -> Path:
-        return self.path / "logs"
-
-    @property
-    def plots(self) -> Path:
-        return self.path / "plots"
-
-    @property
-    def control(self) -> Path:
-        """Commands to the driver and its answers, while the run goes on; see `services/mailbox.py`."""
-        return self.path / "control"
-
-    @property
-    def scrape_targets(self) -> Path:
-        """Where Prometheus finds this run while it goes on. Beside the run directories, since Prometheus takes a
-        pattern for the names of files, and not for folders."""
-        return self.path.parent / "targets" / f"{self.path.name}.json"
-
-    @property
-    def tensorboard(self) -> Path:
-        """Event files."""
-        return self.path / "tensorboard"
-
-    @property
-    def guards(self) -> Path:
-        """How often each guard has fired, over all starts of the run."""
-        return self.path / "guards.json"
-
-    @property
-    def whatif(self) -> Path:
-        """What other algorithms would have done with the archived steps, as `penstock whatif` found last."""
-        return self.path / "whatif.json"
-
-    @property
-    def model(self) -> Path:
-        """The trained model in Hugging Face format."""
-        return self.path / "model"
-
-    @property
-    def store(self) -> Path:
-        """Folder of the private store's append-only file. While the server runs, a link `live` in it leads to the
-        server's socket, which lies elsewhere because socket paths must be short."""
-        return self.path / "store"
-
-    def log(self, actor: str) -> Path:
-        return self.logs / f"{actor}.log"
-
-    def samples_of(self, version: Version) -> Path:
-        return self.samples / f"{step_name(version)}.jsonl"
-
-    def archived_batch(self, version: Version) -> Path:
-        return self.archive / step_name(version) / BATCH_FILE
 
     # --- making and finding ---
 
@@ -309,7 +192,7 @@ class RunDir:
 
     def read_samples(self, step: int, lineage: int | None = None) -> list[dict[str, Any]]:
         """The samples of `step`, by default of its newest lineage. Raises RunDirError naming the steps there are."""
-        name = _STEP_NAME.format(step=step, lineage="*" if lineage is None else lineage)
+        name = STEP_NAME.format(step=step, lineage="*" if lineage is None else lineage)
         found = sorted(self.samples.glob(f"{name}.jsonl"), key=lambda p: int(p.stem.rsplit("-", 1)[1]))
         if not found:
             steps = sorted({int(p.stem.split("-")[1]) for p in self.samples.glob("step-*.jsonl")})

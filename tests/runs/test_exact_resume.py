@@ -15,7 +15,8 @@ from driven import begun, pid_of, resumed
 from ray_clusters import until
 from safetensors.numpy import load_file
 
-from penstock.services.rundir import BATCH_FILE, RunDir
+from penstock.services.run_paths import BATCH_FILE
+from penstock.services.rundir import RunDir
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
