@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from penstock.services.logprob_head import Finish, KeptTokens, LogprobHead, Readout
 from penstock.services.logprobs import token_logprobs
+from penstock.services.padding import in_eval_mode, needs_mask
 
 _log = logging.getLogger(__name__)
 
@@ -36,6 +36,7 @@ class LogprobModel(nn.Module):
         self.model = model
         head = model.get_output_embeddings()  # type: ignore[operator]
         self._chunk = chunk_tokens
+        self._masked = needs_mask(model.base_model)  # type: ignore[arg-type]
         self._finish = self._replace_head(head) if isinstance(head, nn.Linear) else None
         if self._finish is None:
             name = type(model).__name__
@@ -77,7 +78,8 @@ class LogprobModel(nn.Module):
             chosen, kept = chosen.new_zeros(1), None
         per_row = torch.tensor(temperature, dtype=torch.float64, device=chosen.device)
         asked = (targets.flatten()[chosen], per_row[chosen // window], entropy_gradient, kept)
-        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
+        mask = attention_mask if self._masked else None
+        inputs = {"input_ids": input_ids, "attention_mask": mask, "use_cache": False}
         values = None
         if self._finish is None:
             states = self.model(**inputs, logits_to_keep=window + 1).logits[:, :-1]
@@ -96,7 +98,7 @@ class LogprobModel(nn.Module):
     def _replace_head(self, layer: nn.Linear) -> Finish | None:
         """Put a LogprobHead in the layer's place; None, and all as it was, where no known finish fits the logits."""
         head = LogprobHead(layer)
-        with torch.no_grad(), _in_eval_mode(self.model):
+        with torch.no_grad(), in_eval_mode(self.model):
             finish = _find_finish(self.model, layer, head)
         if finish is not None:
             self.model.set_output_embeddings(head)  # type: ignore[operator]
@@ -145,15 +147,3 @@ def _finishes(model: nn.Module) -> list[Finish]:
         scales += [scale, 1 / scale] if (scale := getattr(config, name, None)) else []
     caps = [None, cap] if (cap := getattr(config, "final_logit_softcapping", None)) else [None]
     return [Finish(scale, cap) for scale in dict.fromkeys(scales) for cap in caps]
-
-
-@contextlib.contextmanager
-def _in_eval_mode(model: nn.Module) -> Iterator[None]:
-    """Without dropout."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
