@@ -23,6 +23,7 @@ os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path.home() / ".cache" / "pens
 
 import deepspeed
 
+from penstock.learner.compiled import compile_layers
 from penstock.learner.config import TrainingSection
 from penstock.learner.critic import ValueModel
 from penstock.learner.engine_files import CheckpointFiles, as_universal
@@ -68,6 +69,8 @@ class Engine:
         if section.gradient_checkpointing:
             settings = {"use_reentrant": False, "context_fn": checkpoint_contexts}
             self.module.gradient_checkpointing_enable(settings)  # type: ignore[operator]
+        if section.compile:
+            compile_layers(model.to(self.device), section.micro_batch_tokens)
         self._engine, *_ = deepspeed.initialize(
             model=model,
             optimizer=_optimizer(model, section),

@@ -36,6 +36,12 @@ def test_routing_of_a_model_without_experts_is_refused(place: Path):
     assert found.level == "error" and "no mixture of experts" in found.problem and found.allowed == "false"
 
 
+def test_routing_that_hooks_would_repeat_is_refused_in_compiled_layers(place: Path):
+    both = check_overridden(place, "rollout.keep_routing=true", "learner.compile=true")["learner.compile"]
+    assert both.level == "error" and "hooks" in both.problem and both.allowed == "false"
+    assert check_overridden(place, "learner.compile=true") == {}
+
+
 def test_a_mixture_of_experts_without_kept_routing_is_pointed_out(place: Path):
     file = place / "model" / "config.json"
     before = file.read_text()

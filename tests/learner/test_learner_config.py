@@ -89,6 +89,7 @@ def test_the_reference_is_needed_exactly_when_the_penalty_counts():
         ({"betas": (0.9, 1.0)}, r"betas lie in \[0, 1\)"),
         ({"schedule": {"kind": "cosine"}}, "needs schedule.decay_updates"),
         ({"zero_stage": 4}, "0, 1, 2 or 3"),
+        ({"compile": True, "zero_stage": 3}, "use zero_stage 2"),
     ],
 )
 def test_a_learner_that_cannot_be_is_refused(values, text):

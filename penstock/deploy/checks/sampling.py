@@ -75,4 +75,11 @@ def routing_can_be_kept(ctx: Context) -> Iterator[Finding]:
         )
 
 
+@rule("rollout", "learner")
+def compiled_layers_take_no_hooks(ctx: Context) -> Iterator[Finding]:
+    if ctx.run_file.learner.compile and ctx.run_file.rollout.keep_routing:
+        why = "the sampler's choice of experts is repeated by hooks, which layers that are compiled do not call"
+        yield ctx.error("learner.compile", why, allowed="false", remedy="or set rollout.keep_routing to false")
+
+
 RULES = all_rules(globals())
