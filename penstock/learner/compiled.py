@@ -7,6 +7,7 @@ of any length. Torch keeps what it has compiled on disk, where the next start fi
 from __future__ import annotations
 
 import os
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -61,12 +62,14 @@ def _blocks_of(model: nn.Module) -> list[nn.Module]:
 
 
 def _warm_up(model: nn.Module, budget: int) -> None:
-    """One row, few and many tokens, with and without gradient: what else comes is served by what these make. All sizes
-    are odd, since torch takes a size that equals one of the model's own for the same, and compiles for no other."""
+    """One row, and several with few tokens and with many, with and without gradient: what else comes is served by what
+    these make. Torch compiles for few tokens and for many apart, and where it draws the line depends on the model, so
+    numbers of tokens double. All sizes are odd: one that equals one of the model's own is taken for the same."""
     base: Any = next(part for part in model.modules() if getattr(part, "_no_split_modules", None))
     base = base.base_model
     device = next(model.parameters()).device
-    for rows, length in ((1, 37), (3, 5), (max(3, budget // 17) | 1, 17)):
+    doubling = takewhile(lambda rows: 17 * rows < max(64, budget), ((3 << power) | 1 for power in count()))
+    for rows, length in ((1, 37), (3, 5), *((rows, 17) for rows in doubling)):
         tokens = torch.zeros(rows, length, dtype=torch.long, device=device)
         with torch.no_grad():
             base(input_ids=tokens, attention_mask=None, use_cache=False)

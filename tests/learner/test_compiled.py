@@ -15,7 +15,7 @@ from penstock.services.contracts import PenstockError
 from penstock.services.logprobs import pad_rows, window_logprobs
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.story]
-BUDGET = 512
+BUDGET = 4096
 
 
 def rows_of(count: int, length: int, seed: int = 0):
@@ -46,7 +46,7 @@ def trained(section: LearnerSection, shapes: list[tuple[int, int]]):
 
 @pytest.mark.parametrize("changes", [{}, {"gradient_checkpointing": True, "zero_stage": 1}], ids=["plain", "again"])
 def test_a_compiled_engine_learns_what_another_learns(team, changes):
-    shapes = [(1, 9), (3, 7), (16, 32), (64, 8), (1, 100), (2, 128), (100, 5)]
+    shapes = [(1, 9), (3, 7), (16, 32), (64, 8), (1, 100), (2, 128), (100, 5), (120, 11), (100, 30), (32, 120)]
     section = LearnerSection(micro_batch_tokens=BUDGET, **changes)
     plain, expected, _ = trained(section, shapes)
     compiled, found, again = trained(section.model_copy(update={"compile": True}), shapes)
