@@ -4,13 +4,14 @@
 
 short      the carry demo from the same fine-tuned model, with the recipe's learning rate, warm-up and batch of 32
            groups of 8 on both sides: seconds from the first prompt until the mean reward of the answers sampled in the
-           last three steps is .90. Penstock refills groups without signal, as its recipe does; TRL has no such filter.
+           last three steps is .90. Groups without signal stay in on both sides: TRL has no such filter.
 long_tail  answers of geometric length, 85 tokens in the mean, 500 at most, from a model whose every token ends the
            answer with probability 1/85; learning rate 1e-10 and no filter: trained response tokens per second, from the
            end of the second step to the end of the last.
 
-TRL samples with transformers, its default, with as many threads as there are cores; it is installed into an environment
-of its own under runs/. Start-up is left out on both sides and reported apart. Prints one JSON line per task: the median
+Penstock compiles the learner's layers, when it starts; TRL would in the midst of its training, for longer than all of
+that takes here, so it does not. It samples with transformers, its default, with as many threads as there are cores; it
+is installed into an environment of its own under runs/. Start-up is left out on both sides and reported apart. Prints one JSON line per task: the median
 over the seeds of either side, and of the ratio within a seed, more than 1 where Penstock is ahead.
 """
 

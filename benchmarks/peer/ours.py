@@ -33,8 +33,8 @@ def run(task: Task, seed: int, folder: Path) -> Curve:
 
 
 def overrides(task: Task, seed: int, folder: Path) -> list[str]:
-    """The recipe's run file, without what is no part of the task: evaluations and checkpoints on the way, goals."""
-    kept = "signal" if task.filtered else "all"
+    """The recipe's run file with compiled layers, and without what is no part of the task: evaluations and checkpoints
+    on the way, goals, and a filter that TRL does not have."""
     return [
         f"name=peer-{task.name}",
         f"seed={seed}",
@@ -46,8 +46,9 @@ def overrides(task: Task, seed: int, folder: Path) -> list[str]:
         f"engine.max_model_len={task.context}",
         f"engine.enforce_eager={str(not task.compiled).lower()}",
         f"reward.rules={{{task.rule}: {{}}}}",
-        f"algorithm.group_filter={kept}",
+        "algorithm.group_filter=all",
         f"learner.groups_per_step={GROUPS}",
+        "learner.compile=true",
         f"learner.learning_rate={task.learning_rate}",
         f"learner.schedule.warmup_updates={task.warmup}",
         f"limits.steps={task.steps}",

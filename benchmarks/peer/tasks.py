@@ -31,8 +31,6 @@ class Task:
     learning_rate: float
     warmup: int
     steps: int
-    filtered: bool
-    """Whether groups without signal are replaced."""
     compiled: bool
     """Whether the engine compiles the model when it starts, which pays where answers are long."""
 
@@ -40,7 +38,7 @@ class Task:
 def short(seed: int) -> Task:
     """The carry recipe with its own numbers."""
     model, data = inputs_of(seed)
-    return Task("short", model, data / "train.jsonl", "exact", 6, 32, 3e-4, 10, 80, filtered=True, compiled=False)
+    return Task("short", model, data / "train.jsonl", "exact", 6, 32, 3e-4, 10, 80, compiled=False)
 
 
 def long_tail(seed: int, folder: Path, steps: int) -> Task:
@@ -60,7 +58,6 @@ def long_tail(seed: int, folder: Path, steps: int) -> Task:
         1e-10,
         0,
         steps,
-        filtered=False,
         compiled=True,
     )
 

@@ -109,7 +109,13 @@ def _paced(
 
 
 def build_worker(
-    name: str, life: int, plan: RolloutPlan, generator: Generator, tokenizer: PreTrainedTokenizerBase, scorer: Scorer
+    name: str,
+    life: int,
+    plan: RolloutPlan,
+    generator: Generator,
+    tokenizer: PreTrainedTokenizerBase,
+    stream: PromptStream,
+    scorer: Scorer,
 ) -> RolloutWorker:
     """A worker around an engine that has started; `life` is how often one of this name was started before."""
     from penstock.rollout.ends import sampling_of
@@ -134,7 +140,7 @@ def build_worker(
         plan.store.connect(),
         generator,
         scorer,
-        build_stream(plan.data, tokenizer, plan.seed),
+        stream,
         sampling_of(rollout.sampling, tokenizer),
         rules,
         life,

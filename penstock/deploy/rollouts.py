@@ -61,7 +61,7 @@ class RolloutActor:
     def __init__(self, name: str, restarts: int, log: Path, plan: RolloutPlan, scorers: Scorers, learner: Any) -> None:
         """`learner` is rank 0, where weights come from on some routes."""
         begin_life(log)
-        from penstock.deploy.assemble import build_generator
+        from penstock.deploy.assemble import build_generator, build_stream
         from penstock.services.models import load_tokenizer
 
         self.name, self._life, self._plan, self._learner = name, restarts, plan, learner
@@ -77,6 +77,7 @@ class RolloutActor:
         self._idle = "starting the engine"
         export_actor(plan.export, "rollout", name, self._doing)
         self._generator = build_generator(name, restarts, plan, self._tokenizer, self._receiver)
+        self._stream = build_stream(plan.data, self._tokenizer, plan.seed)  # takes half a second, not to be had later
         self._idle = "ready"
 
     def ready(self) -> dict[str, Any]:
@@ -90,7 +91,8 @@ class RolloutActor:
 
         self._joins = time.monotonic()
         try:
-            worker = build_worker(self.name, self._life, self._plan, self._generator, self._tokenizer, self._scorer)
+            parts = self._generator, self._tokenizer, self._stream, self._scorer
+            worker = build_worker(self.name, self._life, self._plan, *parts)
             with self._telling:
                 self._worker = worker
                 for word in self._told:

@@ -73,6 +73,8 @@ def rollout_actor(monkeypatch: pytest.MonkeyPatch) -> tuple[RolloutActor, list[A
     monkeypatch.setattr(rollouts, "export_actor", lambda export, role, name, stats: exported.append(stats))
     monkeypatch.setattr(models, "load_tokenizer", lambda model: None)
     monkeypatch.setattr(assemble, "build_generator", lambda *_: SimpleNamespace(close=lambda: None))
+    monkeypatch.setattr(assemble, "build_stream", lambda *_: [])
     route = SimpleNamespace(receiver=lambda tensor_parallel, learner: None)
-    plan: Any = SimpleNamespace(model=None, route=route, engine=SimpleNamespace(tensor_parallel=1), export=None)
+    engine = SimpleNamespace(tensor_parallel=1)
+    plan: Any = SimpleNamespace(model=None, route=route, engine=engine, export=None, data=None, seed=0)
     return RolloutActor("rollout-0", 0, Path("log"), plan, (0, {}), None), exported
