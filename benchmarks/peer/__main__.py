@@ -11,8 +11,9 @@ long_tail  answers of geometric length, 85 tokens in the mean, 500 at most, from
 
 Penstock compiles the learner's layers, when it starts; TRL would in the midst of its training, for longer than all of
 that takes here, so it does not. It samples with transformers, its default, with as many threads as there are cores; it
-is installed into an environment of its own under runs/. Start-up is left out on both sides and reported apart. Prints one JSON line per task: the median
-over the seeds of either side, and of the ratio within a seed, more than 1 where Penstock is ahead.
+is installed into an environment of its own under runs/. Start-up is left out on both sides and reported apart. Prints
+one JSON line per task: the median over the seeds of either side, and of the ratio within a seed, more than 1 where
+Penstock is ahead.
 """
 
 from __future__ import annotations
