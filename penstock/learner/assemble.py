@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 
 import numpy as np
 import torch
@@ -11,7 +12,8 @@ import torch
 from penstock.learner.algorithms import credit
 from penstock.learner.algorithms.advantages import has_signal
 from penstock.learner.algorithms.bound import BoundAlgorithm
-from penstock.learner.batch import DTYPES, Array, Batch
+from penstock.learner.batch import Batch
+from penstock.learner.columns import Columns, lags_of
 from penstock.services import staleness
 from penstock.services.contracts import PenstockError
 from penstock.services.staleness import Forks
@@ -51,24 +53,28 @@ def assemble(groups: Sequence[Group], algorithm: BoundAlgorithm, moment: Moment)
             "give the run a reference model, or set algorithm.kl.coefficient to 0"
         )
     answers = [(g, member, t) for g in groups for member, t in enumerate(g.trajectories)]
-    falling = [_token_rewards(t, algorithm.reward_kl) for _, _, t in answers]
+    actions = [torch.from_numpy(t.completion.actions.copy()) for _, _, t in answers]
+    falling = [_token_rewards(t, acts, algorithm.reward_kl) for (_, _, t), acts in zip(answers, actions, strict=True)]
     advantages = _advantages(groups, falling, algorithm)
-    rows = _Rows()
-    for (group, member, trajectory), rewards, advantage in zip(answers, falling, advantages, strict=True):
+    lag_of = cache(partial(_lag, moment))
+    columns = Columns(with_reference, lag_of)
+    for (group, member, trajectory), acts, rewards, advantage in zip(
+        answers, actions, falling, advantages, strict=True
+    ):
         completion = trajectory.completion
-        lags = staleness.token_lags(completion.spans, moment.now, moment.forks)
-        mask = drawn_from_known(completion) & (trajectory.reward is not None)
         _check_kept(group, member, completion)
+        mask = drawn_from_known(completion) & (trajectory.reward is not None)
         if moment.mask_beyond:
-            mask = mask & (lags <= moment.max_lag)
+            mask = mask & (lags_of(completion.spans, lag_of) <= moment.max_lag)
         if not mask.any():
             continue
-        spread = torch.zeros_like(rewards)
-        if algorithm.credit is not None:
-            spread = algorithm.credit(rewards, torch.from_numpy(completion.actions.copy()), advantage)
-        rows.add(group, member, trajectory, with_reference)
-        rows.add_columns(mask=mask, lags=lags, token_rewards=rewards.numpy(), advantages=spread.numpy())
-    return rows.batch()
+        spread = torch.zeros_like(rewards) if algorithm.credit is None else algorithm.credit(rewards, acts, advantage)
+        columns.add(group, member, trajectory, mask, rewards.numpy(), spread.numpy())
+    return columns.batch()
+
+
+def _lag(moment: Moment, lineage: int, step: int) -> int:
+    return staleness.lag(moment.now, Version(lineage, step), moment.forks)
 
 
 def drawn_from_known(completion: Completion) -> Mask:
@@ -94,83 +100,6 @@ def _check_kept(group: Group, member: int, completion: Completion) -> None:
         )
 
 
-class _Rows:
-    """Columns that grow by one response at a time."""
-
-    def __init__(self) -> None:
-        self._pieces: dict[str, list[Array]] = {name: [] for name in _ALWAYS}
-
-    def add_columns(self, **pieces: Array) -> None:
-        for name, piece in pieces.items():
-            self._pieces.setdefault(name, []).append(piece)
-
-    def add(self, group: Group, member: int, trajectory: Trajectory, with_reference: bool) -> None:
-        """What one response brings with it."""
-        completion, count = trajectory.completion, len(trajectory.completion.tokens)
-        counts = [span.count for span in completion.spans]
-        self.add_columns(
-            prompt_tokens=group.prompt.tokens,
-            tokens=completion.tokens,
-            logp_sampler=completion.logprobs,
-            older_kv=np.repeat(np.asarray([s.older_kv for s in completion.spans], np.bool_), counts),
-            sampled_lineages=np.repeat(np.asarray([s.lineage for s in completion.spans], np.int32), counts),
-            sampled_steps=np.repeat(np.asarray([s.step for s in completion.spans], np.int32), counts),
-        )
-        per_row = {
-            "prompt_lengths": len(group.prompt.tokens),
-            "lengths": count,
-            "temperatures": group.sampling.temperature,
-            "groups": group.prompt.index,
-            "members": member,
-            "rewards": trajectory.task_reward,
-            "truncated": completion.finish == "length",
-        }
-        self.add_columns(**{name: np.asarray([value]) for name, value in per_row.items()})
-        if with_reference and trajectory.reference_logprobs is not None:
-            self.add_columns(logp_reference=trajectory.reference_logprobs)
-        if completion.kept is not None:
-            self.add_columns(kept_counts=completion.kept.counts, kept_tokens=completion.kept.tokens)
-        if (routing := completion.routing) is not None:
-            shape = (-1, routing.layers, routing.top_k)
-            self.add_columns(experts=routing.answer.reshape(shape), prompt_experts=routing.prompt.reshape(shape))
-
-    def batch(self) -> Batch:
-        """All of them as one batch. Raises PenstockError when some have what others lack."""
-        count = len(self._pieces["tokens"])
-        for name, pieces in self._pieces.items():
-            if name not in _ALWAYS and len(pieces) != count:
-                raise PenstockError(
-                    f"{len(pieces)} of {count} responses came with {name} and the others without: workers of "
-                    "different settings have filled this batch"
-                )
-        columns: dict[str, Array] = {
-            name: np.concatenate(pieces or [np.zeros(0)]).astype(DTYPES[name]) for name, pieces in self._pieces.items()
-        }
-        return Batch(**columns, weights=np.zeros(count, np.float64))
-
-
-_ALWAYS = (
-    "prompt_tokens",
-    "prompt_lengths",
-    "tokens",
-    "lengths",
-    "temperatures",
-    "groups",
-    "members",
-    "rewards",
-    "truncated",
-    "mask",
-    "logp_sampler",
-    "token_rewards",
-    "advantages",
-    "lags",
-    "sampled_lineages",
-    "sampled_steps",
-    "older_kv",
-)
-"""Columns that every response has."""
-
-
 def _rewards(group: Group) -> tuple[torch.Tensor, torch.Tensor]:
     """Task rewards [members] in float64, 0 where unscored, and which members are scored."""
     values = [t.task_reward for t in group.trajectories]
@@ -178,10 +107,9 @@ def _rewards(group: Group) -> tuple[torch.Tensor, torch.Tensor]:
     return rewards, torch.tensor([v is not None for v in values])
 
 
-def _token_rewards(trajectory: Trajectory, reward_kl: float) -> torch.Tensor:
+def _token_rewards(trajectory: Trajectory, actions: torch.Tensor, reward_kl: float) -> torch.Tensor:
     """[T] float64: step rewards, outcome, and −β log(μ/π_ref) at every action where the KL is in the reward."""
     completion = trajectory.completion
-    actions = torch.from_numpy(completion.actions.copy())
     if trajectory.reward is None:
         return torch.zeros(len(actions), dtype=torch.float64)
     rewards = credit.token_rewards(trajectory.reward, actions, [(s.token, s.score) for s in trajectory.steps])

@@ -30,9 +30,10 @@ def token_rewards(
     the last token of every step k, which `steps` gives as (token, s_k) by rising token. float64. An answer without
     actions gets zeros."""
     rewards = actions.new_zeros(actions.shape, dtype=_DOUBLE)
-    if not bool(actions.any()):
+    places = actions.nonzero()
+    if not len(places):
         return rewards
-    rewards[int(actions.nonzero()[-1])] += outcome
+    rewards[int(places[-1])] = outcome
     before = 0.0
     for token, score in steps:
         rewards[token] += score - before
