@@ -1,5 +1,5 @@
-"""Responses to the columns of a batch. A batch has thousands of responses and twenty columns, so what can be is laid out
-for all at once, and not in an array for each."""
+"""Responses to the columns of a batch. A batch has thousands of responses and twenty columns, so what can be is laid
+out for all at once, and not in an array for each."""
 
 from __future__ import annotations
 
