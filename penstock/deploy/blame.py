@@ -5,15 +5,24 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from enum import IntEnum
 
 from penstock.deploy.fleet import Member
 from penstock.learner.rank import RankLost
 from penstock.services.contracts import PenstockError
 
-Fault = Literal["process", "own", "contact"]
-"""Of a dead rank: its process is gone or torch failed in it; it raised what it would raise again; it only missed
-another one."""
+
+class Fault(IntEnum):
+    """What a rank died of; of several the smallest explains the others."""
+
+    PROCESS = 0
+    """Its process is gone, or hung as a whole and was ended."""
+    OWN = 1
+    """It raised what it would raise again."""
+    TORCH = 2
+    """Torch failed in it: by itself, or because another one was gone in the middle of a collective."""
+    CONTACT = 3
+    """It only missed another one, or stood still where it may have waited for another."""
 
 
 @dataclass(frozen=True)
@@ -24,13 +33,14 @@ class Deaths:
     first: Member
     """Whose death explains the others'."""
     fault: Fault
+    """Of the first."""
 
 
 class Blame:
-    """Ranks wait for each other: when one dies the others lose contact, and often say so before Ray has noticed."""
+    """Ranks wait for each other: when one dies the others fail, and often say so before Ray has noticed."""
 
     def __init__(self, patience: float) -> None:
-        """`patience` is how long (`deadlines.blame`, seconds) a lost contact waits for the death that explains it."""
+        """`patience` is how long (`deadlines.blame`, seconds) a death waits for another that explains it."""
         self._patience = patience
         self._since = 0.0
 
@@ -39,16 +49,12 @@ class Blame:
         dead = [member for member in ranks if member.state == "dead"]
         if not dead:
             return None
-        faults: dict[Fault, list[Member]] = {"process": [], "own": [], "contact": []}
-        for member in dead:
-            faults[fault_of(member)].append(member)
+        first = min(dead, key=fault_of)
         self._since = self._since or time.monotonic()
         early = time.monotonic() - self._since < self._patience
-        if early and not faults["process"] and len(dead) < len(ranks):
+        if early and fault_of(first) is not Fault.PROCESS and len(dead) < len(ranks):
             return None
         self._since = 0.0
-        # Of several that stand still one may only wait for another, whose process hangs as a whole.
-        first = min(faults["process"] or faults["own"] or dead, key=lambda member: not member.mute)
         return Deaths(dead, first, fault_of(first))
 
     def excuse(self, seconds: float) -> None:
@@ -59,7 +65,9 @@ class Blame:
 def fault_of(member: Member) -> Fault:
     """What a dead rank died of."""
     raised = member.raised
-    if isinstance(raised, RankLost):
-        return "contact"
-    failed = raised is None or (isinstance(raised, RuntimeError) and not isinstance(raised, PenstockError))
-    return "process" if failed else "own"
+    if member.gone or member.mute:
+        return Fault.PROCESS
+    if raised is None or isinstance(raised, RankLost):
+        return Fault.CONTACT
+    torch_failed = isinstance(raised, RuntimeError) and not isinstance(raised, PenstockError)
+    return Fault.TORCH if torch_failed else Fault.OWN

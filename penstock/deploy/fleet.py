@@ -168,15 +168,17 @@ class Member:
         """Hear once more from an actor whose loop has ended, all of whose work is saved; returns why it has not told
         all, empty when it has."""
         asked, self._asked = self._asked, None
+        ends = time.monotonic() + deadline
         try:
-            if asked is not None:
-                self._hear(ray.get(asked, timeout=deadline))
-            self._hear(ray.get(self.handle.stats.remote(), timeout=deadline))
-        except ray.exceptions.RayActorError:
-            return f"{self.name} was killed after its work was done, before it had told of all its last steps"
+            for answer in filter(None, (asked, self.handle.stats.remote())):
+                self._hear(ray.get(answer, timeout=max(0.0, ends - time.monotonic())))
         except ray.exceptions.GetTimeoutError:
             waited = f"waited {deadline:g} s (deadlines.drain) for the last report of {self.name}"
             return f"{waited}, whose work is done; it has not told of all its last steps"
+        except ray.exceptions.ActorDiedError:
+            return f"{self.name} was killed after its work was done, before it had told of all its last steps"
+        except ray.exceptions.RayError as error:
+            return f"{self.name}, whose work is done, has not told of all its last steps: {error}"
         return ""
 
     def _hear(self, stats: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ from typing import Literal
 import ray
 import ray.exceptions
 
-from penstock.deploy.blame import Blame, Deaths
+from penstock.deploy.blame import Blame, Deaths, Fault
 from penstock.deploy.fleet import ActorLost, Member
 from penstock.deploy.journal import Journal
 from penstock.deploy.parts import Parts
@@ -93,7 +93,7 @@ class Recovery:
         """Say what happened, and start all ranks again or give the run up."""
         for member in deaths.dead:
             self._journal.tell("died", member.cause, name=member.name)
-        if not started or deaths.fault == "own":
+        if not started or deaths.fault is Fault.OWN:
             raise ActorLost(f"{deaths.first.cause}\n  {self._journal.how_to_go_on}")
         self._begin(deaths.first.cause)
 

@@ -74,10 +74,12 @@ class RolloutActor:
         self._told: list[Callable[[RolloutWorker], None]] = []  # before there was a worker to be told
         self._telling = threading.Lock()
         self._joins: float | None = None
-        self._idle = "starting the engine"
+        # Now and not in `run`: whoever joins would lose that time. Before the engine, which would have to be closed.
+        self._idle = "opening the data"
         export_actor(plan.export, "rollout", name, self._doing)
+        self._stream = build_stream(plan.data, self._tokenizer, plan.seed)
+        self._idle = "starting the engine"
         self._generator = build_generator(name, restarts, plan, self._tokenizer, self._receiver)
-        self._stream = build_stream(plan.data, self._tokenizer, plan.seed)  # takes half a second, not to be had later
         self._idle = "ready"
 
     def ready(self) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from penstock.deploy import job, plans
-from penstock.deploy.blame import Blame
+from penstock.deploy.blame import Blame, Fault
 from penstock.deploy.cluster import Cluster
 from penstock.deploy.desk import desk
 from penstock.deploy.ending import Ending, ending, tenure
@@ -18,15 +18,18 @@ from penstock.deploy.learners import prepare_tuning, start_rank
 from penstock.deploy.nodes import Ground, inputs_of, look_around, require_common_ground
 from penstock.deploy.page import Page, beside
 from penstock.deploy.placement import place
+from penstock.deploy.polling import Polling
 from penstock.deploy.runfile import RunFile
 from penstock.deploy.signals import Interruption
 from penstock.deploy.silence import end_the_silent
+from penstock.deploy.stacks import where_they_stand
 from penstock.deploy.storehost import run_id_of
 from penstock.deploy.summary import Phases, first_and_last, library_versions
 from penstock.deploy.supervisor import TICK
 from penstock.deploy.view import Display, Phase
 from penstock.deploy.watching import exporting
 from penstock.learner.stages.tuner import SftPlan
+from penstock.services.contracts import DeadlinePassed
 from penstock.services.metrics import read_rows
 from penstock.services.rundir import RunDir
 from penstock.services.tracking.feeds import Feeds, trackers
@@ -113,30 +116,50 @@ class _Tuning:
         self._journal.show((), None)
 
     def _follow(self, members: list[Member]) -> str:
-        """Until all ranks have ended; returns why they did."""
+        """Until rank 0 has ended, which it does after all have come to the end; returns why."""
+        deadlines = self._run_file.deadlines
         self._journal.enter("starting", "the ranks load model and data")
         self._journal.begin(Version(0, 0))
         for member in members:
             member.run()
-        told, blame = False, Blame(self._run_file.deadlines.blame)
-        while members[0].state != "ended":  # it saves the model, and ends after all have come to the end
-            end_the_silent(members, self._run_file.deadlines.silence)
-            for member in members:
-                member.poll(self._run_file.deadlines.start)
-            if deaths := blame.find(members):
-                for member in deaths.dead:
-                    self._journal.tell("died", member.cause, name=member.name)
-                raise ActorLost(deaths.first.cause)
+        began, told = time.monotonic(), False
+        polling, blame = Polling(TICK, deadlines.silence), Blame(deadlines.blame)
+        while members[0].state != "ended":
+            polling.look(members, (), deadlines.start)
+            blame.excuse(polling.away)
+            began += polling.away
+            self._mourn(blame, members)
             if self._asked and not told:
                 members[0].handle.request_stop.remote(f"interrupted by {self._asked.name}")
                 told = True
             self._record(members[0])
             self._journal.show(members, None)
+            if self._journal.phase == "training":
+                end_the_silent(members, deadlines.silence)
+            elif time.monotonic() - began > deadlines.start:
+                raise DeadlinePassed(
+                    f"waited {deadlines.start:.0f} s (deadlines.start) for the first update of fine-tuning: "
+                    + ", ".join(f"{member.name} is {member.stats.get('doing', member.state)}" for member in members)
+                )
             time.sleep(TICK)
-        if missing := members[0].last_words(self._run_file.deadlines.drain):
+        if missing := members[0].last_words(deadlines.drain):
             self._journal.warn(missing, name=members[0].name)
         self._record(members[0])
         return str(members[0].result)
+
+    def _mourn(self, blame: Blame, members: list[Member]) -> None:
+        """Raises ActorLost with the death that explains the others'; of a rank that only missed others, with those that
+        do not answer."""
+        deaths = blame.find(members)
+        if deaths is None or members[0].state == "ended":  # then the model is written, whatever becomes of the others
+            return
+        for member in deaths.dead:
+            self._journal.tell("died", member.cause, name=member.name)
+        alive = {member.name: member.handle for member in members if member.state == "running"}
+        missed = deaths.fault in (Fault.CONTACT, Fault.TORCH)
+        hang = sorted(alive.keys() - where_they_stand(alive)) if missed else []
+        said = "".join(f"\n  {name} does not answer; its log is {self._directory.log(name)}" for name in hang)
+        raise ActorLost(f"{deaths.first.cause}{said}")
 
     def _record(self, leader: Member) -> None:
         for report in leader.read_inbox():

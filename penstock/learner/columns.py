@@ -25,7 +25,7 @@ class Columns:
     """Columns that grow by one response at a time."""
 
     def __init__(self, with_reference: bool, lag_of: LagOf) -> None:
-        """`with_reference`: every scored response has reference log-probs, and they are wanted."""
+        """`with_reference`: every scored response has reference log-probs."""
         self._with_reference, self._lag_of = with_reference, lag_of
         self._added: list[tuple[Group, int, Trajectory]] = []
         self._tokens: dict[str, list[Array]] = {"mask": [], "token_rewards": [], "advantages": []}

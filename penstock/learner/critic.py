@@ -25,11 +25,12 @@ class ValueModel(nn.Module):
         self.config: Any = backbone.config
         text: Any = self.config.get_text_config()  # type: ignore[union-attr,operator]
         self.value_head = Readout(int(text.hidden_size), 1)
-        self._masked = needs_mask(backbone)
+        self.masked = needs_mask(backbone)
+        """Whether padding has to be masked."""
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, window: int) -> Float[Tensor, "rows window+1"]:
         """Values of the states before each token of the window and, last, behind the final position; 0 on padding."""
-        mask = attention_mask if self._masked else None
+        mask = attention_mask if self.masked else None
         states = self.backbone(input_ids=input_ids, attention_mask=mask, use_cache=False).last_hidden_state
         values = self.value_head(states[:, -window - 1 :]).squeeze(-1)
         return torch.where(attention_mask[:, -window - 1 :].bool(), values, values.new_zeros(()))

@@ -56,6 +56,10 @@ def replay(model: nn.Module, experts: Int[Tensor, "layers tokens top_k"] | None)
     if experts is None:
         yield
         return
+    if any(part._compiled_call_impl is not None for part in model.modules()):
+        raise PenstockError(
+            "routing is replayed by hooks, which compiled layers do not call: set learner.compile=false"
+        )
     routers = routers_of(model)
     if len(routers) != len(experts):
         raise PenstockError(

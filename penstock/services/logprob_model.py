@@ -36,7 +36,8 @@ class LogprobModel(nn.Module):
         self.model = model
         head = model.get_output_embeddings()  # type: ignore[operator]
         self._chunk = chunk_tokens
-        self._masked = needs_mask(model.base_model)  # type: ignore[arg-type]
+        self.masked = needs_mask(self.backbone)
+        """Whether padding has to be masked."""
         self._finish = self._replace_head(head) if isinstance(head, nn.Linear) else None
         if self._finish is None:
             name = type(model).__name__
@@ -47,6 +48,12 @@ class LogprobModel(nn.Module):
                 )
             _log.warning("%s does something unknown after its output layer: all its logits are kept in memory", name)
         self.value_head = Readout(head.in_features, 1).to(head.weight) if value_head else None
+
+    @property
+    def backbone(self) -> nn.Module:
+        """`model` without its output layer."""
+        base: nn.Module = self.model.base_model  # type: ignore[assignment]
+        return base
 
     @property
     def chunked(self) -> bool:
@@ -78,14 +85,14 @@ class LogprobModel(nn.Module):
             chosen, kept = chosen.new_zeros(1), None
         per_row = torch.tensor(temperature, dtype=torch.float64, device=chosen.device)
         asked = (targets.flatten()[chosen], per_row[chosen // window], entropy_gradient, kept)
-        mask = attention_mask if self._masked else None
+        mask = attention_mask if self.masked else None
         inputs = {"input_ids": input_ids, "attention_mask": mask, "use_cache": False}
         values = None
         if self._finish is None:
             states = self.model(**inputs, logits_to_keep=window + 1).logits[:, :-1]
             logp, entropy = token_logprobs(states.flatten(0, 1)[chosen], *asked)
         else:
-            hidden = self.model.base_model(**inputs).last_hidden_state[:, -window - 1 :]  # type: ignore[operator]
+            hidden = self.backbone(**inputs).last_hidden_state[:, -window - 1 :]
             head = self.model.get_output_embeddings()  # type: ignore[operator]
             logp, entropy = head(hidden[:, :-1].flatten(0, 1)[chosen], *asked, self._finish, self._chunk)
             if self.value_head is not None:

@@ -112,9 +112,11 @@ class Play:
 
     def _judge(self, to_the_end: bool) -> None:
         """A run that ends at a limit of its own has goals, of which `Watch.end` has told those that were missed."""
+        if not to_the_end:
+            return
         goals = (self._subject.summary or {}).get("goals", [])
         self._log.goals += goals
-        if to_the_end and not goals:
+        if not goals:
             self._log.violated(Violation("goal", "the run has come to its end, and no goal was judged"))
 
     # --- the wish -----------------------------------------------------------------------------------

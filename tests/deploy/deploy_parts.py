@@ -66,6 +66,10 @@ def names(workers) -> list[str]:
     return [worker.name for worker in workers]
 
 
+STREAM = object()
+"""The prompts of `rollout_actor`."""
+
+
 def rollout_actor(monkeypatch: pytest.MonkeyPatch) -> tuple[RolloutActor, list[Any]]:
     """An actor without anything real, and what it exports."""
     exported: list[Any] = []
@@ -73,7 +77,7 @@ def rollout_actor(monkeypatch: pytest.MonkeyPatch) -> tuple[RolloutActor, list[A
     monkeypatch.setattr(rollouts, "export_actor", lambda export, role, name, stats: exported.append(stats))
     monkeypatch.setattr(models, "load_tokenizer", lambda model: None)
     monkeypatch.setattr(assemble, "build_generator", lambda *_: SimpleNamespace(close=lambda: None))
-    monkeypatch.setattr(assemble, "build_stream", lambda *_: [])
+    monkeypatch.setattr(assemble, "build_stream", lambda *_: STREAM)
     route = SimpleNamespace(receiver=lambda tensor_parallel, learner: None)
     engine = SimpleNamespace(tensor_parallel=1)
     plan: Any = SimpleNamespace(model=None, route=route, engine=engine, export=None, data=None, seed=0)

@@ -51,7 +51,7 @@ class Scene:
         return self.answers
 
     def dies(self, rank: int, raised: BaseException | None = None) -> None:
-        self.ranks[rank].state, self.ranks[rank].raised = "dead", raised
+        self.ranks[rank].state, self.ranks[rank].raised, self.ranks[rank].gone = "dead", raised, raised is None
         self.ranks[rank].cause = f"learner-{rank} died: {raised or 'gone'}"
 
     def come_back(self) -> None:
@@ -131,7 +131,30 @@ def test_of_two_that_stand_still_the_one_is_named_whose_process_hangs_and_not_th
     scene.recovery._run_file.learner.max_restarts = 0
     for rank in range(2):
         scene.dies(rank)
+        scene.ranks[rank].gone = False
     scene.ranks[1].mute = True
+    with pytest.raises(ActorLost, match=r"^learner-1 died: gone"):
+        scene.recovery.look(True)
+
+
+def test_what_torch_raises_in_a_collective_waits_for_the_death_that_explains_it_too(scene):
+    """DeepSpeed's own collectives raise nothing but RuntimeError."""
+    scene.recovery._run_file.learner.max_restarts = 0
+    scene.dies(0, RuntimeError("Connection closed by peer"))
+    assert not scene.recovery.look(True) and scene.told("died") == []
+    scene.now += BLAME / 2
+    scene.dies(1)
+    with pytest.raises(ActorLost, match=r"^learner-1 died: gone"):
+        scene.recovery.look(True)
+
+
+def test_one_that_stood_still_and_answered_waits_for_the_one_that_it_may_have_waited_for(scene):
+    scene.recovery._run_file.learner.max_restarts = 0
+    scene.dies(0)
+    scene.ranks[0].gone = False
+    assert not scene.recovery.look(True)
+    scene.dies(1)
+    scene.ranks[1].gone, scene.ranks[1].mute = False, True
     with pytest.raises(ActorLost, match=r"^learner-1 died: gone"):
         scene.recovery.look(True)
 

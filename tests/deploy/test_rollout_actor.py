@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from deploy_parts import rollout_actor
+from deploy_parts import STREAM, rollout_actor
 
 from penstock.deploy import assemble
 
@@ -52,6 +52,7 @@ def test_a_worker_that_has_not_joined_yet_hears_later_what_it_was_told(monkeypat
     joining, may_join, playing = threading.Event(), threading.Event(), Playing()
 
     def build_worker(*arguments: Any) -> Playing:
+        assert STREAM in arguments, "it was opened when the actor started"
         joining.set()
         assert may_join.wait(10)
         return playing

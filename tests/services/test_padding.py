@@ -33,14 +33,24 @@ def test_a_causal_model_gets_no_mask(family, dtype):
     assert masks_given(model) == [None]
 
 
-def test_a_model_that_looks_to_the_right_gets_one():
-    model = tiny.model(0, **SIZES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_model_that_looks_to_the_right_gets_one(dtype):
+    model = tiny.model(0, **SIZES).to(dtype)
+    with torch.no_grad():
+        model.model.norm.weight[3] = 100.0  # as real models have outliers
     assert not needs_mask(model.base_model)
     for layer in model.model.layers:
         layer.self_attn.is_causal = False
     assert needs_mask(model.base_model)
     (mask,) = masks_given(LogprobModel(model))
     assert mask.tolist() == [[1, 1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0, 0]]
+
+
+def test_a_model_that_fails_without_gets_one():
+    model = tiny.model(0, **SIZES)
+    forward = model.model.forward
+    model.model.forward = lambda *, attention_mask, **given: forward(attention_mask=attention_mask + 0, **given)
+    assert needs_mask(model.base_model)
 
 
 def test_trying_it_leaves_dropout_as_it_was():

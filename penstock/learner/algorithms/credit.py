@@ -33,7 +33,7 @@ def token_rewards(
     places = actions.nonzero()
     if not len(places):
         return rewards
-    rewards[int(places[-1])] = outcome
+    rewards[int(places[-1])] += outcome
     before = 0.0
     for token, score in steps:
         rewards[token] += score - before
