@@ -281,10 +281,10 @@ def page_text() -> str:
         text += "\n## What remains\n\n" + "".join(explained)
     their = dict.fromkeys(COMMANDS.get(name, f"python -m benchmarks.{name}") for name in FIGURES)
     commands = "".join(f"    {command}\n" for command in their)
-    return (
-        text
-        + f"\n## The commands\n\nEach says what it does with `--help`, and what its line holds; the chaos run's is in [chaos](chaos.md).\n\n{commands}"
+    about = (
+        "Each says what it does with `--help`, and what its line holds; the chaos run is [a page](chaos.md) of its own."
     )
+    return f"{text}\n## The commands\n\n{about}\n\n{commands}"
 
 
 def main() -> None:

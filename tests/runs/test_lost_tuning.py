@@ -18,10 +18,7 @@ from penstock.services.rundir import RunDir, runs_in
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.story]
 PATIENT = {"deadlines.silence": 200.0, "sft.collective_timeout": 200.0}
-LATE = (
-    r"(?s)^sft-0 died: .*(collective_timeout is 10 s|[Tt]imed out).*\n  sft-1 does not answer; its log is .*sft-1.log$"
-)
-SILENT = r"^sft-1 has been silent for 1\d s while fine-tuning, .*\(deadlines.silence is 12 s\): its process has not"
+SILENT = r"^sft-1 has been silent for 1\d s while fine-tuning.*\(deadlines.silence is 12 s\): its process has not"
 KILLED = r"^sft-1 died: its process \d+ .*SIGKILL"
 
 
@@ -50,9 +47,8 @@ def tuned_until(folder: Path, strike: signal.Signals, **deadlines: float) -> tup
     [
         (signal.SIGKILL, {}, KILLED, (0, 30)),
         (signal.SIGSTOP, {"deadlines.silence": 12.0}, SILENT, (10, 40)),
-        (signal.SIGSTOP, {"sft.collective_timeout": 10.0}, LATE, (9, 40)),
     ],
-    ids=["killed", "silent", "late"],
+    ids=["killed", "silent"],
 )
 def test_it_ends_with_the_name_of_the_rank_that_the_other_waited_for(tmp_path, strike, deadlines, said, seconds):
     cause, took, run = tuned_until(tmp_path, strike, **deadlines)

@@ -44,17 +44,14 @@ def test_a_judge_that_thinks_for_longer_than_two_leases_costs_no_group(tmp_path)
     assert not [event for event in run.events if event.kind in ("died", "restarted")]
 
 
-def test_a_real_engine_that_compiles_or_stands_still_for_longer_than_two_leases_is_not_dead(tmp_path, monkeypatch):
+def test_a_real_engine_that_takes_long_to_start_or_stands_still_for_two_leases_is_not_dead(tmp_path, monkeypatch):
     monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path / "cache"))  # nothing is compiled yet
-    stood: list[int] = []
 
     def play(onlooker: Onlooker) -> None:
         pid = onlooker.pid_of("rollout-0")
         thread = busiest(pid)
-        before = onlooker.step
         freeze(pid, thread, seconds=9)
         time.sleep(9)
-        stood.append(onlooker.step - before)
         step = onlooker.step
         onlooker.wait("the run goes on", lambda: onlooker.step >= step + 5, 60)
         onlooker.control.send(Stop("the story is over"), "story")
@@ -66,8 +63,8 @@ def test_a_real_engine_that_compiles_or_stands_still_for_longer_than_two_leases_
     data = demo.data_of(made, **{"data.sources.sums.path": "train.jsonl"})
     run = played(DRILL, [*engine, *small, *short, *data], play)
     (first,) = [event.facts["seconds"] for event in run.events if event.kind == "delivered"]
-    assert first > 14, "it compiled for longer than anybody who is at work may be silent"
-    assert stood[0] <= 3, "what had been generated ahead is trained on, and no more"
+    assert first > 14, "it took longer to start and compile than anybody who is at work may be silent"
+    assert run.metrics["time"].diff().max() > 4, "once there was nothing left that had been generated ahead"
     assert run.summary["restarts"] == {} and not [event for event in run.events if event.kind == "died"]
     assert run.summary["ledger"]["redelivered"] == 0 and run.summary["ledger"]["balanced"]
 
