@@ -73,6 +73,7 @@ class KillsAWorker:
             os.kill(victim.pid, signal.SIGKILL)
 
 
+@pytest.mark.story
 def test_on_a_redis_server_over_tcp_a_killed_worker_is_replaced_and_nothing_is_lost(overrides_of, redis_on_tcp):
     """And two learner ranks, so that the whole run goes through their collectives as well."""
     killer = KillsAWorker()
