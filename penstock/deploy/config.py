@@ -145,18 +145,20 @@ class DeadlinesSection(Section):
     Waits inside a role have their deadline in the role's own section; all are listed in docs/deadlines.md."""
 
     start: float = on_resume(900.0, gt=0)
-    """An actor's start until it is ready: imports, loading the model, compiling."""
+    """An actor's start until it is ready: imports, loading the model, compiling; of fine-tuning, until its first
+    update."""
     drain: float = on_resume(60.0, gt=0)
     """A clean end: workers hand back what they have."""
     silence: float = on_resume(600.0, gt=0)
     """An actor whose loop has not moved for so long, or that does not answer, is taken for dead: a worker is replaced,
-    a learner begins again from its newest checkpoint. Longer than any compilation, save or single micro-batch."""
+    a learner begins again from its newest checkpoint, fine-tuning ends. Longer than any compilation, save or single
+    micro-batch."""
 
     answer: float = on_resume(90.0, gt=0)
     """A word of what has nothing else to do: every node's look at what it shares, Ray's supervisor of a job."""
     blame: float = on_resume(5.0, ge=0)
-    """After a learner rank lost contact with another: that one's death, which Ray notices later, and which is then what
-    is told."""
+    """After a learner rank failed or lost contact with another: that one's death, which Ray notices later, and which is
+    then what is told."""
 
     @property
     def for_an_end(self) -> float:

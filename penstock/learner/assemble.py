@@ -13,7 +13,7 @@ from penstock.learner.algorithms import credit
 from penstock.learner.algorithms.advantages import has_signal
 from penstock.learner.algorithms.bound import BoundAlgorithm
 from penstock.learner.batch import Batch
-from penstock.learner.columns import Columns, lags_of
+from penstock.learner.columns import Columns
 from penstock.services import staleness
 from penstock.services.contracts import PenstockError
 from penstock.services.staleness import Forks
@@ -56,8 +56,7 @@ def assemble(groups: Sequence[Group], algorithm: BoundAlgorithm, moment: Moment)
     actions = [torch.from_numpy(t.completion.actions.copy()) for _, _, t in answers]
     falling = [_token_rewards(t, acts, algorithm.reward_kl) for (_, _, t), acts in zip(answers, actions, strict=True)]
     advantages = _advantages(groups, falling, algorithm)
-    lag_of = cache(partial(_lag, moment))
-    columns = Columns(with_reference, lag_of)
+    columns = Columns(with_reference, cache(partial(staleness.lag, moment.now, forks=moment.forks)))
     for (group, member, trajectory), acts, rewards, advantage in zip(
         answers, actions, falling, advantages, strict=True
     ):
@@ -65,16 +64,12 @@ def assemble(groups: Sequence[Group], algorithm: BoundAlgorithm, moment: Moment)
         _check_kept(group, member, completion)
         mask = drawn_from_known(completion) & (trajectory.reward is not None)
         if moment.mask_beyond:
-            mask = mask & (lags_of(completion.spans, lag_of) <= moment.max_lag)
+            mask = mask & (staleness.token_lags(completion.spans, moment.now, moment.forks) <= moment.max_lag)
         if not mask.any():
             continue
         spread = torch.zeros_like(rewards) if algorithm.credit is None else algorithm.credit(rewards, acts, advantage)
         columns.add(group, member, trajectory, mask, rewards.numpy(), spread.numpy())
     return columns.batch()
-
-
-def _lag(moment: Moment, lineage: int, step: int) -> int:
-    return staleness.lag(moment.now, Version(lineage, step), moment.forks)
 
 
 def drawn_from_known(completion: Completion) -> Mask:

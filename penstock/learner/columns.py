@@ -3,29 +3,22 @@ out for all at once, and not in an array for each."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import chain
 
 import numpy as np
 
 from penstock.learner.batch import DTYPES, Array, Batch
 from penstock.services.contracts import PenstockError
-from penstock.services.trajectory import Group, Mask, Span, Trajectory
-
-LagOf = Callable[[int, int], int]
-"""The lag of a version, given as lineage and step."""
-
-
-def lags_of(spans: Sequence[Span], lag_of: LagOf) -> Array:
-    """Lag of every token, [T], in the order of the spans."""
-    return np.repeat([lag_of(span.lineage, span.step) for span in spans], [span.count for span in spans])
+from penstock.services.trajectory import Group, Mask, Trajectory
+from penstock.services.versions import Version
 
 
 class Columns:
     """Columns that grow by one response at a time."""
 
-    def __init__(self, with_reference: bool, lag_of: LagOf) -> None:
-        """`with_reference`: every scored response has reference log-probs."""
+    def __init__(self, with_reference: bool, lag_of: Callable[[Version], int]) -> None:
+        """`with_reference`: every scored response has reference log-probs. `lag_of`: of a version that sampled."""
         self._with_reference, self._lag_of = with_reference, lag_of
         self._added: list[tuple[Group, int, Trajectory]] = []
         self._tokens: dict[str, list[Array]] = {"mask": [], "token_rewards": [], "advantages": []}
@@ -61,7 +54,7 @@ class Columns:
             "older_kv": [span.older_kv for span in spans],
             "sampled_lineages": [span.lineage for span in spans],
             "sampled_steps": [span.step for span in spans],
-            "lags": [self._lag_of(span.lineage, span.step) for span in spans],
+            "lags": [self._lag_of(span.version) for span in spans],
         }
         return {name: np.repeat(np.asarray(values, DTYPES[name]), counts) for name, values in each.items()}
 
