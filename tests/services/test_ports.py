@@ -41,6 +41,14 @@ def test_a_server_may_listen_on_a_port_that_is_held_and_only_one():
             socket.create_server((HOST, port.number))
 
 
+def test_it_is_held_at_all_addresses_where_a_server_may_listen_at_once():
+    """The near end of a connection from another address would be in its way."""
+    with HeldPort(HOST) as port:
+        with socket.socket() as other, pytest.raises(OSError, match="in use"):
+            other.bind(("127.0.0.2", port.number))
+        socket.create_server(("", port.number)).close()
+
+
 def test_a_port_stays_held_when_its_server_has_died():
     with HeldPort(HOST) as port:
         socket.create_server((HOST, port.number)).close()
